@@ -1,0 +1,32 @@
+"""BlockSwap for NNI: Fisher-guided block substitution under a budget (Turner et al., ICLR 2020).
+
+The names below are resolved on first use, so that importing the package costs nothing: torch takes seconds to import,
+NNI's architecture-search half some more, and NNI gives a tuner ten seconds to connect.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nni_blockswap.architecture import Architecture
+    from nni_blockswap.budget import Budget
+    from nni_blockswap.search import search
+    from nni_blockswap.strategy import BlockSwapStrategy
+    from nni_blockswap.tuner import BlockSwapTuner
+
+__all__ = ["Architecture", "BlockSwapStrategy", "BlockSwapTuner", "Budget", "search"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Architecture": "architecture",
+    "BlockSwapStrategy": "strategy",
+    "BlockSwapTuner": "tuner",
+    "Budget": "budget",
+    "search": "search",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

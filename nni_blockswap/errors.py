@@ -1,0 +1,33 @@
+"""Every error that a user can cause. Each message states the rule, the value that broke it and what to do next."""
+
+
+class BlockSwapError(Exception):
+    """Root of all errors raised on purpose by this package."""
+
+
+class SpaceError(BlockSwapError):
+    """A search space, block label or substitute does not exist or does not fit."""
+
+
+class BudgetError(BlockSwapError):
+    """A budget is malformed or out of the reach of the search space."""
+
+
+class DataError(BlockSwapError):
+    """A data set is unknown, missing or unusable."""
+
+
+class CheckpointError(BlockSwapError):
+    """A checkpoint is missing, corrupt or does not fit the network."""
+
+
+class ConfigError(BlockSwapError):
+    """A setting, on the command line or in an nnictl config, is missing or wrong."""
+
+
+class StateError(BlockSwapError):
+    """What an earlier run left on disk cannot be continued with the present settings."""
+
+
+class TrainingError(BlockSwapError):
+    """A training run diverged or could not go on."""

@@ -1,0 +1,43 @@
+"""Files that are never seen half-written: content goes to a temporary neighbour that then takes the name."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``.
+
+    Missing folders are made. On any error ``path`` stays what it was and no temporary file is left.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON atomically, indented, in the order of the keys."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON; OSError and ValueError are the caller's to explain."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,0 +1,37 @@
+"""Tasks: a data set with its loss, metric and loaders. One row of the registry a data set."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, cast
+
+from nni_blockswap.errors import ConfigError, DataError
+from nni_blockswap.tasks.base import Batch, Task
+
+__all__ = ["TASKS", "Batch", "Task", "make_task"]
+
+TASKS = {
+    "digits": "small_images:digits",
+    "cifar10": "small_images:cifar10",
+    "cifar100": "small_images:cifar100",
+    "image-folder": "image_folder:image_folder",
+    "imagenet": "image_folder:imagenet",
+    "coco": "coco:coco",
+}
+"""Data sets by name, as "module:factory" of this package."""
+
+
+def make_task(name: str, root: str | None = None, **options: Any) -> Task:
+    """The task on data set ``name``, its files below ``root``.
+
+    Raises:
+        DataError: no such data set, or its files are not there.
+        ConfigError: the data set has no such option.
+    """
+    if name not in TASKS:
+        raise DataError(f"there is no data set '{name}'; choose from {', '.join(TASKS)}.")
+    module, factory = TASKS[name].split(":")
+    make = cast(Callable[..., Task], getattr(import_module(f"{__name__}.{module}"), factory))
+    known = make.__annotations__.keys() - {"root", "return"}
+    for option in options.keys() - known:
+        raise ConfigError(f"the data set '{name}' has no option '{option}'; it has {', '.join(sorted(known)) or 'none'}.")
+    return make(root, **options)

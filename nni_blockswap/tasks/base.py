@@ -1,0 +1,57 @@
+"""What every task offers. Proxies, search and trials see a task and a batch, never images and labels."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+Batch = Any
+"""What a task's loaders yield and its loss takes: (images, labels) in classification, a list of images and a list of
+targets in detection."""
+
+
+class Task(Protocol):
+    """A data set with its loss, metric and loaders.
+
+    In time: a search asks for ``minibatch`` and ``loss`` alone. A trial takes batches from ``train_loader``, moves them
+    with ``to``, passes them through ``prepare`` on their device, and hands the result to the network and to ``loss``.
+    """
+
+    name: str
+    num_classes: int
+
+    def train_loader(self, batch_size: int, *, seed: int = 0, workers: int = 0) -> "DataLoader[Batch]":
+        """Shuffled batches of the training set; the last, incomplete one is dropped."""
+
+    def val_loader(self, batch_size: int, *, workers: int = 0) -> "DataLoader[Batch]":
+        """Batches of the held-out set, in order."""
+
+    def minibatch(self, batch_size: int, *, seed: int, index: int = 0, augment: bool = True) -> Batch:
+        """The ``index``-th of the minibatches that ``seed`` draws from the training set, prepared, on the CPU.
+
+        Only its own images are read. Raises DataError where the training set is too small.
+        """
+
+    def prepare(self, batch: Batch, *, train: bool, generator: torch.Generator | None = None) -> Batch:
+        """From a loader's batch to the network's input, on the batch's device: normalised, in training augmented."""
+
+    def to(self, batch: Batch, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
+        """The batch on another device; floating-point images in another precision."""
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Loss of a prepared batch: a scalar, a mean over the batch."""
+
+    def fingerprint(self, batch: Batch) -> str:
+        """Sixteen hexadecimal digits that name the content of a batch."""
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> str:
+    """Sixteen hexadecimal digits of the shapes, types and bytes of ``tensors``."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,52 @@
+"""What all image classification tasks share: cross-entropy, minibatches, their device and fingerprint."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # the field's own name
+
+from nni_blockswap.errors import DataError
+from nni_blockswap.tasks.base import fingerprint
+
+Labelled = tuple[Tensor, Tensor]
+"""Images (N, C, H, W) and their classes (N,)."""
+
+
+class Classification:
+    """Base of the classification tasks: a batch is (images (N, C, H, W), labels (N,))."""
+
+    name: str
+    num_classes: int
+
+    def to(self, batch: Labelled, device: torch.device, dtype: torch.dtype | None = None) -> Labelled:
+        """The batch on ``device``; floating-point images in ``dtype``."""
+        images, labels = batch
+        floating = dtype if images.is_floating_point() else None
+        return images.to(device, floating, non_blocking=True), labels.to(device, non_blocking=True)
+
+    def loss(self, network: nn.Module, batch: Labelled) -> Tensor:
+        """Mean cross-entropy."""
+        images, labels = batch
+        return F.cross_entropy(network(images).float() if images.dtype == torch.bfloat16 else network(images), labels)
+
+    def fingerprint(self, batch: Labelled) -> str:
+        """Sixteen hexadecimal digits that name images and labels."""
+        return fingerprint(batch)
+
+
+def minibatch_indices(size: int, batch_size: int, seed: int, index: int) -> Sequence[int]:
+    """Positions of the ``index``-th minibatch in a training set of ``size``, shuffled by ``seed``.
+
+    Raises:
+        DataError: the training set holds fewer than ``batch_size`` * (``index`` + 1) examples.
+    """
+    if batch_size * (index + 1) > size:
+        raise DataError(
+            f"{index + 1} minibatch(es) of {batch_size} need {batch_size * (index + 1)} training examples; there are {size}: "
+            "lower the batch size or the number of minibatches."
+        )
+    order = np.random.default_rng(seed).permutation(size)
+    chosen: list[int] = order[batch_size * index : batch_size * (index + 1)].tolist()
+    return chosen

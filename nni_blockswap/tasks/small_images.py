@@ -1,0 +1,302 @@
+"""Small images that fit in memory as bytes: the digits that scikit-learn ships, CIFAR-10 and CIFAR-100.
+
+Batches leave the loader as bytes; normalisation and augmentation (pad-and-crop, flip, Cutout) run on whole batches, on
+the device of the batch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import DataLoader, Dataset
+
+from nni_blockswap.errors import DataError
+from nni_blockswap.tasks.classification import Classification, Labelled, minibatch_indices
+
+
+class Images(Protocol):
+    """A labelled set of images of one size."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+    def take(self, indices: Sequence[int]) -> Tensor:
+        """Bytes (n, C, H, W)."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training images go through: ``pad`` pixels on each side, a random crop, a flip, a square cut out."""
+
+    pad: int = 4
+    flip: bool = True
+    cutout: int = 16
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(N, C, H, W) -> the same shape; every image drawn for itself; what is padded or cut out is 0."""
+        draw = _Draw(images, generator)
+        if self.pad:
+            images = _shift(F.pad(images, [self.pad] * 4), self.pad, draw)
+        if self.flip:
+            images = torch.where(draw.integers(2).bool().view(-1, 1, 1, 1), images.flip(3), images)
+        return _cut_out(images, self.cutout, draw) if self.cutout else images
+
+
+class SmallImages(Classification):
+    """Classification of small images.
+
+    Args:
+        name: of the data set.
+        classes: number of classes.
+        train, held_out: make the two sets, read when first needed.
+        mean, std: of each channel, in [0, 1].
+        augmentation: of training images.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        classes: int,
+        train: Callable[[], Images],
+        held_out: Callable[[], Images],
+        mean: Sequence[float],
+        std: Sequence[float],
+        augmentation: Augmentation,
+    ) -> None:
+        self.name = name
+        self.num_classes = classes
+        self.augmentation = augmentation
+        self._train = train
+        self._held_out = held_out
+        self._mean = 255 * torch.tensor(mean).view(1, -1, 1, 1)
+        self._std = 255 * torch.tensor(std).view(1, -1, 1, 1)
+
+    def train_loader(self, batch_size: int, *, seed: int = 0, workers: int = 0) -> "DataLoader[Labelled]":
+        """Shuffled batches of bytes; the last, incomplete one is dropped."""
+        data = _InMemory(self._train())
+        if len(data) < batch_size:
+            raise DataError(f"a batch of {batch_size} needs as many training images; {self.name} has {len(data)}.")
+        order = torch.Generator().manual_seed(seed)
+        return DataLoader(data, batch_size, shuffle=True, drop_last=True, generator=order, collate_fn=_as_fetched)
+
+    def val_loader(self, batch_size: int, *, workers: int = 0) -> "DataLoader[Labelled]":
+        """Batches of bytes, in order."""
+        return DataLoader(_InMemory(self._held_out()), batch_size, collate_fn=_as_fetched)
+
+    def minibatch(self, batch_size: int, *, seed: int, index: int = 0, augment: bool = True) -> Labelled:
+        """The ``index``-th minibatch that ``seed`` draws; only its own images are read."""
+        data = self._train()
+        chosen = minibatch_indices(len(data), batch_size, seed, index)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        return self.prepare((data.take(chosen), data.labels[list(chosen)]), train=augment, generator=generator)
+
+    def prepare(self, batch: Labelled, *, train: bool, generator: torch.Generator | None = None) -> Labelled:
+        """Bytes -> normalised floats; in training augmented afterwards, so that padding is the mean colour."""
+        images, labels = batch
+        images = (images.float() - self._mean.to(images.device)) / self._std.to(images.device)
+        return (self.augmentation(images, generator) if train else images), labels
+
+
+def digits(root: str | None, image_size: int = 16, held_out: int = 360) -> SmallImages:
+    """The 1,797 handwritten digits that scikit-learn ships (8x8 grey levels), upscaled; ``root`` is not used.
+
+    Args:
+        image_size: side after bilinear upscaling.
+        held_out: number of images, evenly over the classes, that are kept for validation.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data = load_digits()
+    rows = train_test_split(range(len(data.target)), test_size=held_out, random_state=0, stratify=data.target)
+    grey = torch.tensor(data.images, dtype=torch.float32)[:, None] * (255 / 16)
+    resized = F.interpolate(grey, size=(image_size, image_size), mode="bilinear", align_corners=False)
+    images, labels = resized.round().to(torch.uint8), torch.tensor(data.target, dtype=torch.int64)
+    train, validation = (InMemoryImages(images[part], labels[part]) for part in rows)
+    augmentation = Augmentation(pad=image_size // 8, flip=False, cutout=0)
+    return SmallImages("digits", 10, lambda: train, lambda: validation, (0.305,), (0.363,), augmentation)
+
+
+def cifar10(root: str | None, augment: str = "crop+flip+cutout", limit: int | None = None) -> SmallImages:
+    """CIFAR-10 (Krizhevsky, 2009), 32x32; see ``_cifar``."""
+    return _cifar("CIFAR10", root, augment, limit, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+
+
+def cifar100(root: str | None, augment: str = "crop+flip+cutout", limit: int | None = None) -> SmallImages:
+    """CIFAR-100 (Krizhevsky, 2009), 32x32; see ``_cifar``."""
+    return _cifar("CIFAR100", root, augment, limit, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+
+
+def _cifar(
+    name: str, root: str | None, augment: str, limit: int | None, mean: Sequence[float], std: Sequence[float]
+) -> SmallImages:
+    """CIFAR below ``root``: image folders train/<class>/ and test/<class>/, or torchvision's files, else a download.
+
+    Args:
+        augment: what training images go through, of crop, flip and cutout, joined by "+", or "none".
+        limit: use only this many training images, drawn once, evenly over the classes.
+    """
+    steps = set() if augment == "none" else set(augment.split("+"))
+    if steps - {"crop", "flip", "cutout"}:
+        raise DataError(f"augment is made of crop, flip and cutout joined by '+', or 'none', not '{augment}'.")
+    if root is None:
+        raise DataError(f"{name} needs a folder: give the one that holds it, or that it may be downloaded to.")
+    augmentation = Augmentation(4 if "crop" in steps else 0, "flip" in steps, 16 if "cutout" in steps else 0)
+    folder = Path(root)
+    read: Callable[[bool], Images]
+    if (folder / "train").is_dir():
+        read = lambda train: FileImages.below(folder / ("train" if train else "test"), (32, 32))  # noqa: E731
+    else:
+        read = lambda train: _from_torchvision(name, folder, train)  # noqa: E731
+    classes = int(name.removeprefix("CIFAR"))
+    return SmallImages(
+        name.lower(), classes, lambda: _limited(read(True), limit), lambda: read(False), mean, std, augmentation
+    )
+
+
+class InMemoryImages:
+    """Images held as bytes."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Sequence[int]) -> Tensor:
+        """Bytes (n, C, H, W)."""
+        return self.images[list(indices)]
+
+
+class FileImages:
+    """Image files, decoded when asked for."""
+
+    def __init__(self, files: Sequence[tuple[str, int]], size: tuple[int, int]) -> None:
+        self.files = list(files)
+        self.labels = torch.tensor([label for _, label in files])
+        self._size = size
+
+    @classmethod
+    def below(cls, folder: Path, size: tuple[int, int]) -> "FileImages":
+        """All images of ``folder``/<class>/, classes in the order of their names."""
+        return cls(labelled_files(folder), size)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def take(self, indices: Sequence[int]) -> Tensor:
+        """Bytes (n, 3, H, W). Raises DataError where a file cannot be read or has another size."""
+        from torchvision.io import ImageReadMode, decode_image
+
+        images = []
+        for index in indices:
+            path = self.files[index][0]
+            try:
+                image = decode_image(path, ImageReadMode.RGB)
+            except RuntimeError as error:
+                raise DataError(f"the image '{path}' cannot be read: {error}.") from error
+            if tuple(image.shape[1:]) != self._size:
+                raise DataError(f"'{path}' is {image.shape[2]}x{image.shape[1]}; every image must be {self._size[1]}x{self._size[0]}.")
+            images.append(image)
+        return torch.stack(images)
+
+
+def labelled_files(folder: Path) -> list[tuple[str, int]]:
+    """(path, class) of all images of ``folder``/<class>/, classes in the order of their names."""
+    from torchvision.datasets import ImageFolder
+
+    try:
+        return ImageFolder(str(folder)).samples
+    except FileNotFoundError as error:
+        raise DataError(f"'{folder}' must hold one folder of images for each class: {error}.") from error
+
+
+class _InMemory(Dataset[Labelled]):
+    """Fetches whole batches at once; decodes everything on construction."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images.take(range(len(images)))
+        self.labels = images.labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Labelled:
+        return self.images[index], self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> Labelled:
+        return self.images[indices], self.labels[indices]
+
+
+def _as_fetched(batch: Labelled) -> Labelled:
+    return batch
+
+
+def _from_torchvision(name: str, folder: Path, train: bool) -> InMemoryImages:
+    from torchvision import datasets
+
+    make: Any = getattr(datasets, name)
+    try:
+        data = make(str(folder), train=train, download=not _complete(make, folder))
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{name} is not in '{folder}' and cannot be downloaded ({error}); put torchvision's copy there, or image "
+            "folders train/<class>/ and test/<class>/."
+        ) from error
+    images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+    return InMemoryImages(images, torch.tensor(data.targets))
+
+
+def _complete(make: Any, folder: Path) -> bool:
+    try:
+        make(str(folder), train=True, download=False)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _limited(images: Images, limit: int | None) -> Images:
+    if limit is None or limit >= len(images):
+        return images
+    from sklearn.model_selection import train_test_split
+
+    chosen, _ = train_test_split(range(len(images)), train_size=limit, random_state=0, stratify=images.labels)
+    if isinstance(images, FileImages):
+        return FileImages([images.files[index] for index in chosen], images._size)
+    return InMemoryImages(images.take(chosen), images.labels[list(chosen)])
+
+
+class _Draw:
+    """Random integers, one an image, on the images' device."""
+
+    def __init__(self, images: Tensor, generator: torch.Generator | None) -> None:
+        self.count = len(images)
+        self.device = images.device
+        self.generator = generator
+
+    def integers(self, high: int) -> Tensor:
+        """(N,) uniform in 0 .. high - 1."""
+        return torch.randint(high, (self.count,), generator=self.generator, device=self.device)
+
+
+def _shift(padded: Tensor, pad: int, draw: _Draw) -> Tensor:
+    """Crop each padded image at a position of its own."""
+    height, width = padded.shape[2] - 2 * pad, padded.shape[3] - 2 * pad
+    rows = draw.integers(2 * pad + 1)[:, None] + torch.arange(height, device=padded.device)
+    columns = draw.integers(2 * pad + 1)[:, None] + torch.arange(width, device=padded.device)
+    image = torch.arange(len(padded), device=padded.device)
+    # (N, 1, H, 1) x (N, 1, 1, W) with all channels
+    return padded.permute(0, 2, 3, 1)[image[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _cut_out(images: Tensor, side: int, draw: _Draw) -> Tensor:
+    """Zero a square of ``side`` whose centre is uniform over the image, clipped at its edges (DeVries & Taylor, 2017)."""
+    rows = torch.arange(images.shape[2], device=images.device) - (draw.integers(images.shape[2]) - side // 2)[:, None]
+    columns = torch.arange(images.shape[3], device=images.device) - (draw.integers(images.shape[3]) - side // 2)[:, None]
+    inside = ((rows >= 0) & (rows < side))[:, None, :, None] & ((columns >= 0) & (columns < side))[:, None, None, :]
+    return images.masked_fill(inside, 0.0)

@@ -1,0 +1,1 @@
+"""NNI model spaces: networks whose residual blocks can each be substituted."""
