@@ -101,6 +101,12 @@ class BlockSpace(ModelSpace, disable_init_wrapper=True):  # type: ignore[misc]  
         for block in self.blocks():
             block.select(choices[block.label])
 
+    def active_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the architecture that runs: those of no branch, and those of the active branches."""
+        branches = {id(p) for block in self.blocks() for p in block.branch.parameters()}
+        active = {id(p) for block in self.blocks() for p in block.active_branch().parameters()}
+        return [p for p in self.parameters() if id(p) not in branches or id(p) in active]
+
     def run_counted(self) -> None:
         """Run the part of the network whose MACs are counted, on one image of ``input_size``."""
         self(torch.empty(1, *self.input_size, device=next(self.parameters()).device))
@@ -117,6 +123,25 @@ class BlockSpace(ModelSpace, disable_init_wrapper=True):  # type: ignore[misc]  
         with torch.device("meta"):
             space = cls(**space_args)
         return cost_table(space, space.blocks(), space.run_counted)
+
+
+@contextmanager
+def probed(blocks: Sequence[Block]) -> Iterator[list[Tensor]]:
+    """Collect what passes the probes of ``blocks``, in forward order, ready for gradients.
+
+    Where all weights are frozen the graph starts at the first probe, so that nothing is kept for what lies before it.
+    """
+    outputs: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.append(output if output.requires_grad else output.requires_grad_())
+
+    handles = [block.probe.register_forward_hook(keep) for block in blocks]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def label(index: int) -> str:

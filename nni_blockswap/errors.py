@@ -29,5 +29,9 @@ class StateError(BlockSwapError):
     """What an earlier run left on disk cannot be continued with the present settings."""
 
 
+class ScoreError(BlockSwapError):
+    """No candidate of a search has a usable score."""
+
+
 class TrainingError(BlockSwapError):
     """A training run diverged or could not go on."""

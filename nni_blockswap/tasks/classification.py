@@ -27,9 +27,10 @@ class Classification:
         return images.to(device, floating, non_blocking=True), labels.to(device, non_blocking=True)
 
     def loss(self, network: nn.Module, batch: Labelled) -> Tensor:
-        """Mean cross-entropy."""
+        """Mean cross-entropy, in float32 at least."""
         images, labels = batch
-        return F.cross_entropy(network(images).float() if images.dtype == torch.bfloat16 else network(images), labels)
+        logits: Tensor = network(images)
+        return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), labels)
 
     def fingerprint(self, batch: Labelled) -> str:
         """Sixteen hexadecimal digits that name images and labels."""

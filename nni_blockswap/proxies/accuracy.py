@@ -1,0 +1,27 @@
+"""Training accuracy on a minibatch, a metric of the paper's Table 1."""
+
+from typing import ClassVar
+
+import torch
+
+from nni_blockswap.blocks import BlockSpace
+from nni_blockswap.errors import ConfigError
+from nni_blockswap.proxies.base import Score
+from nni_blockswap.tasks import Batch, Task
+from nni_blockswap.tasks.classification import Classification
+
+
+class Accuracy:
+    """Share of the minibatch that the network classifies correctly, BN in training mode."""
+
+    name: ClassVar[str] = "accuracy"
+    higher_is_better: ClassVar[bool] = True
+    needs_weight_gradients: ClassVar[bool] = False
+
+    @torch.no_grad()
+    def measure(self, network: BlockSpace, task: Task, batch: Batch) -> Score:
+        """One forward pass. Raises ConfigError for a task without classes to count."""
+        if not isinstance(task, Classification):
+            raise ConfigError(f"the proxy 'accuracy' needs a classification task; '{task.name}' is none: use fisher.")
+        images, labels = batch
+        return Score(float((network(images).argmax(1) == labels).float().mean()))

@@ -1,0 +1,146 @@
+"""Scores many architectures on one super-network.
+
+The super-network, the space itself, holds the weights of every candidate of every block. Scoring one architecture selects
+its candidates and measures; no network is built for it. All architectures see the same weights and the same minibatches
+(common random numbers), so that what differs between two scores is the architecture.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from nni_blockswap.architecture import load_space
+from nni_blockswap.blocks import BlockSpace, seeded
+from nni_blockswap.errors import ConfigError
+from nni_blockswap.proxies import Proxy, Score
+from nni_blockswap.tasks import Task
+
+PRECISIONS = ("auto", "float32", "bf16", "float64")
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4  # the paper's recipe (section 5), for scores after training
+
+
+class Scorer:
+    """Scores architectures of one space on fixed minibatches.
+
+    Args:
+        space: "module:Class" of the space.
+        space_args: its constructor's arguments.
+        task: where minibatches and loss come from.
+        proxy: what is measured.
+        batch_size: images in a minibatch; the paper takes that of the training (section 4).
+        seed: of weights and minibatches.
+        minibatches: a score is the mean over that many.
+        train_minibatches: measure after training on this many minibatches, the measured one included: 1 measures at
+            initialisation, T after T - 1 steps of SGD (Table 1).
+        augment: whether minibatches pass the training augmentation.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", ...
+        precision: of the convolutions, one of ``PRECISIONS``; Fisher information is summed in float32 at least.
+    """
+
+    def __init__(
+        self,
+        space: str,
+        space_args: Mapping[str, Any],
+        task: Task,
+        proxy: Proxy,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        minibatches: int = 1,
+        train_minibatches: int = 1,
+        augment: bool = True,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> None:
+        self.space, self.space_args = space, dict(space_args)
+        self.task, self.proxy, self.seed = task, proxy, seed
+        self.device = resolve_device(device)
+        self.precision = resolve_precision(precision, self.device)
+        drawn = [
+            task.minibatch(batch_size, seed=seed, index=index, augment=augment)
+            for index in range(train_minibatches - 1 + minibatches)
+        ]
+        self.fingerprint = "+".join(task.fingerprint(batch) for batch in drawn)[:256]
+        dtype = torch.float64 if self.precision == "float64" else None
+        batches = [task.to(batch, self.device, dtype) for batch in drawn]
+        self._training, self._measured = batches[: train_minibatches - 1], batches[train_minibatches - 1 :]
+
+    def scores(self, init: int, candidates: Sequence[Mapping[str, str]]) -> Iterator[tuple[int, Score]]:
+        """Score ``candidates`` (canonical choices by label) under the ``init``-th draw of the weights.
+
+        Yields:
+            (position in ``candidates``, score), as they come.
+        """
+        network = self.super_network(init)
+        for position, choices in enumerate(candidates):
+            yield position, self.score(network, choices)
+
+    def super_network(self, init: int) -> BlockSpace:
+        """The space with the ``init``-th draw of its weights, in training mode, on the device."""
+        with seeded(self.seed * 1_000_003 + init):
+            network = cast(BlockSpace, load_space(self.space)(**self.space_args))
+        if self.precision == "float64":
+            network.double()
+        return network.to(self.device).train()
+
+    def score(self, network: BlockSpace, choices: Mapping[str, str]) -> Score:
+        """Mean score of one architecture over the minibatches; the network's weights are left as they were."""
+        network.select(choices)
+        saved: list[Tensor] = []
+        if self._training:
+            network.requires_grad_(True)
+            saved = [weight.detach().clone() for weight in network.active_parameters()]
+            self._train(network)
+        network.requires_grad_(self.proxy.needs_weight_gradients)
+        scores = []
+        for batch in self._measured:
+            with self._autocast():
+                scores.append(self.proxy.measure(network, self.task, batch))
+        with torch.no_grad():
+            for weight, before in zip(network.active_parameters() if saved else [], saved, strict=True):
+                weight.copy_(before)
+        return mean_score(scores)
+
+    def _train(self, network: BlockSpace) -> None:
+        optimiser = torch.optim.SGD(
+            network.active_parameters(), LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+        )
+        for batch in self._training:
+            with self._autocast():
+                loss = self.task.loss(network, batch)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+
+def mean_score(scores: Sequence[Score]) -> Score:
+    """The mean of scores, block by block."""
+    blocks = tuple(sum(terms) / len(scores) for terms in zip(*(score.blocks for score in scores), strict=True))
+    return Score(sum(score.value for score in scores) / len(scores), blocks)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called ``name``; "auto" is a GPU if there is one. Raises ConfigError where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        message = str(error).splitlines()[0]
+        raise ConfigError(f"the device '{name}' cannot be used ({message}); choose auto, cpu or cuda.") from error
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """The precision called ``name``; "auto" is float32. Raises ConfigError where there is none of that name."""
+    if name not in PRECISIONS:
+        raise ConfigError(f"there is no precision '{name}'; choose from {', '.join(PRECISIONS)}.")
+    return "float32" if name == "auto" else name
+
