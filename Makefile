@@ -1,0 +1,40 @@
+# make run     search for students of a network that reads handwritten digits, then train the three best; watch it in the browser
+# make test    ruff, mypy and the test suite
+#
+# Both first lay out .venv from requirements.lock, once: PyTorch, NNI and their company, about 6 GB on disk.
+# PYTHON=python3.12 chooses its interpreter, any CPython from 3.10 to 3.13.
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+WORKERS ?= logical
+
+.PHONY: run test lint format lock clean
+
+run: $(INSTALLED)
+	@$(BIN)/blockswap run config.yml
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@tools/install
+
+# Pins what pyproject.toml newly asks for and keeps the other pins; `make lock LOCK=--upgrade` renews them all.
+# Wheels only: a package that is built on installation breaks with the first build tool that it does not know.
+lock: $(INSTALLED)
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --only-binary :all: \
+		--generate-hashes --quiet --custom-compile-command "make lock" --output-file requirements.lock $(LOCK)
+
+# Leaves .venv, data and results alone.
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
