@@ -1,11 +1,11 @@
 """Residual shells with one NNI ``LayerChoice`` each, and the base class of the search spaces made of them.
 
 A shell is what stays when a block is substituted: its normalisation, shortcut and sum. Its branch is a ``LayerChoice``
-over substitutes. Unfrozen, one space is a super-network that holds the weights of every candidate; ``select`` picks which
-one a shell runs. Frozen (built under NNI's ``model_context``) the branch is the chosen substitute itself.
+over substitutes. Unfrozen, one space is a super-network that holds the weights of every candidate; ``select`` picks
+which one a shell runs. Frozen (built under NNI's ``model_context``) the branch is the chosen substitute itself.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -13,9 +13,10 @@ import torch
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.space import current_model, model_context
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 from nni_blockswap.cost import CostTable, cost_table
-from nni_blockswap.substitutes import Site, branch
+from nni_blockswap.substitutes import Site, branch, candidates
 
 
 class Block(nn.Module):
@@ -25,6 +26,7 @@ class Block(nn.Module):
         label: name of the choice, ``block_00``, ``block_01``, ... in forward order.
         site: widths, stride and kernel of the branch.
         names: canonical candidates.
+        norm_layer: makes the branch's normalisation for a number of channels.
     """
 
     branch: nn.Module
@@ -33,15 +35,22 @@ class Block(nn.Module):
     probe: nn.Identity
     """Passes on what leaves the branch's last convolution, before it is added: Fisher information is taken here."""
 
-    def __init__(self, label: str, site: Site, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        label: str,
+        site: Site,
+        names: Sequence[str],
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ) -> None:
         super().__init__()
         self.label = label
         self.site = site
         self.names = tuple(names)
+        self.norm_params = sum(parameter.numel() for parameter in norm_layer(1).parameters())
         self.selected: str | None = None
         chosen = current_model()  # under model_context only the chosen branch is built
         built = self.names if chosen is None else (chosen[label],)
-        self.branch = LayerChoice({name: branch(name, site) for name in built}, label=label)
+        self.branch = LayerChoice({name: branch(name, site, norm_layer) for name in built}, label=label)
         self.probe = nn.Identity()
 
     def select(self, name: str) -> None:
@@ -80,7 +89,42 @@ class PreActivationBlock(Block):
         return (x if self.shortcut is None else self.shortcut(activated)) + self.residual(activated)
 
 
-class BlockSpace(ModelSpace, disable_init_wrapper=True):  # type: ignore[misc]  # NNI is not typed
+class PostActivationBlock(Block):
+    """Shell of torchvision's ``BasicBlock``: relu(bn2(branch(x)) + shortcut(x)).
+
+    ``bn2`` and ``downsample`` are the original's own modules. A checkpoint of the original loads into branch ``S``.
+
+    Args:
+        label: name of the choice.
+        original: the block to convert.
+        extra: substitutes to offer beside the paper's.
+    """
+
+    def __init__(self, label: str, original: BasicBlock, extra: Sequence[str] = ()) -> None:
+        conv = original.conv1
+        site = Site(conv.in_channels, conv.out_channels, conv.stride[0], conv.kernel_size[0])
+        super().__init__(label, site, candidates(site, extra), type(original.bn1))
+        self.bn2 = original.bn2
+        self.downsample = original.downsample
+        self.relu = nn.ReLU(inplace=True)
+        self.register_load_state_dict_pre_hook(_load_original)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out: Tensor = self.relu(self.bn2(self.residual(x)) + shortcut)
+        return out
+
+
+def _load_original(block: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Let the names conv1, bn1 and conv2 of torchvision's ``BasicBlock`` load into a frozen branch ``S``."""
+    names = [name for name, _ in block.get_submodule("branch").named_children()]
+    if names == ["conv1", "bn1", "relu1", "conv2"]:  # no other substitute has two convolutions
+        for key in list(state_dict):
+            if key.startswith(tuple(f"{prefix}{name}." for name in names)):
+                state_dict[f"{prefix}branch.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+
+
+class BlockSpace(ModelSpace, disable_init_wrapper=True):  # type: ignore[misc, call-arg]  # NNI is not typed
     """Base of all search spaces: a network with ``Block`` shells, built by its subclass's constructor.
 
     A subclass sets ``input_size`` and, for attention transfer, names its ``attention_points``.

@@ -31,6 +31,7 @@ class CostedBlock(Protocol):
     label: str
     site: Site
     names: tuple[str, ...]
+    norm_params: int
     branch: nn.Module
 
 
@@ -120,10 +121,13 @@ class CostTable:
         )
 
 
-def branch_params(name: str, site: Site) -> int:
-    """Parameters of a branch: its convolutions' weights, and scale and shift of the BN between each two of them."""
+def branch_params(name: str, site: Site, norm_params: int = 2) -> int:
+    """Parameters of a branch: its convolutions' weights, and those of the normalisation between each two of them.
+
+    BN has ``norm_params`` = 2 a channel, scale and shift; frozen BN has none.
+    """
     layers = convs(name, site)
-    return sum(layer.weights for layer in layers) + sum(2 * layer.in_channels for layer in layers[1:])
+    return sum(layer.weights for layer in layers) + sum(norm_params * layer.in_channels for layer in layers[1:])
 
 
 def branch_macs(name: str, site: Site, size: tuple[int, int]) -> int:
@@ -150,7 +154,9 @@ def cost_table(network: nn.Module, blocks: Sequence[CostedBlock], run: Callable[
     return CostTable(
         labels=tuple(block.label for block in blocks),
         candidates=tuple(block.names for block in blocks),
-        params=tuple(np.array([branch_params(n, b.site) for n in b.names], dtype=np.int64) for b in blocks),
+        params=tuple(
+            np.array([branch_params(n, b.site, b.norm_params) for n in b.names], dtype=np.int64) for b in blocks
+        ),
         macs=tuple(np.array([branch_macs(n, b.site, sizes[b.label]) for n in b.names], dtype=np.int64) for b in blocks),
         fixed_params=fixed_params,
         fixed_macs=fixed_macs,

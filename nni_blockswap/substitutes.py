@@ -120,12 +120,12 @@ def candidates(site: Site, extra: Iterable[str] = ()) -> tuple[str, ...]:
     return tuple(found)
 
 
-def branch(name: str, site: Site) -> nn.Sequential:
+def branch(name: str, site: Site, norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Sequential:
     """The residual branch: ``conv1, bn1, relu1, conv2, ...``, ending in its last convolution."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number, conv in enumerate(convs(name, site), start=1):
         if number > 1:
-            layers[f"bn{number - 1}"] = nn.BatchNorm2d(conv.in_channels)
+            layers[f"bn{number - 1}"] = norm_layer(conv.in_channels)
             layers[f"relu{number - 1}"] = nn.ReLU(inplace=True)
         layers[f"conv{number}"] = nn.Conv2d(
             conv.in_channels,

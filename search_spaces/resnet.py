@@ -1,0 +1,60 @@
+"""ResNet-18 and -34 on large images (He et al., CVPR 2016), converted from torchvision's own modules."""
+
+from collections.abc import Sequence
+
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from nni_blockswap.blocks import BlockSpace, PostActivationBlock, initialise, label
+from nni_blockswap.errors import SpaceError
+
+STAGES = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3]}
+"""Blocks in each stage, by depth."""
+
+
+class ResNetSpace(ResNet, BlockSpace):  # type: ignore[misc]  # NNI is not typed
+    """torchvision's ResNet-``depth``, every residual branch of which can be substituted.
+
+    Module names and outputs are torchvision's: weights such as ``ResNet34_Weights.IMAGENET1K_V1`` load into the network
+    with ``S`` in every block, which then computes the same to the last bit.
+
+    Args:
+        depth: 18 or 34.
+        num_classes: outputs of the classifier.
+        image_size: side of a (square) image.
+        extra: substitutes to offer beside the paper's, for example ``substitutes.PUBLISHED_EXTRA``.
+
+    Raises:
+        SpaceError: no such depth.
+    """
+
+    attention_points = ("layer1", "layer2", "layer3", "layer4")
+
+    def __init__(
+        self, depth: int = 34, num_classes: int = 1000, image_size: int = 224, extra: Sequence[str] = ()
+    ) -> None:
+        super().__init__(BasicBlock, stages(depth), num_classes)
+        self.input_size = (3, image_size, image_size)
+        convert(self, extra)
+        initialise(self)
+
+
+def stages(depth: int) -> list[int]:
+    """Blocks in each stage of ResNet-``depth``.
+
+    Raises:
+        SpaceError: no ResNet of this depth is made of basic blocks.
+    """
+    if depth not in STAGES:
+        raise SpaceError(f"a ResNet of two-convolution blocks has depth {' or '.join(map(str, STAGES))}, not {depth}.")
+    return STAGES[depth]
+
+
+def convert(network: nn.Module, extra: Sequence[str] = ()) -> None:
+    """Replace every ``BasicBlock`` of ``network``, in forward order, by a shell whose branch can be substituted."""
+    index = 0
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, BasicBlock):
+                parent.add_module(name, PostActivationBlock(label(index), child, extra))
+                index += 1
