@@ -1,0 +1,44 @@
+"""The command ``blockswap``: one small module a subcommand, each a thin face of the library."""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from nni_blockswap.errors import BlockSwapError
+
+COMMANDS = ("space", "search")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; a user's mistake ends in one sentence and exit status 2."""
+    parser = argparse.ArgumentParser(prog="blockswap", description="Fisher-guided block substitution under a budget.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = import_module(f"{__name__}.{name.replace('-', '_')}")
+        subparser = subparsers.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    quieten()
+    try:
+        status: int = options.run(options)
+    except BlockSwapError as error:
+        print(f"blockswap: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("blockswap: interrupted; what was done is kept, the same command goes on from there.", file=sys.stderr)
+        return 130
+    return status
+
+
+def quieten() -> None:
+    """Let spaces of the current folder be imported, and silence what users can do nothing about."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    warnings.filterwarnings("ignore", message=".*Buffer is found to be not a nn.Module.*")
+    logging.getLogger("nni").setLevel(logging.ERROR)

@@ -1,0 +1,90 @@
+"""Scored architectures in order, and their files: ranking.csv, one row a candidate, and best.json."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nni_blockswap.architecture import Architecture
+from nni_blockswap.errors import ScoreError, SpaceError
+from nni_blockswap.files import write_text
+
+NON_FINITE = "non-finite"
+"""Flag of a candidate whose score is infinite or no number."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The candidates of one budget, best first.
+
+    Attributes:
+        budget: its label.
+        architectures: all of one space; those without a finite score come last.
+    """
+
+    budget: str
+    architectures: tuple[Architecture, ...]
+
+    @classmethod
+    def of(cls, budget: str, scored: Iterable[Architecture], *, higher_is_better: bool) -> "Ranking":
+        """Put scored architectures in order; ties are broken by id, so that the order is always the same."""
+
+        def place(architecture: Architecture) -> tuple[bool, float, str]:
+            score = architecture.score
+            if score is None or not math.isfinite(score):
+                return True, 0.0, architecture.id
+            return False, -score if higher_is_better else score, architecture.id
+
+        return cls(budget, tuple(sorted(scored, key=place)))
+
+    @property
+    def best(self) -> Architecture:
+        """The first. Raises ScoreError where no candidate has a finite score."""
+        first = self.architectures[0]
+        if not _is_finite(first):
+            raise ScoreError(
+                f"none of the {len(self.architectures)} candidates at {self.budget} has a finite score; "
+                "look at the data, or use --precision float32."
+            )
+        return first
+
+    def top(self, count: int) -> tuple[Architecture, ...]:
+        """The first ``count`` with a finite score; fewer where there are fewer."""
+        return tuple(architecture for architecture in self.architectures[:count] if _is_finite(architecture))
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``folder``/ranking.csv and ``folder``/best.json, each atomically."""
+        stream = io.StringIO()
+        csv.writer(stream, lineterminator="\n").writerows(self._rows())
+        write_text(Path(folder) / "ranking.csv", stream.getvalue())
+        self.best.save(Path(folder) / "best.json")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Ranking":
+        """Read what ``save`` wrote. Raises SpaceError where it is missing or is no ranking."""
+        best = Architecture.load(Path(folder) / "best.json")
+        try:
+            with (Path(folder) / "ranking.csv").open(newline="", encoding="utf-8") as stream:
+                rows = list(csv.DictReader(stream))
+            architectures = tuple(
+                Architecture.from_choices(
+                    best.space, {label: row[label] for label in best.choices}, best.space_args
+                ).scored(float(row["score"]), best.provenance)
+                for row in rows
+            )
+        except (OSError, KeyError, ValueError) as error:
+            raise SpaceError(f"'{folder}/ranking.csv' is not a ranking: {error!r}; run the search again.") from error
+        return cls(str(best.provenance.get("budget", "")), architectures)
+
+    def _rows(self) -> Iterator[list[object]]:
+        labels = list(self.architectures[0].choices)
+        yield ["rank", "score", "params", "macs", *labels, "id", "flag"]
+        for rank, one in enumerate(self.architectures, start=1):
+            flag = "" if _is_finite(one) else NON_FINITE
+            yield [rank, repr(one.score), one.params, one.macs, *one.choices.values(), one.id, flag]
+
+
+def _is_finite(architecture: Architecture) -> bool:
+    return architecture.score is not None and math.isfinite(architecture.score)

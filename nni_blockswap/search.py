@@ -1,0 +1,229 @@
+"""BlockSwap's search, from a space and a budget to a ranking (section 4): sample, score, rank."""
+
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import nni_blockswap
+from nni_blockswap.architecture import Architecture, complete_args, cost_table
+from nni_blockswap.board import Board
+from nni_blockswap.budget import Budget
+from nni_blockswap.cost import CostTable
+from nni_blockswap.errors import BudgetError, ConfigError
+from nni_blockswap.journal import Journal
+from nni_blockswap.proxies import Score, make_proxy
+from nni_blockswap.ranking import Ranking
+from nni_blockswap.sampler import Sampler
+from nni_blockswap.scoring import Scorer, mean_score
+from nni_blockswap.tasks import make_task
+
+Indices = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What is searched, for what budget, and how.
+
+    Attributes:
+        space: the search space's class as "module:Class".
+        data: name of the data set.
+        budgets: see ``Budget.parse``; one ranking each, the weights and minibatches shared.
+        data_root: folder of the data set.
+        space_args: arguments of the space's constructor.
+        data_options: options of the data set.
+        tolerance: None makes each budget a cap, 0.025 a band of 2.5 % on both sides.
+        samples: architectures a budget.
+        batch_size: of the minibatch; the paper takes that of the training.
+        seed: of samples, weights and minibatches.
+        proxy: what ranks them.
+        inits: a score is the mean over that many draws of the weights.
+        minibatches: and over that many minibatches.
+        train_minibatches: score after training on so many minibatches, the scored one included.
+        augment: whether minibatches pass the training augmentation.
+        device: "auto", "cpu", "cuda", ...
+        precision: "auto", "float32", "bf16" or "float64".
+        candidates: where given, the only substitutes to try, by block label.
+    """
+
+    space: str
+    data: str
+    budgets: Sequence[str]
+    data_root: str | None = None
+    space_args: Mapping[str, Any] = field(default_factory=dict)
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float | None = None
+    samples: int = 1000
+    batch_size: int = 128
+    seed: int = 0
+    proxy: str = "fisher"
+    inits: int = 1
+    minibatches: int = 1
+    train_minibatches: int = 1
+    augment: bool = True
+    device: str = "auto"
+    precision: str = "auto"
+    candidates: Mapping[str, Sequence[str]] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch_size", "inits", "minibatches", "train_minibatches"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name} is a whole number of at least 1, not {value!r}.")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ConfigError(f"seed is a whole number of at least 0, not {self.seed!r}.")
+        if isinstance(self.budgets, str) or not self.budgets:
+            raise BudgetError(f"budgets is a list of at least one budget, not {self.budgets!r}.")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a search is: scores done and wanted, seconds and scores of this run, the best score so far."""
+
+    done: int
+    total: int
+    seconds: float
+    fresh: int
+    best: float | None
+
+    @property
+    def rate(self) -> float:
+        """Scores a second."""
+        return self.fresh / self.seconds if self.seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimate; infinite before the first score."""
+        return (self.total - self.done) / self.rate if self.rate else float("inf")
+
+
+def search(
+    settings: SearchSettings,
+    out: str | Path | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> list[Ranking]:
+    """Sample architectures within each budget, score them all, and rank them.
+
+    With ``out`` every score is on disk as it comes; a second call with the same settings scores only what is missing and
+    gives the same rankings bit for bit. ``out`` then holds ranking.csv and best.json, for several budgets in a folder each.
+
+    Raises:
+        BlockSwapError: settings that do not fit the space, the data or what ``out`` holds already.
+    """
+    table = table_of(settings)
+    samples = sample(settings, table)
+    scorer = _scorer(settings)
+    folder = Path(out) if out is not None else None
+    journal = Journal(folder, _identity(settings, scorer))
+    wanted = sorted(set().union(*samples.values()))  # in order, neighbours share their first blocks
+    with Board(folder, scorer.proxy.higher_is_better) as board:
+        try:
+            _score(settings, scorer, table, wanted, journal, board, on_progress)
+        finally:
+            journal.close()
+        rankings = [_rank(settings, scorer, table, budget, found, journal) for budget, found in samples.items()]
+        board.show(rankings)
+    if folder is not None:
+        for ranking in rankings:
+            ranking.save(folder / ranking.budget if len(rankings) > 1 else folder)
+    return rankings
+
+
+def table_of(settings: SearchSettings) -> CostTable:
+    """Costs of the candidates that the settings allow."""
+    table = cost_table(settings.space, settings.space_args)
+    return table if settings.candidates is None else table.narrowed(settings.candidates)
+
+
+def sample(settings: SearchSettings, table: CostTable) -> dict[Budget, list[Indices]]:
+    """Distinct architectures, uniform over those within each budget; a budget's samples do not depend on the others."""
+    budgets = [Budget.parse(text, settings.tolerance) for text in settings.budgets]
+    return {
+        budget: Sampler(table, budget).sample(
+            settings.samples, np.random.default_rng([settings.seed, zlib.crc32(str(budget).encode())])
+        )
+        for budget in budgets
+    }
+
+
+def _scorer(settings: SearchSettings) -> Scorer:
+    return Scorer(
+        settings.space,
+        complete_args(settings.space, settings.space_args),
+        make_task(settings.data, settings.data_root, **settings.data_options),
+        make_proxy(settings.proxy),
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        minibatches=settings.minibatches,
+        train_minibatches=settings.train_minibatches,
+        augment=settings.augment,
+        device=settings.device,
+        precision=settings.precision,
+    )
+
+
+def _identity(settings: SearchSettings, scorer: Scorer) -> dict[str, Any]:
+    """What a score depends on."""
+    return {
+        "space": settings.space,
+        "space_args": scorer.space_args,
+        "data": settings.data,
+        "batch_size": settings.batch_size,
+        "batch_fingerprint": scorer.fingerprint,
+        "seed": settings.seed,
+        "proxy": settings.proxy,
+        "minibatches": settings.minibatches,
+        "train_minibatches": settings.train_minibatches,
+        "augment": settings.augment,
+        "device": scorer.device.type,
+        "precision": scorer.precision,
+        "versions": {"nni_blockswap": nni_blockswap.__version__, "torch": torch.__version__},
+    }
+
+
+def _score(
+    settings: SearchSettings,
+    scorer: Scorer,
+    table: CostTable,
+    wanted: Sequence[Indices],
+    journal: Journal,
+    board: Board,
+    on_progress: Callable[[Progress], None],
+) -> None:
+    """Bring every wanted score into the journal, one draw of the weights after the other."""
+    spelled = {_spell(table, indices): table.names(indices) for indices in wanted}
+    done = sum((init, text) in journal for init in range(settings.inits) for text in spelled)
+    already, total, start = done, settings.inits * len(spelled), time.monotonic()
+    best: float | None = None
+    for init in range(settings.inits):
+        missing = [text for text in spelled if (init, text) not in journal]
+        for position, score in scorer.scores(init, [spelled[text] for text in missing]) if missing else ():
+            journal.add(init, missing[position], score)
+            done += 1
+            best = board.add(score.value)
+            on_progress(Progress(done, total, time.monotonic() - start, done - already, best))
+
+
+def _rank(
+    settings: SearchSettings, scorer: Scorer, table: CostTable, budget: Budget, found: Iterable[Indices], journal: Journal
+) -> Ranking:
+    provenance = {**_identity(settings, scorer), "inits": settings.inits, "samples": settings.samples, "budget": str(budget)}
+    del provenance["space"], provenance["space_args"]
+    scored = []
+    for indices in found:
+        architecture = Architecture.from_indices(settings.space, scorer.space_args, table, indices)
+        score = mean_score([journal[init, _spell(table, indices)] for init in range(settings.inits)])
+        scored.append(architecture.scored(score.value, {**provenance, "block_scores": list(score.blocks)}))
+    return Ranking.of(str(budget), scored, higher_is_better=scorer.proxy.higher_is_better)
+
+
+def _spell(table: CostTable, indices: Indices) -> str:
+    return " ".join(table.names(indices).values())
+
+
+__all__ = ["Progress", "Score", "SearchSettings", "sample", "search", "table_of"]
