@@ -26,39 +26,32 @@ from nni_blockswap.tasks import make_task
 Indices = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class SearchSettings:
-    """What is searched, for what budget, and how.
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
+    """What a score depends on.
 
     Attributes:
         space: the search space's class as "module:Class".
         data: name of the data set.
-        budgets: see ``Budget.parse``; one ranking each, the weights and minibatches shared.
         data_root: folder of the data set.
         space_args: arguments of the space's constructor.
         data_options: options of the data set.
-        tolerance: None makes each budget a cap, 0.025 a band of 2.5 % on both sides.
-        samples: architectures a budget.
         batch_size: of the minibatch; the paper takes that of the training.
-        seed: of samples, weights and minibatches.
-        proxy: what ranks them.
+        seed: of weights and minibatches, in a search of the samples too.
+        proxy: what is measured.
         inits: a score is the mean over that many draws of the weights.
         minibatches: and over that many minibatches.
         train_minibatches: score after training on so many minibatches, the scored one included.
         augment: whether minibatches pass the training augmentation.
         device: "auto", "cpu", "cuda", ...
         precision: "auto", "float32", "bf16" or "float64".
-        candidates: where given, the only substitutes to try, by block label.
     """
 
     space: str
     data: str
-    budgets: Sequence[str]
     data_root: str | None = None
     space_args: Mapping[str, Any] = field(default_factory=dict)
     data_options: Mapping[str, Any] = field(default_factory=dict)
-    tolerance: float | None = None
-    samples: int = 1000
     batch_size: int = 128
     seed: int = 0
     proxy: str = "fisher"
@@ -68,17 +61,41 @@ class SearchSettings:
     augment: bool = True
     device: str = "auto"
     precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "inits", "minibatches", "train_minibatches"):
+            check_count(name, getattr(self, name))
+        if self.seed < 0:
+            raise ConfigError(f"seed is at least 0, not {self.seed!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings(ScoreSettings):
+    """What is searched, for what budget, and how.
+
+    Attributes:
+        budgets: see ``Budget.parse``; one ranking each, the weights and minibatches shared.
+        tolerance: None makes each budget a cap, 0.025 a band of 2.5 % on both sides.
+        samples: architectures a budget.
+        candidates: where given, the only substitutes to try, by block label.
+    """
+
+    budgets: Sequence[str]
+    tolerance: float | None = None
+    samples: int = 1000
     candidates: Mapping[str, Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples", "batch_size", "inits", "minibatches", "train_minibatches"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} is a whole number of at least 1, not {value!r}.")
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise ConfigError(f"seed is a whole number of at least 0, not {self.seed!r}.")
+        super().__post_init__()
+        check_count("samples", self.samples)
         if isinstance(self.budgets, str) or not self.budgets:
             raise BudgetError(f"budgets is a list of at least one budget, not {self.budgets!r}.")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ConfigError unless ``value`` is a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} is a whole number of at least 1, not {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -109,8 +126,9 @@ def search(
 ) -> list[Ranking]:
     """Sample architectures within each budget, score them all, and rank them.
 
-    With ``out`` every score is on disk as it comes; a second call with the same settings scores only what is missing and
-    gives the same rankings bit for bit. ``out`` then holds ranking.csv and best.json, for several budgets in a folder each.
+    With ``out`` every score is on disk as it comes; a second call with the same settings scores only what is missing
+    and gives the same rankings bit for bit. ``out`` then holds ranking.csv and best.json, for several budgets in a
+    folder each.
 
     Raises:
         BlockSwapError: settings that do not fit the space, the data or what ``out`` holds already.
@@ -123,7 +141,7 @@ def search(
     wanted = sorted(set().union(*samples.values()))  # in order, neighbours share their first blocks
     with Board(folder, scorer.proxy.higher_is_better) as board:
         try:
-            _score(settings, scorer, table, wanted, journal, board, on_progress)
+            _score(settings, scorer, [table.names(indices) for indices in wanted], journal, board, on_progress)
         finally:
             journal.close()
         rankings = [_rank(settings, scorer, table, budget, found, journal) for budget, found in samples.items()]
@@ -132,6 +150,29 @@ def search(
         for ranking in rankings:
             ranking.save(folder / ranking.budget if len(rankings) > 1 else folder)
     return rankings
+
+
+def score(
+    settings: ScoreSettings,
+    architectures: Sequence[Mapping[str, str]],
+    out: str | Path | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> list[Score]:
+    """Score given architectures (canonical choices by label, in block order) as a search scores its samples.
+
+    With ``out`` every score is on disk as it comes; a second call scores only what is missing.
+
+    Raises:
+        BlockSwapError: settings that do not fit the space, the data or what ``out`` holds already.
+    """
+    scorer = _scorer(settings)
+    journal = Journal(Path(out) if out is not None else None, _identity(settings, scorer))
+    try:
+        board = Board(None, scorer.proxy.higher_is_better)
+        _score(settings, scorer, architectures, journal, board, on_progress)
+    finally:
+        journal.close()
+    return [_mean(settings, journal, choices) for choices in architectures]
 
 
 def table_of(settings: SearchSettings) -> CostTable:
@@ -151,7 +192,7 @@ def sample(settings: SearchSettings, table: CostTable) -> dict[Budget, list[Indi
     }
 
 
-def _scorer(settings: SearchSettings) -> Scorer:
+def _scorer(settings: ScoreSettings) -> Scorer:
     return Scorer(
         settings.space,
         complete_args(settings.space, settings.space_args),
@@ -167,7 +208,7 @@ def _scorer(settings: SearchSettings) -> Scorer:
     )
 
 
-def _identity(settings: SearchSettings, scorer: Scorer) -> dict[str, Any]:
+def _identity(settings: ScoreSettings, scorer: Scorer) -> dict[str, Any]:
     """What a score depends on."""
     return {
         "space": settings.space,
@@ -187,16 +228,15 @@ def _identity(settings: SearchSettings, scorer: Scorer) -> dict[str, Any]:
 
 
 def _score(
-    settings: SearchSettings,
+    settings: ScoreSettings,
     scorer: Scorer,
-    table: CostTable,
-    wanted: Sequence[Indices],
+    wanted: Sequence[Mapping[str, str]],
     journal: Journal,
     board: Board,
     on_progress: Callable[[Progress], None],
 ) -> None:
     """Bring every wanted score into the journal, one draw of the weights after the other."""
-    spelled = {_spell(table, indices): table.names(indices) for indices in wanted}
+    spelled = {_spell(choices): choices for choices in wanted}
     done = sum((init, text) in journal for init in range(settings.inits) for text in spelled)
     already, total, start = done, settings.inits * len(spelled), time.monotonic()
     best: float | None = None
@@ -210,20 +250,34 @@ def _score(
 
 
 def _rank(
-    settings: SearchSettings, scorer: Scorer, table: CostTable, budget: Budget, found: Iterable[Indices], journal: Journal
+    settings: SearchSettings,
+    scorer: Scorer,
+    table: CostTable,
+    budget: Budget,
+    found: Iterable[Indices],
+    journal: Journal,
 ) -> Ranking:
-    provenance = {**_identity(settings, scorer), "inits": settings.inits, "samples": settings.samples, "budget": str(budget)}
+    provenance = {
+        **_identity(settings, scorer),
+        "inits": settings.inits,
+        "samples": settings.samples,
+        "budget": str(budget),
+    }
     del provenance["space"], provenance["space_args"]
     scored = []
     for indices in found:
         architecture = Architecture.from_indices(settings.space, scorer.space_args, table, indices)
-        score = mean_score([journal[init, _spell(table, indices)] for init in range(settings.inits)])
+        score = _mean(settings, journal, architecture.choices)
         scored.append(architecture.scored(score.value, {**provenance, "block_scores": list(score.blocks)}))
     return Ranking.of(str(budget), scored, higher_is_better=scorer.proxy.higher_is_better)
 
 
-def _spell(table: CostTable, indices: Indices) -> str:
-    return " ".join(table.names(indices).values())
+def _mean(settings: ScoreSettings, journal: Journal, choices: Mapping[str, str]) -> Score:
+    return mean_score([journal[init, _spell(choices)] for init in range(settings.inits)])
 
 
-__all__ = ["Progress", "Score", "SearchSettings", "sample", "search", "table_of"]
+def _spell(choices: Mapping[str, str]) -> str:
+    return " ".join(choices.values())
+
+
+__all__ = ["Progress", "Score", "ScoreSettings", "SearchSettings", "sample", "score", "search", "table_of"]
