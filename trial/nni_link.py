@@ -1,0 +1,58 @@
+"""The trial's one tie to NNI; nothing else here imports it. Outside NNI the same calls do nothing."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Metrics = Mapping[str, float | int | str]
+"""What is reported: ``default`` is what NNI optimises, its web page draws the other numbers beside it."""
+
+
+class NNILink:
+    """A trial's conversation with NNI.
+
+    In time: NNI's parameters are asked for once, on construction (a second request in a process waits for ever); then comes
+    one intermediate report an epoch and one final report.
+    """
+
+    def __init__(self) -> None:
+        import nni  # it takes over sys.stdout, so not before it is needed
+        import nni.trial
+
+        self._trial = nni.trial
+        self.parameters: dict[str, Any] = dict(nni.get_next_parameter() or {})
+        self.output = Path(os.environ["NNI_OUTPUT_DIR"])
+
+    def report_epoch(self, epoch: int, metrics: Metrics) -> None:
+        """Report the metrics of ``epoch``, counted from 0; a resumed trial goes on in its old curve."""
+        self._trial.overwrite_intermediate_seq(epoch)
+        self._trial.report_intermediate_result(dict(metrics))
+
+    def report_final(self, metrics: Metrics) -> None:
+        """Report the trial's result."""
+        self._trial.report_final_result(dict(metrics))
+
+    def link_tensorboard(self) -> None:
+        """Make the web page's TensorBoard button find this trial's curves.
+
+        The button looks in <experiment>/trials/<trial>/output/tensorboard; trials write below
+        <experiment>/environments/<environment>/trials/<trial> (microsoft/nni issue 5609).
+        """
+        trial, folders = self.output.name, self.output.parents
+        if len(folders) < 4 or folders[0].name != "trials" or folders[2].name != "environments":
+            return
+        looked_at = folders[3] / "trials" / trial / "output" / "tensorboard"
+        looked_at.parent.mkdir(parents=True, exist_ok=True)
+        if not looked_at.is_symlink():
+            looked_at.symlink_to(self.output / "tensorboard")
+
+
+def under_nni() -> bool:
+    """Whether NNI started this process."""
+    return "NNI_PLATFORM" in os.environ
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that a person or NNI started, not one that Lightning started for a further GPU."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"

@@ -1,0 +1,170 @@
+"""One training step for all: cross-entropy, for a student with attention transfer from a frozen teacher."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from nni_blockswap.distillation import attention_distances, captured
+from nni_blockswap.errors import ConfigError, TrainingError
+from nni_blockswap.tasks import Task
+from trial.options import Recipe
+
+CHECK_EVERY = 50
+"""Steps between two looks at the loss; each look waits for the device."""
+
+
+class Teacher:
+    """A network that only answers: evaluation mode, no gradients, weights and BN statistics never touched.
+
+    Not an ``nn.Module`` on purpose: it is no part of a student's checkpoint, of DDP's buckets or of ``train()``.
+
+    Args:
+        network: the trained network.
+        points: its attention points, by module path.
+        accuracy: on the validation set, in [0, 1].
+    """
+
+    def __init__(self, network: nn.Module, points: Sequence[str], accuracy: float) -> None:
+        self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.points = tuple(points)
+        self.accuracy = accuracy
+
+    @torch.no_grad()
+    def activations(self, images: Tensor) -> list[Tensor]:
+        """Activations (N, C, H, W) at the attention points."""
+        with captured(self.network, self.points) as activations:
+            self.network(images)
+        return list(activations.values())
+
+
+class ImageTraining(LightningModule):
+    """Training of an image classifier, with attention transfer where there is a ``teacher``.
+
+    Args:
+        network: what is trained; (N, C, H, W) -> logits (N, classes).
+        task: a classification task: its batches are (images, labels).
+        recipe: optimiser, schedule, weight of attention transfer.
+        teacher: whose attention is transferred, at the same points of ``network``.
+    """
+
+    def __init__(self, network: nn.Module, task: Task, recipe: Recipe, teacher: Teacher | None = None) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+        self.task = task
+        self.recipe = recipe
+        self.teacher = teacher
+        self.accuracy = 0.0
+        """On the validation set after the last epoch."""
+        self._watched = torch.zeros(())
+        self._draws: torch.Generator | None = None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD; the learning rate is set at the start of each epoch."""
+        recipe = self.recipe
+        return torch.optim.SGD(
+            self.network.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+
+    def on_fit_start(self) -> None:
+        """Put the teacher where the student is."""
+        self._watched = torch.zeros((), device=self.device)
+        if self.teacher is not None:
+            self.teacher.network.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """Set learning rate, order and augmentation from the epoch alone, so that a resumed run repeats no draw."""
+        seed = self.recipe.seed * 1_000_003 + self.current_epoch
+        loader: Any = self.trainer.train_dataloader
+        if loader.generator is not None:
+            loader.generator.manual_seed(seed)
+        self._draws = torch.Generator(self.device).manual_seed(seed * self.trainer.world_size + self.global_rank)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.recipe.learning_rate(self.current_epoch)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalise and augment the whole batch on its device."""
+        training = bool(self.trainer.training)
+        images, labels = self.task.prepare(batch, train=training, generator=self._draws if training else None)
+        return images.contiguous(memory_format=torch.channels_last), labels
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Loss of one batch: equation (1)."""
+        images, labels = batch
+        points = self.teacher.points if self.teacher else ()
+        with captured(self.network, points) as activations:
+            logits = self.network(images).float()
+        loss = cross_entropy = F.cross_entropy(logits, labels)
+        shown = {"train/cross_entropy": cross_entropy, "train/accuracy": (logits.argmax(1) == labels).float().mean()}
+        if self.teacher is not None:
+            distances = attention_distances(
+                list(activations.values()), self.teacher.activations(images), self.recipe.attention
+            )
+            loss = cross_entropy + self.recipe.beta * distances.sum()
+            shown |= {f"train/attention/{point}": distance for point, distance in zip(points, distances, strict=True)}
+        self._watched += loss.detach()
+        self.log_dict({"train/loss": loss, **shown}, on_step=False, on_epoch=True, batch_size=len(labels))
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop a diverged run before it replaces a good checkpoint."""
+        if self.trainer.is_last_batch or (batch_idx + 1) % CHECK_EVERY == 0:
+            total = self.trainer.strategy.reduce(self._watched.clone(), reduce_op="sum")  # one process tells all
+            self._stop_unless_finite(total)
+            self._watched.zero_()
+
+    def _stop_unless_finite(self, loss: Any) -> None:
+        if not bool(torch.isfinite(torch.as_tensor(loss))):
+            recipe = self.recipe
+            raise TrainingError(
+                f"the loss is no longer finite in epoch {self.current_epoch + 1} (lr {recipe.lr:g}, beta {recipe.beta:g}): "
+                "lower --lr or --beta, or set --clip; the checkpoints of earlier epochs are kept."
+            )
+
+    def on_train_epoch_end(self) -> None:
+        """Log the learning rate of the epoch."""
+        self.log("learning_rate", self.recipe.learning_rate(self.current_epoch), rank_zero_only=True)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Loss, top-1 accuracy and, from ten classes on, top-5 accuracy of one batch."""
+        images, labels = batch
+        logits = self.network(images).float()
+        ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (N, 5)
+        shown = {"val/loss": F.cross_entropy(logits, labels), "val/accuracy": ranked[:, 0].float().mean()}
+        if self.task.num_classes >= 10:
+            shown["val/top5"] = ranked.any(1).float().mean()
+        self.log_dict(shown, batch_size=len(labels), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Remember the accuracy."""
+        metrics = self.trainer.callback_metrics
+        if self.trainer.training:
+            self._stop_unless_finite(metrics["val/loss"])
+        self.accuracy = float(metrics["val/accuracy"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the accuracy with the weights that it belongs to."""
+        checkpoint["val_accuracy"] = self.accuracy
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back, for a run that was complete already."""
+        self.accuracy = checkpoint["val_accuracy"]
+
+
+def check_fit(network: nn.Module, input_size: Sequence[int], task: Task) -> None:
+    """Raise ConfigError unless ``network`` takes the task's images and tells its classes apart."""
+    images, _ = task.minibatch(1, seed=0, augment=False)
+    if tuple(images.shape[1:]) != tuple(input_size):
+        expected, given = ("x".join(map(str, size)) for size in (input_size, images.shape[1:]))
+        raise ConfigError(
+            f"the search space is for images of {expected} and {task.name} has {given}; "
+            "set in_channels and image_size in the space's arguments."
+        )
+    with torch.no_grad():
+        classes = network.eval()(images).shape[1]
+    network.train()
+    if classes < task.num_classes:
+        raise ConfigError(f"the network has {classes} outputs and {task.name} {task.num_classes} classes; set num_classes.")
