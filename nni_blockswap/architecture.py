@@ -1,4 +1,4 @@
-"""Architecture: the one currency between sampler, ranking, tuner, trial and export. Immutable, self-describing, JSON."""
+"""Architecture: the one currency between sampler, ranking, tuner, trial and export; immutable, JSON."""
 
 import hashlib
 import inspect
@@ -120,7 +120,9 @@ def load_space(space: str) -> Space:
     """
     module_name, _, class_name = space.partition(":")
     if not module_name or not class_name:
-        raise SpaceError(f"a space is written module:Class, as in search_spaces.wide_resnet:WideResNetSpace, not '{space}'.")
+        raise SpaceError(
+            f"a space is written module:Class, as in search_spaces.wide_resnet:WideResNetSpace, not '{space}'."
+        )
     try:
         found = getattr(import_module(module_name), class_name)
     except Exception as error:
@@ -158,4 +160,3 @@ def cost_table(space: str, space_args: Mapping[str, Any] | None = None) -> CostT
 @lru_cache(maxsize=16)
 def _prepare(space: str, arguments: str) -> CostTable:
     return load_space(space).cost_table(**json.loads(arguments))
-

@@ -4,12 +4,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nni_blockswap.ranking import Ranking
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 EVERY = 25
 """Scores between two points of a curve."""
@@ -22,7 +19,7 @@ class Board:
         self._higher_is_better = higher_is_better
         self._best: float | None = None
         self._scores: list[float] = []
-        self._writer: SummaryWriter | None = None
+        self._writer: Any = None
         if folder is not None:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -1,8 +1,8 @@
 """What each choice costs, exactly: parameters and multiply-accumulates (MACs).
 
-Counting convention. *Parameters* are all weights, biases and BN affine terms. *MACs* count convolutions and linear layers,
-one a multiply-accumulate, for one image of the space's ``input_size``; BN, activations, pooling and additions are free,
-as in the paper's tables. An architecture's cost is a fixed part plus one number for each block:
+Counting convention. *Parameters* are all weights, biases and BN affine terms. *MACs* count convolutions and linear
+layers, one a multiply-accumulate, for one image of the space's ``input_size``; BN, activations, pooling and additions
+are free, as in the paper's tables. An architecture's cost is a fixed part plus one number for each block:
 
     cost(choices) = fixed + sum_b table_b[choice_b]
 
@@ -88,10 +88,7 @@ class CostTable:
 
     def names(self, indices: Sequence[int]) -> dict[str, str]:
         """Choices by label."""
-        return {
-            label: names[index]
-            for label, names, index in zip(self.labels, self.candidates, indices, strict=True)
-        }
+        return {label: names[index] for label, names, index in zip(self.labels, self.candidates, indices, strict=True)}
 
     def teacher(self) -> tuple[int, ...]:
         """The original network: ``S`` in every block, or where a narrowed space lacks it the dearest candidate."""

@@ -1,7 +1,7 @@
 """Scores on disk as they come, so that a search that was killed goes on where it was.
 
-``scores.jsonl`` is only ever appended to, a line a score; a last line that was cut short is dropped. ``search.json`` names
-what the scores depend on: scores found under other settings are never mixed in.
+``scores.jsonl`` is only ever appended to, a line a score; a last line that was cut short is dropped. ``search.json``
+names what the scores depend on: scores found under other settings are never mixed in.
 """
 
 import json
@@ -63,12 +63,12 @@ class Journal:
         if rest:  # a line that was being written when the search was killed
             with path.open("r+b") as stream:
                 stream.truncate(len(complete) + bool(complete))
-        for number, line in enumerate(complete.decode().splitlines(), start=1):
-            try:
+        try:
+            for line in complete.decode().splitlines():
                 record = json.loads(line)
                 self._scores[record["init"], record["choices"]] = Score(record["score"], tuple(record["blocks"]))
-            except (ValueError, KeyError, TypeError) as error:
-                raise StateError(f"line {number} of '{path}' is damaged; delete that line and start again.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise StateError(f"'{path}' is damaged ({error}); delete the damaged line and start again.") from error
 
 
 def _check_identity(folder: Path, identity: dict[str, Any]) -> None:

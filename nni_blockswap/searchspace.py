@@ -1,4 +1,4 @@
-"""NNI's search space format, {"block_00": {"_type": "choice", "_value": ["S", "G(2)", ...]}, ...}, to and from candidates."""
+"""NNI's search space format, ``{"block_00": {"_type": "choice", "_value": ["S", ...]}, ...}``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +19,14 @@ def to_nni(table: CostTable) -> dict[str, Any]:
 
 def from_nni(content: Any) -> dict[str, list[str]]:
     """Candidates by block label. Raises SpaceError where an entry is not a choice."""
+    rule = 'maps each block to {"_type": "choice", "_value": [substitutes]}; write one with blockswap space --json'
     if not isinstance(content, Mapping):
-        raise SpaceError('a search space file maps each block to {"_type": "choice", "_value": [...]}; write one with blockswap space --json.')
+        raise SpaceError(f"a search space {rule}; this one is {content!r}.")
     found = {}
     for label, entry in content.items():
         values = entry.get("_value") if isinstance(entry, Mapping) and entry.get("_type") == "choice" else None
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise SpaceError(f'{label} in the search space must be {{"_type": "choice", "_value": [substitutes]}}, not {entry!r}.')
+            raise SpaceError(f"a search space {rule}; its '{label}' is {entry!r}.")
         found[str(label)] = values
     return found
 

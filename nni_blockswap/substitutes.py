@@ -1,4 +1,4 @@
-"""The substitute blocks S, G(g), B(b) and BG(b,g): spelling, convolutions, candidates, modules (section 3.1, appendix A).
+"""The substitute blocks S, G(g), B(b), BG(b,g): spelling, convolutions, candidates, modules (section 3.1, appendix A).
 
 A substitute replaces the whole residual branch of a block. With N channels in and out, M = N/b, kernel k:
 
@@ -12,7 +12,8 @@ A substitute replaces the whole residual branch of a block. With N channels in a
     ==========  =================================================================  =====================
 
 In ``G`` BN and ReLU stand between the two pairs too. The stride sits on the first k x k convolution. In ``G`` the first
-grouped convolution keeps the input width and its 1x1 convolution changes it; in ``B`` and ``BG`` M is taken from the output.
+grouped convolution keeps the input width and its 1x1 convolution changes it; in ``B`` and ``BG`` M is taken from the
+output width.
 
 Group counts may be written relative to the width of the grouped convolution itself: ``G(N/8)``, ``BG(2,M/4)``. Two
 spellings that mean the same branch at a site have one canonical form: integers, except in ``G`` at a site that changes
@@ -88,8 +89,10 @@ def canonical(name: str, site: Site) -> str:
     """The one spelling of the branch that ``name`` means at ``site``.
 
     Example:
-        >>> canonical("G(N/16)", Site(128, 128)), canonical("BG(2, 1)", Site(128, 128)), canonical("g(n/8)", Site(64, 128))
-        ('G(8)', 'B(2)', 'G(N/8)')
+        >>> canonical("G(N/16)", Site(128, 128)), canonical("BG(2, 1)", Site(128, 128))
+        ('G(8)', 'B(2)')
+        >>> canonical("g(n/8)", Site(64, 128))
+        'G(N/8)'
     """
     kind, arguments = _parse(name)
     layers = _KINDS[kind](name, site, arguments)
@@ -186,7 +189,9 @@ _SPELLING = re.compile(
 def _parse(name: str) -> tuple[str, tuple[str, ...]]:
     match = _SPELLING.fullmatch("".join(str(name).split()).upper())
     if match is None or match.lastgroup is None:
-        raise SpaceError(f"'{name}' is not a substitute; write S, G(g), B(b) or BG(b,g), as in G(8), G(N/16), B(2), BG(2,M/4).")
+        raise SpaceError(
+            f"'{name}' is not a substitute; write S, G(g), B(b) or BG(b,g), as in G(8), G(N/16), B(2), BG(2,M/4)."
+        )
     kind = match.lastgroup
     return kind, () if kind == "S" else tuple(match[kind].split(","))
 
@@ -201,5 +206,7 @@ def _groups(name: str, text: str, width: int, letter: str) -> int:
 
 def _quotient(name: str, width: int, divisor: int) -> int:
     if width % divisor:
-        raise SpaceError(f"'{name}' does not fit here: {divisor} does not divide {width} channels; choose a divisor of {width}.")
+        raise SpaceError(
+            f"'{name}' does not fit here: {divisor} does not divide {width} channels; choose a divisor of {width}."
+        )
     return width // divisor

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nni_blockswap.errors import BlockSwapError
 
-COMMANDS = ("space", "search")
+COMMANDS = ("space", "search", "rank-study", "sensitivity")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = import_module(f"{__name__}.{name.replace('-', '_')}")
-        subparser = subparsers.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__)
+        subparser = subparsers.add_parser(name, help=str(module.__doc__).splitlines()[0], description=module.__doc__)
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
     options = parser.parse_args(arguments)

@@ -9,18 +9,71 @@ from nni_blockswap.errors import ConfigError
 
 
 def add_space_options(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
-    """The search space, its arguments and a narrowing file."""
+    """The search space and its arguments."""
     text = "search space as module:Class, for example search_spaces.wide_resnet:WideResNetSpace"
     if positional:
         parser.add_argument("space", metavar="SPACE", help=text)
     else:
         parser.add_argument("--space", required=True, metavar="SPACE", help=text)
-    parser.add_argument("--space-arg", action="append", default=[], metavar="NAME=VALUE", help="argument of the space; may be repeated")
+    parser.add_argument(
+        "--space-arg", action="append", default=[], metavar="NAME=VALUE", help="argument of the space; may be repeated"
+    )
+
+
+def add_search_space_file(parser: argparse.ArgumentParser) -> None:
+    """A file that narrows the space."""
     parser.add_argument("--search-space-file", metavar="FILE", help="only the substitutes listed there (NNI's format)")
 
 
+def add_score_options(parser: argparse.ArgumentParser) -> None:
+    """The data set and how a score is taken from it."""
+    parser.add_argument(
+        "--data", required=True, metavar="NAME", help="data set: digits, cifar10, image-folder, imagenet, coco, ..."
+    )
+    parser.add_argument("--data-root", metavar="DIR", help="folder of the data set")
+    parser.add_argument(
+        "--data-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of the data set; may be repeated",
+    )
+    for name, default, letter, text in (
+        ("batch-size", 128, "N", "images in the minibatch"),
+        ("seed", 0, "N", "of weights and minibatches, in a search of the samples too"),
+        ("inits", 1, "K", "average over K draws of the weights"),
+        ("minibatches", 1, "M", "average over M minibatches"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=default, metavar=letter, help=f"{text} (default {default})"
+        )
+    parser.add_argument(
+        "--no-augment", dest="augment", action="store_false", help="take the minibatch without training augmentation"
+    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
+    parser.add_argument("--precision", default="auto", help="auto (default), float32, bf16, float64")
+
+
+def score_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Fields of ``search.ScoreSettings`` from the options above and ``--space``."""
+    return {
+        "space": options.space,
+        "data": options.data,
+        "data_root": options.data_root,
+        "space_args": key_values(options.space_arg),
+        "data_options": key_values(options.data_option),
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "inits": options.inits,
+        "minibatches": options.minibatches,
+        "augment": options.augment,
+        "device": options.device,
+        "precision": options.precision,
+    }
+
+
 def key_values(pairs: Sequence[str]) -> dict[str, Any]:
-    """["depth=16", "extra=[\\"BG(4,M/8)\\"]"] -> {"depth": 16, "extra": ["BG(4,M/8)"]}: values are JSON, else text."""
+    """``["depth=16", "name=x"]`` -> ``{"depth": 16, "name": "x"}``: values are JSON, else text."""
     found: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

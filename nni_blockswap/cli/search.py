@@ -1,35 +1,52 @@
 """Sample architectures within a budget, score them on one minibatch, rank them.
 
-Writes OUT/ranking.csv (one row a candidate, best first) and OUT/best.json; with several budgets, in a folder each. Scores
-are on disk as they come: the same command goes on where it was stopped.
+Writes OUT/ranking.csv (one row a candidate, best first) and OUT/best.json; with several budgets, in a folder each.
+Scores are on disk as they come: the same command goes on where it was stopped.
 """
+
+from __future__ import annotations
 
 import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nni_blockswap.cli.options import add_space_options, key_values
+from nni_blockswap.cli.options import add_score_options, add_search_space_file, add_space_options, score_settings
+
+if TYPE_CHECKING:  # torch is imported when a search starts, not for --help
+    from nni_blockswap.search import Progress, SearchSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_space_options(parser)
-    parser.add_argument("--data", required=True, metavar="NAME", help="data set: digits, cifar10, image-folder, imagenet, coco, ...")
-    parser.add_argument("--data-root", metavar="DIR", help="folder of the data set")
-    parser.add_argument("--data-option", action="append", default=[], metavar="NAME=VALUE", help="option of the data set; may be repeated")
-    parser.add_argument("--budget", required=True, nargs="+", metavar="N", help="400000, 400K, 36%%, macs=90M, params=400K,macs=90M; several give a ranking each")
-    parser.add_argument("--tolerance", type=float, metavar="T", help="make budgets bands: 0.025 is within 2.5 %% on both sides (default: budgets are caps)")
+    add_search_space_file(parser)
+    add_score_options(parser)
+    parser.add_argument(
+        "--budget",
+        required=True,
+        nargs="+",
+        metavar="N",
+        help="400000, 400K, 36%%, macs=90M, params=400K,macs=90M; several give a ranking each",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="T",
+        help="make budgets bands: 0.025 is within 2.5 %% on both sides (default: budgets are caps)",
+    )
     parser.add_argument("--samples", type=int, default=1000, metavar="N", help="architectures a budget (default 1000)")
-    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images in the minibatch (default 128)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of samples, weights and minibatch (default 0)")
-    parser.add_argument("--proxy", default="fisher", metavar="NAME", help="fisher (default), grad_norm, l2_norm, accuracy")
-    parser.add_argument("--inits", type=int, default=1, metavar="K", help="average over K draws of the weights (default 1)")
-    parser.add_argument("--minibatches", type=int, default=1, metavar="M", help="average over M minibatches (default 1)")
-    parser.add_argument("--train-minibatches", type=int, default=1, metavar="T", help="score on the T-th minibatch of training (default 1: untrained)")
-    parser.add_argument("--no-augment", dest="augment", action="store_false", help="take the minibatch without training augmentation")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
-    parser.add_argument("--precision", default="auto", help="auto (default), float32, bf16, float64")
+    parser.add_argument(
+        "--proxy", default="fisher", metavar="NAME", help="fisher (default), grad_norm, l2_norm, accuracy"
+    )
+    parser.add_argument(
+        "--train-minibatches",
+        type=int,
+        default=1,
+        metavar="T",
+        help="score on the T-th minibatch of training (default 1: untrained)",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for scores, ranking and TensorBoard curves")
 
 
@@ -43,36 +60,25 @@ def run(options: argparse.Namespace) -> int:
         best = ranking.best
         folder = Path(options.out) / (ranking.budget if len(rankings) > 1 else "")
         print(
-            f"{ranking.budget}: best of {len(ranking.architectures)}: score {best.score:.6g}, {best.params:,} parameters, "
-            f"{best.macs:,} MACs\n  {' '.join(best.choices.values())}\n  in {folder / 'best.json'}"
+            f"{ranking.budget}: best of {len(ranking.architectures)}: score {best.score:.6g}, "
+            f"{best.params:,} parameters, {best.macs:,} MACs\n  {' '.join(best.choices.values())}\n  in {folder / 'best.json'}"
         )
     print(f"{time.monotonic() - start:.1f} s")
     return 0
 
 
-def settings_of(options: argparse.Namespace) -> "SearchSettings":  # noqa: F821
+def settings_of(options: argparse.Namespace) -> SearchSettings:
     """Search settings from the command line."""
     from nni_blockswap.search import SearchSettings
     from nni_blockswap.searchspace import read_candidates
 
     return SearchSettings(
-        space=options.space,
-        data=options.data,
+        **score_settings(options),
         budgets=options.budget,
-        data_root=options.data_root,
-        space_args=key_values(options.space_arg),
-        data_options=key_values(options.data_option),
         tolerance=options.tolerance,
         samples=options.samples,
-        batch_size=options.batch_size,
-        seed=options.seed,
         proxy=options.proxy,
-        inits=options.inits,
-        minibatches=options.minibatches,
         train_minibatches=options.train_minibatches,
-        augment=options.augment,
-        device=options.device,
-        precision=options.precision,
         candidates=read_candidates(options.search_space_file) if options.search_space_file else None,
     )
 
@@ -83,7 +89,7 @@ class ProgressLine:
     def __init__(self) -> None:
         self._last = 0.0
 
-    def __call__(self, progress: "Progress") -> None:  # noqa: F821
+    def __call__(self, progress: Progress) -> None:
         """Show it, unless it was shown just now."""
         now, finished = time.monotonic(), progress.done == progress.total
         terminal = sys.stderr.isatty()
@@ -94,8 +100,12 @@ class ProgressLine:
         print(f"{chr(13) if terminal else ''}{describe(progress)}", end=end, file=sys.stderr, flush=True)
 
 
-def describe(progress: "Progress") -> str:  # noqa: F821
-    """"120/300 candidates, 4.1/s, 0:44 left, best 0.00123"."""
-    left = "?" if progress.seconds_left == float("inf") else f"{progress.seconds_left // 60:.0f}:{progress.seconds_left % 60:02.0f}"
+def describe(progress: Progress) -> str:
+    """Such as ``120/300 candidates, 4.1/s, 0:44 left, best 0.00123``."""
+    left = (
+        "?"
+        if progress.seconds_left == float("inf")
+        else f"{progress.seconds_left // 60:.0f}:{progress.seconds_left % 60:02.0f}"
+    )
     best = "none yet" if progress.best is None else f"{progress.best:.6g}"
     return f"{progress.done}/{progress.total} candidates, {progress.rate:.1f}/s, {left} left, best {best} "

@@ -3,15 +3,24 @@
 import argparse
 import json
 import math
+from collections.abc import Callable, Iterable, Sequence
 
-from nni_blockswap.cli.options import add_space_options, key_values
+import numpy as np
+from numpy.typing import NDArray
+
+from nni_blockswap.cli.options import add_search_space_file, add_space_options, key_values
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_space_options(parser, positional=True)
-    parser.add_argument("--budget", nargs="+", default=[], metavar="N", help="400000, 400K, 36%%, macs=90M, params=400K,macs=90M")
-    parser.add_argument("--tolerance", type=float, metavar="T", help="make budgets bands: 0.025 is within 2.5 %% on both sides")
+    add_search_space_file(parser)
+    parser.add_argument(
+        "--budget", nargs="+", default=[], metavar="N", help="400000, 400K, 36%%, macs=90M, params=400K,macs=90M"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, metavar="T", help="make budgets bands: 0.025 is within 2.5 %% on both sides"
+    )
     parser.add_argument("--json", action="store_true", help="write the candidates in NNI's search space format instead")
 
 
@@ -19,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the space."""
     from nni_blockswap.architecture import cost_table
     from nni_blockswap.budget import Budget
-    from nni_blockswap.cost import CostTable
+    from nni_blockswap.cost import RESOURCES, CostTable
     from nni_blockswap.sampler import Sampler
     from nni_blockswap.searchspace import read_candidates, to_nni
 
@@ -34,9 +43,8 @@ def run(options: argparse.Namespace) -> int:
               f"{macs.min():>11,} to {macs.max():>11,} MACs:  {' '.join(names)}")  # fmt: skip
     print(f"{'fixed':8s}  {table.fixed_params:,} parameters, {table.fixed_macs:,} MACs")
     for what, pick in (("cheapest", min), ("dearest", max)):
-        params, macs = (fixed + sum(int(pick(column)) for column in columns)
-                        for fixed, columns in (table.columns("params"), table.columns("macs")))  # fmt: skip
-        print(f"{what:8s}  {params:,} parameters; {macs:,} MACs")
+        totals = {name: _extreme(*table.columns(name), pick) for name in RESOURCES}
+        print(f"{what:8s}  {totals['params']:,} parameters; {totals['macs']:,} MACs")
     teacher = table.teacher()
     print(f"original  {table.total('params', teacher):,} parameters, {table.total('macs', teacher):,} MACs")
     everything = math.prod(len(names) for names in table.candidates)
@@ -46,3 +54,7 @@ def run(options: argparse.Namespace) -> int:
         count = Sampler(table, budget).count
         print(f"{count:.4g} of them in {budget} ({count / everything:.3g} of all)")
     return 0
+
+
+def _extreme(fixed: int, columns: Sequence[NDArray[np.int64]], pick: Callable[[Iterable[int]], int]) -> int:
+    return fixed + sum(pick(column.tolist()) for column in columns)

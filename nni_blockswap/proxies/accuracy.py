@@ -1,5 +1,6 @@
 """Training accuracy on a minibatch, a metric of the paper's Table 1."""
 
+import math
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from nni_blockswap.tasks.classification import Classification
 
 
 class Accuracy:
-    """Share of the minibatch that the network classifies correctly, BN in training mode."""
+    """Share of the minibatch that the network classifies correctly, BN in training mode; NaN where an output is not finite."""
 
     name: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
@@ -24,4 +25,6 @@ class Accuracy:
         if not isinstance(task, Classification):
             raise ConfigError(f"the proxy 'accuracy' needs a classification task; '{task.name}' is none: use fisher.")
         images, labels = batch
-        return Score(float((network(images).argmax(1) == labels).float().mean()))
+        logits = network(images)
+        hits = float((logits.argmax(1) == labels).float().mean())
+        return Score(hits if bool(logits.isfinite().all()) else math.nan)

@@ -18,9 +18,9 @@ class Score:
 class Proxy(Protocol):
     """Measures one architecture on one prepared batch.
 
-    In time: for each draw of the weights and each candidate the scorer selects the candidate in the super-network, trains
-    it for some minibatches if asked to, freezes or frees its weights as ``needs_weight_gradients`` says, and calls
-    ``measure`` once a minibatch. The network is in training mode; ``measure`` must not change its weights.
+    In time: for each draw of the weights and each candidate the scorer selects the candidate in the super-network,
+    trains it for some minibatches if asked to, freezes or frees its weights as ``needs_weight_gradients`` says, and
+    calls ``measure`` once a minibatch. The network is in training mode; ``measure`` must not change its weights.
     """
 
     name: ClassVar[str]

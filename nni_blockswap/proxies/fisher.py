@@ -37,7 +37,9 @@ def fisher_information(activations: Sequence[Tensor], gradients: Sequence[Tensor
     blocks = []
     for activation, gradient in zip(activations, gradients, strict=True):
         if activation.shape != gradient.shape:
-            raise ValueError(f"an activation {tuple(activation.shape)} has a gradient {tuple(gradient.shape)}; shapes must agree.")
+            raise ValueError(
+                f"an activation {tuple(activation.shape)} has a gradient {tuple(gradient.shape)}; shapes must agree."
+            )
         precision = torch.float64 if activation.dtype == torch.float64 else torch.float32
         per_channel = (activation.to(precision) * gradient.to(precision)).sum((2, 3))  # (N, C)
         blocks.append(per_channel.square().sum() / (2 * len(activation)))

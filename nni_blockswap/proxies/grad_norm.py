@@ -19,5 +19,5 @@ class GradNorm:
     def measure(self, network: BlockSpace, task: Task, batch: Batch) -> Score:
         """One forward and one full backward pass."""
         weights = [weight for weight in network.active_parameters() if weight.requires_grad]
-        gradients = torch.autograd.grad(task.loss(network, batch), weights, allow_unused=True)
-        return Score(sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None))
+        gradients = torch.autograd.grad(task.loss(network, batch), weights)
+        return Score(sum(gradient.abs().sum().item() for gradient in gradients))

@@ -33,5 +33,7 @@ def make_task(name: str, root: str | None = None, **options: Any) -> Task:
     make = cast(Callable[..., Task], getattr(import_module(f"{__name__}.{module}"), factory))
     known = make.__annotations__.keys() - {"root", "return"}
     for option in options.keys() - known:
-        raise ConfigError(f"the data set '{name}' has no option '{option}'; it has {', '.join(sorted(known)) or 'none'}.")
+        raise ConfigError(
+            f"the data set '{name}' has no option '{option}'; it has {', '.join(sorted(known)) or 'none'}."
+        )
     return make(root, **options)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # the field's own name
+from torch.nn import functional as F  # the field's own name
 
 from nni_blockswap.errors import DataError
 from nni_blockswap.tasks.base import fingerprint
@@ -45,8 +45,8 @@ def minibatch_indices(size: int, batch_size: int, seed: int, index: int) -> Sequ
     """
     if batch_size * (index + 1) > size:
         raise DataError(
-            f"{index + 1} minibatch(es) of {batch_size} need {batch_size * (index + 1)} training examples; there are {size}: "
-            "lower the batch size or the number of minibatches."
+            f"{index + 1} minibatch(es) of {batch_size} need {batch_size * (index + 1)} training examples; "
+            f"there are {size}: lower the batch size or the number of minibatches."
         )
     order = np.random.default_rng(seed).permutation(size)
     chosen: list[int] = order[batch_size * index : batch_size * (index + 1)].tolist()

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from nni_blockswap.errors import DataError
 from nni_blockswap.tasks.classification import Classification, Labelled, minibatch_indices
-from nni_blockswap.tasks.small_images import labelled_files
+from nni_blockswap.tasks.images import labelled_files
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images; torchvision's pretrained networks expect them."""

@@ -5,45 +5,17 @@ the device of the batch.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from nni_blockswap.errors import DataError
+from nni_blockswap.tasks.augmentation import Augmentation
 from nni_blockswap.tasks.classification import Classification, Labelled, minibatch_indices
-
-
-class Images(Protocol):
-    """A labelled set of images of one size."""
-
-    labels: Tensor
-
-    def __len__(self) -> int: ...
-    def take(self, indices: Sequence[int]) -> Tensor:
-        """Bytes (n, C, H, W)."""
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What training images go through: ``pad`` pixels on each side, a random crop, a flip, a square cut out."""
-
-    pad: int = 4
-    flip: bool = True
-    cutout: int = 16
-
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(N, C, H, W) -> the same shape; every image drawn for itself; what is padded or cut out is 0."""
-        draw = _Draw(images, generator)
-        if self.pad:
-            images = _shift(F.pad(images, [self.pad] * 4), self.pad, draw)
-        if self.flip:
-            images = torch.where(draw.integers(2).bool().view(-1, 1, 1, 1), images.flip(3), images)
-        return _cut_out(images, self.cutout, draw) if self.cutout else images
+from nni_blockswap.tasks.images import FileImages, Images, InMemoryImages, limited
 
 
 class SmallImages(Classification):
@@ -154,66 +126,8 @@ def _cifar(
         read = lambda train: _from_torchvision(name, folder, train)  # noqa: E731
     classes = int(name.removeprefix("CIFAR"))
     return SmallImages(
-        name.lower(), classes, lambda: _limited(read(True), limit), lambda: read(False), mean, std, augmentation
+        name.lower(), classes, lambda: limited(read(True), limit), lambda: read(False), mean, std, augmentation
     )
-
-
-class InMemoryImages:
-    """Images held as bytes."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: Sequence[int]) -> Tensor:
-        """Bytes (n, C, H, W)."""
-        return self.images[list(indices)]
-
-
-class FileImages:
-    """Image files, decoded when asked for."""
-
-    def __init__(self, files: Sequence[tuple[str, int]], size: tuple[int, int]) -> None:
-        self.files = list(files)
-        self.labels = torch.tensor([label for _, label in files])
-        self._size = size
-
-    @classmethod
-    def below(cls, folder: Path, size: tuple[int, int]) -> "FileImages":
-        """All images of ``folder``/<class>/, classes in the order of their names."""
-        return cls(labelled_files(folder), size)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def take(self, indices: Sequence[int]) -> Tensor:
-        """Bytes (n, 3, H, W). Raises DataError where a file cannot be read or has another size."""
-        from torchvision.io import ImageReadMode, decode_image
-
-        images = []
-        for index in indices:
-            path = self.files[index][0]
-            try:
-                image = decode_image(path, ImageReadMode.RGB)
-            except RuntimeError as error:
-                raise DataError(f"the image '{path}' cannot be read: {error}.") from error
-            if tuple(image.shape[1:]) != self._size:
-                raise DataError(f"'{path}' is {image.shape[2]}x{image.shape[1]}; every image must be {self._size[1]}x{self._size[0]}.")
-            images.append(image)
-        return torch.stack(images)
-
-
-def labelled_files(folder: Path) -> list[tuple[str, int]]:
-    """(path, class) of all images of ``folder``/<class>/, classes in the order of their names."""
-    from torchvision.datasets import ImageFolder
-
-    try:
-        return ImageFolder(str(folder)).samples
-    except FileNotFoundError as error:
-        raise DataError(f"'{folder}' must hold one folder of images for each class: {error}.") from error
 
 
 class _InMemory(Dataset[Labelled]):
@@ -233,7 +147,7 @@ class _InMemory(Dataset[Labelled]):
         return self.images[indices], self.labels[indices]
 
 
-def _as_fetched(batch: Labelled) -> Labelled:
+def _as_fetched(batch: Any) -> Any:
     return batch
 
 
@@ -258,45 +172,3 @@ def _complete(make: Any, folder: Path) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _limited(images: Images, limit: int | None) -> Images:
-    if limit is None or limit >= len(images):
-        return images
-    from sklearn.model_selection import train_test_split
-
-    chosen, _ = train_test_split(range(len(images)), train_size=limit, random_state=0, stratify=images.labels)
-    if isinstance(images, FileImages):
-        return FileImages([images.files[index] for index in chosen], images._size)
-    return InMemoryImages(images.take(chosen), images.labels[list(chosen)])
-
-
-class _Draw:
-    """Random integers, one an image, on the images' device."""
-
-    def __init__(self, images: Tensor, generator: torch.Generator | None) -> None:
-        self.count = len(images)
-        self.device = images.device
-        self.generator = generator
-
-    def integers(self, high: int) -> Tensor:
-        """(N,) uniform in 0 .. high - 1."""
-        return torch.randint(high, (self.count,), generator=self.generator, device=self.device)
-
-
-def _shift(padded: Tensor, pad: int, draw: _Draw) -> Tensor:
-    """Crop each padded image at a position of its own."""
-    height, width = padded.shape[2] - 2 * pad, padded.shape[3] - 2 * pad
-    rows = draw.integers(2 * pad + 1)[:, None] + torch.arange(height, device=padded.device)
-    columns = draw.integers(2 * pad + 1)[:, None] + torch.arange(width, device=padded.device)
-    image = torch.arange(len(padded), device=padded.device)
-    # (N, 1, H, 1) x (N, 1, 1, W) with all channels
-    return padded.permute(0, 2, 3, 1)[image[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def _cut_out(images: Tensor, side: int, draw: _Draw) -> Tensor:
-    """Zero a square of ``side`` whose centre is uniform over the image, clipped at its edges (DeVries & Taylor, 2017)."""
-    rows = torch.arange(images.shape[2], device=images.device) - (draw.integers(images.shape[2]) - side // 2)[:, None]
-    columns = torch.arange(images.shape[3], device=images.device) - (draw.integers(images.shape[3]) - side // 2)[:, None]
-    inside = ((rows >= 0) & (rows < side))[:, None, :, None] & ((columns >= 0) & (columns < side))[:, None, None, :]
-    return images.masked_fill(inside, 0.0)

@@ -1,0 +1,206 @@
+"""COCO (Lin et al., ECCV 2014): instances as boxes, classes and masks; the losses of Mask R-CNN, summed."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from nni_blockswap.errors import DataError
+from nni_blockswap.tasks.base import fingerprint
+from nni_blockswap.tasks.classification import minibatch_indices
+
+Target = dict[str, Tensor]
+"""Of one image with n instances: boxes (n, 4) as x1, y1, x2, y2 in pixels, labels (n,), masks (n, H, W) bytes, area (n,),
+iscrowd (n,) and image_id ()."""
+
+Detection = tuple[list[Tensor], list[Target]]
+"""Images, each (3, H, W) in a size of its own, and a target for each."""
+
+
+class Coco:
+    """Detection on data in COCO's layout: train2017/, val2017/, annotations/instances_{train,val}2017.json.
+
+    Training leaves out crowds, boxes without area and images without a box; its one augmentation is a horizontal flip, as
+    in torchvision's reference. The held-out set keeps every image and its crowds, which COCO's metrics ignore by rule.
+
+    Raises:
+        DataError: the files are not there or cannot be read.
+    """
+
+    name = "coco"
+
+    def __init__(self, root: str | None) -> None:
+        if root is None or not (Path(root) / "annotations").is_dir():
+            raise DataError(
+                "coco needs a folder that holds train2017/, val2017/ and annotations/instances_{train,val}2017.json; "
+                f"there is none in '{root}'."
+            )
+        self.root = Path(root)
+
+    @cached_property
+    def num_classes(self) -> int:
+        """Classes, the background included: 91 for COCO, whose category numbers have gaps."""
+        return 1 + max(self._train.index.cats)
+
+    @cached_property
+    def _train(self) -> "Instances":
+        return Instances(self.root, "train2017", training=True)
+
+    @cached_property
+    def _val(self) -> "Instances":
+        return Instances(self.root, "val2017", training=False)
+
+    def train_loader(self, batch_size: int, *, seed: int = 0, workers: int = 0) -> "DataLoader[Detection]":
+        """Shuffled batches, images as bytes; the last, incomplete one is dropped."""
+        if len(self._train) < batch_size:
+            raise DataError(f"a batch of {batch_size} needs as many training images; coco has {len(self._train)} here.")
+        order = torch.Generator().manual_seed(seed)
+        return DataLoader(
+            self._train, batch_size, shuffle=True, drop_last=True, generator=order, num_workers=workers,
+            persistent_workers=workers > 0, collate_fn=_as_lists,
+        )  # fmt: skip
+
+    def val_loader(self, batch_size: int, *, workers: int = 0) -> "DataLoader[Detection]":
+        """Batches of the held-out set, images as bytes, in order."""
+        return DataLoader(self._val, batch_size, num_workers=workers, collate_fn=_as_lists)
+
+    def minibatch(self, batch_size: int, *, seed: int, index: int = 0, augment: bool = True) -> Detection:
+        """The ``index``-th minibatch that ``seed`` draws; only its own images are read."""
+        chosen = minibatch_indices(len(self._train), batch_size, seed, index)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        return self.prepare(_as_lists(self._train[one] for one in chosen), train=augment, generator=generator)
+
+    def prepare(self, batch: Detection, *, train: bool, generator: torch.Generator | None = None) -> Detection:
+        """Bytes -> floats in [0, 1]; in training every second image, drawn at random, is mirrored."""
+        images, targets = batch
+        examples = [(image.float() / 255, target) for image, target in zip(images, targets, strict=True)]
+        if train:
+            mirror = torch.rand(len(images), generator=generator, device=generator and generator.device) < 0.5
+            examples = [_mirrored(*one) if flip else one for one, flip in zip(examples, mirror.tolist(), strict=True)]
+        return _as_lists(examples)
+
+    def to(self, batch: Detection, device: torch.device, dtype: torch.dtype | None = None) -> Detection:
+        """The batch on ``device``; floating-point images, boxes and areas in ``dtype``."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
+
+        images, targets = batch
+        return [moved(image) for image in images], [
+            {key: moved(tensor) for key, tensor in target.items()} for target in targets
+        ]
+
+    def losses(self, network: nn.Module, batch: Detection) -> dict[str, Tensor]:
+        """The five losses of Mask R-CNN by name: objectness and boxes of the RPN; classes, boxes and masks of the heads.
+
+        The network has to be in training mode. Anchors and proposals are sampled with torch's global generator.
+        """
+        images, targets = batch
+        losses: dict[str, Tensor] = network(images, targets)
+        return losses
+
+    def loss(self, network: nn.Module, batch: Detection) -> Tensor:
+        """The sum of ``losses``, anchors and proposals always sampled alike, so that a score is a number and no draw."""
+        with _fixed_sampling(batch[0][0].device):
+            return torch.stack(list(self.losses(network, batch).values())).sum()
+
+    def fingerprint(self, batch: Detection) -> str:
+        """Sixteen hexadecimal digits that name images, boxes, labels and masks."""
+        images, targets = batch
+        return fingerprint([*images, *(target[key] for target in targets for key in ("boxes", "labels", "masks"))])
+
+
+def coco(root: str | None) -> Coco:
+    """COCO 2017 below ``root``."""
+    return Coco(root)
+
+
+class Instances(Dataset[tuple[Tensor, Target]]):
+    """One part of COCO; an example is an image (3, H, W) as bytes and its target.
+
+    Args:
+        root: folder of the data set.
+        part: ``train2017`` or ``val2017``.
+        training: leave out crowds, boxes without area and images without a box.
+    """
+
+    def __init__(self, root: Path, part: str, *, training: bool) -> None:
+        self.folder = root / part
+        self.index = _index(root / "annotations" / f"instances_{part}.json")
+        self.training = training
+        ids = sorted(self.index.imgs)
+        self.image_ids = [one for one in ids if self._annotations(one)] if training else ids
+
+    def _annotations(self, image_id: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.index.imgToAnns[image_id]
+        if self.training:
+            return [one for one in found if not one.get("iscrowd") and one["bbox"][2] > 0 and one["bbox"][3] > 0]
+        return found
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Target]:
+        from torchvision.io import ImageReadMode, decode_image
+
+        image_id = self.image_ids[position]
+        path = self.folder / self.index.imgs[image_id]["file_name"]
+        try:
+            image = decode_image(str(path), ImageReadMode.RGB)
+        except RuntimeError as error:
+            raise DataError(f"the image '{path}' cannot be read: {error}.") from error
+        return image, self._target(image_id, image.shape[1], image.shape[2])
+
+    def _target(self, image_id: int, height: int, width: int) -> Target:
+        found = self._annotations(image_id)
+        corners = torch.tensor([one["bbox"] for one in found], dtype=torch.float32).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        corners[:, 0::2].clamp_(0, width)
+        corners[:, 1::2].clamp_(0, height)
+        masks = [torch.from_numpy(self.index.annToMask(one)) for one in found]
+        return {
+            "boxes": corners,
+            "labels": torch.tensor([one["category_id"] for one in found], dtype=torch.int64),
+            "masks": torch.stack(masks) if masks else torch.zeros(0, height, width, dtype=torch.uint8),
+            "area": torch.tensor([one["area"] for one in found], dtype=torch.float32),
+            "iscrowd": torch.tensor([one.get("iscrowd", 0) for one in found], dtype=torch.int64),
+            "image_id": torch.tensor(image_id),
+        }
+
+
+def _index(path: Path) -> Any:
+    """Pycocotools' index of an annotation file, without its chatter."""
+    from pycocotools.coco import COCO
+
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            return COCO(str(path))
+    except (OSError, ValueError, KeyError, AssertionError) as error:
+        raise DataError(f"'{path}' is not an annotation file of COCO ({error}); download it anew.") from error
+
+
+def _as_lists(examples: Iterable[tuple[Tensor, Target]]) -> Detection:
+    images, targets = zip(*examples, strict=True)
+    return list(images), list(targets)
+
+
+def _mirrored(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    """Left and right exchanged."""
+    boxes = target["boxes"].clone()
+    boxes[:, [0, 2]] = image.shape[-1] - boxes[:, [2, 0]]
+    return image.flip(-1), {**target, "boxes": boxes, "masks": target["masks"].flip(-1)}
+
+
+@contextmanager
+def _fixed_sampling(device: torch.device) -> Iterator[None]:
+    """Torch's global generators start from 0 and are put back afterwards."""
+    devices: Sequence[torch.device] = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        yield

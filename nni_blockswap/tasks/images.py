@@ -1,0 +1,92 @@
+"""Labelled sets of images of one size: held as bytes, or decoded from files when asked for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nni_blockswap.errors import DataError
+
+
+class Images(Protocol):
+    """A labelled set of images of one size."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+    def take(self, indices: Sequence[int]) -> Tensor:
+        """Bytes (n, C, H, W)."""
+
+
+class InMemoryImages:
+    """Images held as bytes."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Sequence[int]) -> Tensor:
+        """Bytes (n, C, H, W)."""
+        return self.images[list(indices)]
+
+
+class FileImages:
+    """Image files, decoded when asked for."""
+
+    def __init__(self, files: Sequence[tuple[str, int]], size: tuple[int, int]) -> None:
+        self.files = list(files)
+        self.labels = torch.tensor([label for _, label in files])
+        self._size = size
+
+    @classmethod
+    def below(cls, folder: Path, size: tuple[int, int]) -> "FileImages":
+        """All images of ``folder``/<class>/, classes in the order of their names."""
+        return cls(labelled_files(folder), size)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def take(self, indices: Sequence[int]) -> Tensor:
+        """Bytes (n, 3, H, W). Raises DataError where a file cannot be read or has another size."""
+        from torchvision.io import ImageReadMode, decode_image
+
+        images = []
+        for index in indices:
+            path = self.files[index][0]
+            try:
+                image = decode_image(path, ImageReadMode.RGB)
+            except RuntimeError as error:
+                raise DataError(f"the image '{path}' cannot be read: {error}.") from error
+            if tuple(image.shape[1:]) != self._size:
+                height, width = image.shape[1:]
+                raise DataError(f"'{path}' is {width}x{height}; every image must be {self._size[1]}x{self._size[0]}.")
+            images.append(image)
+        return torch.stack(images)
+
+
+def labelled_files(folder: Path) -> list[tuple[str, int]]:
+    """(path, class) of all images of ``folder``/<class>/, classes in the order of their names."""
+    from torchvision.datasets import ImageFolder
+
+    try:
+        samples: list[tuple[str, int]] = ImageFolder(str(folder)).samples
+    except FileNotFoundError as error:
+        raise DataError(f"'{folder}' must hold one folder of images for each class: {error}.") from error
+    return samples
+
+
+def limited(images: Images, limit: int | None) -> Images:
+    """At most ``limit`` of ``images``, always the same ones, evenly over the classes."""
+    if limit is None or limit >= len(images):
+        return images
+    from sklearn.model_selection import train_test_split
+
+    chosen, _ = train_test_split(range(len(images)), train_size=limit, random_state=0, stratify=images.labels)
+    if isinstance(images, FileImages):
+        return FileImages([images.files[index] for index in chosen], images._size)
+    return InMemoryImages(images.take(chosen), images.labels[list(chosen)])
