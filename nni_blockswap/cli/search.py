@@ -61,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
         folder = Path(options.out) / (ranking.budget if len(rankings) > 1 else "")
         print(
             f"{ranking.budget}: best of {len(ranking.architectures)}: score {best.score:.6g}, "
-            f"{best.params:,} parameters, {best.macs:,} MACs\n  {' '.join(best.choices.values())}\n  in {folder / 'best.json'}"
+            f"{best.params:,} parameters, {best.macs:,} MACs\n"
+            f"  {' '.join(best.choices.values())}\n  in {folder / 'best.json'}"
         )
     print(f"{time.monotonic() - start:.1f} s")
     return 0

@@ -1,0 +1,124 @@
+import json
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+import torch
+
+from nni_blockswap import Architecture
+from nni_blockswap.architecture import load_space
+from nni_blockswap.errors import SpaceError
+from tests.conftest import SMALL, WRN
+
+
+def test_list_and_mapping_in_any_spelling_mean_the_same() -> None:
+    one = Architecture.from_choices(WRN, ["g(n)", "BG(2,1)", "S"], SMALL)
+    two = Architecture.from_choices(WRN, {"block_02": "s", "block_01": "B(2)", "block_00": "G(16)"}, SMALL)
+    assert one == two
+    assert one.id == two.id
+    assert list(two.choices.items()) == [("block_00", "G(16)"), ("block_01", "B(2)"), ("block_02", "S")]
+
+
+def test_id_names_space_arguments_and_choices() -> None:
+    one = Architecture.from_choices(WRN, ["S", "S", "S"], SMALL)
+    assert one.id == Architecture.from_choices(WRN, ["S"] * 3, {**SMALL, "num_classes": 10}).id  # the default
+    assert one.id != Architecture.from_choices(WRN, ["S"] * 3, {**SMALL, "num_classes": 9}).id
+    assert one.id != Architecture.from_choices(WRN, ["S", "S", "B(2)"], SMALL).id
+    assert one.id == one.scored(1.0, {"seed": 3}).id
+    command = f"from nni_blockswap import Architecture as A; print(A.from_choices({WRN!r}, ['S']*3, {SMALL!r}).id)"
+    other = subprocess.run([sys.executable, "-W", "ignore", "-c", command], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == one.id
+
+
+def test_immutable() -> None:
+    one = Architecture.from_choices(WRN, ["S"] * 3, SMALL)
+    with pytest.raises(FrozenInstanceError):
+        one.params = 1  # type: ignore[misc]
+
+
+def test_file_round_trip(tmp_path: Path) -> None:
+    one = Architecture.from_choices(WRN, ["S", "G(N/8)", "B(4)"], SMALL).scored(0.25, {"proxy": "fisher", "seed": 1})
+    one.save(tmp_path / "deep" / "one.json")
+    assert Architecture.load(tmp_path / "deep" / "one.json") == one
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["one.json"]
+
+
+def test_costs_in_an_edited_file_are_counted_anew(tmp_path: Path) -> None:
+    one = Architecture.from_choices(WRN, ["S", "S", "S"], SMALL)
+    one.save(tmp_path / "one.json")
+    content = json.loads((tmp_path / "one.json").read_text())
+    content["params"] = 1
+    (tmp_path / "one.json").write_text(json.dumps(content))
+    assert Architecture.load(tmp_path / "one.json").params == one.params
+
+
+def test_build_holds_only_the_chosen_branches_and_draws_from_the_global_generator() -> None:
+    one = Architecture.from_choices(WRN, ["B(4)", "G(2)", "S"], SMALL)
+    torch.manual_seed(3)
+    first = one.build()
+    torch.manual_seed(3)
+    again = one.build()
+    assert sum(p.numel() for p in first.parameters()) == one.params
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert [type(block.branch).__name__ for block in first.blocks()] == ["Sequential"] * 3
+    assert first(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_fresh_weights_follow_the_rule() -> None:
+    """Normal, std sqrt(2 / (k^2 C_out)), C_out not divided by the groups; BN 1 and 0; biases 0."""
+    network = Architecture.from_choices(WRN, ["S", "S", "G(N/4)"], {**SMALL, "width": 4}).build()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 2000:
+            expected = (2 / (module.kernel_size[0] ** 2 * module.out_channels)) ** 0.5
+            assert module.weight.std().item() == pytest.approx(expected, rel=0.08)
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.weight.eq(1).all()
+            assert module.bias.eq(0).all()
+    assert network.fc.bias.eq(0).all()
+
+
+def test_teacher() -> None:
+    one = Architecture.from_choices(WRN, ["B(4)", "G(2)", "S"], SMALL)
+    assert set(one.teacher().choices.values()) == {"S"}
+    assert one.teacher().space_args == one.space_args
+
+
+@pytest.mark.parametrize(
+    ("space", "choices", "space_args", "sentence"),
+    [
+        (WRN, ["S"] * 2, SMALL, "the space has 3 blocks; 2 choices were given"),
+        (WRN, {"block_00": "S", "block_01": "S"}, SMALL, "block_02 has no choice; give every block one"),
+        (WRN, {"block_00": "S", "block_1": "S"}, SMALL, "'block_1' is not a block of the space"),
+        (WRN, ["S", "S", "Z"], SMALL, "'Z' is not a substitute"),
+        (WRN, ["S", "S", "BG(4,2)"], SMALL, r"'BG\(4,2\)' is not a candidate of block_02; choose from S"),
+        (WRN, ["S"] * 3, {"deepness": 10}, "do not fit .*unexpected keyword argument 'deepness'"),
+        (WRN, ["S"] * 3, {"depth": 11}, r"the depth of a wide ResNet is 6n \+ 4 .* not 11"),
+        ("search_spaces.wide_resnet", ["S"], {}, "a space is written module:Class"),
+        ("search_spaces.nowhere:Space", ["S"], {}, "cannot be imported"),
+        ("search_spaces.wide_resnet:Nothing", ["S"], {}, "cannot be imported"),
+        ("pathlib:Path", ["S"], {}, "'pathlib:Path' is not a search space; derive it from"),
+    ],
+)
+def test_bad_input_gets_one_sentence(space: str, choices: list[str], space_args: dict[str, int], sentence: str) -> None:
+    with pytest.raises(SpaceError, match=sentence) as caught:
+        Architecture.from_choices(space, choices, space_args)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"), [("{", "can be read"), ("[]", "lacks choices and space"), ("{}", "lacks")]
+)
+def test_bad_files(tmp_path: Path, content: str, sentence: str) -> None:
+    (tmp_path / "bad.json").write_text(content)
+    with pytest.raises(SpaceError, match=sentence):
+        Architecture.load(tmp_path / "bad.json")
+    with pytest.raises(SpaceError, match="no architecture can be read"):
+        Architecture.load(tmp_path / "absent.json")
+
+
+def test_load_space_gives_the_class() -> None:
+    from search_spaces.wide_resnet import WideResNetSpace
+
+    assert load_space(WRN) is WideResNetSpace

@@ -1,0 +1,82 @@
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.cli import main
+from tests.conftest import SMALL, WRN
+
+SPACE_ARGS = [f"--space-arg={name}={value}" for name, value in {**SMALL, "image_size": 16}.items()]
+
+
+def test_space_prints_candidates_costs_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["space", WRN, "--budget", "400K", "800K", "--tolerance", "0.025"]) == 0
+    out = capsys.readouterr().out
+    assert "146,538 parameters" in out
+    assert "2,243,546 parameters; 327,599,360 MACs" in out
+    assert "6.87e+20 architectures" in out
+    shares = [float(share) for share in re.findall(r"\(([\d.]+) of all\)", out)]
+    assert shares == pytest.approx([0.050, 0.022], abs=5e-4)  # acceptance of uniform proposals, four million draws
+    assert "block_17  16 candidates" in out
+
+
+def test_space_json_is_what_nni_reads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["space", WRN, *SPACE_ARGS, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    table = cost_table(WRN, {**SMALL, "image_size": 16})
+    assert {label: tuple(entry["_value"]) for label, entry in content.items()} == dict(
+        zip(table.labels, table.candidates, strict=True)
+    )
+    assert {entry["_type"] for entry in content.values()} == {"choice"}
+    content["block_01"]["_value"].remove("S")
+    (tmp_path / "space.json").write_text(json.dumps(content))
+    assert main(["space", WRN, *SPACE_ARGS, "--json", "--search-space-file", str(tmp_path / "space.json")]) == 0
+    assert json.loads(capsys.readouterr().out) == content
+
+
+def test_search_writes_ranking_and_best(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["--data", "digits", "--data-option", "held_out=400", "--budget", "30K", "20K", "--samples", "5"]
+    arguments += ["--batch-size", "8", "--seed", "3", "--inits", "2", "--out", str(tmp_path), "--device", "cpu"]
+    assert main(["search", "--space", WRN, *SPACE_ARGS, *arguments]) == 0
+    captured = capsys.readouterr()
+    assert "20/20 candidates" in captured.err
+    for budget in ("30K", "20K"):
+        rows = list(csv.DictReader((tmp_path / budget / "ranking.csv").open()))
+        assert [row["rank"] for row in rows] == ["1", "2", "3", "4", "5"]
+        best = Architecture.load(tmp_path / budget / "best.json")
+        assert rows[0]["id"] == best.id
+        assert f"{best.params:,} parameters" in captured.out
+        assert " ".join(best.choices.values()) in captured.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["space", "nowhere:Space"], "the space 'nowhere:Space' cannot be imported"),
+        (["space", WRN, "--space-arg", "depth"], "write NAME=VALUE, not 'depth'"),
+        (["space", WRN, "--budget", "lots"], "'lots' is not a budget"),
+        (["space", WRN, "--search-space-file", "absent.json"], "no search space can be read from 'absent.json'"),
+        (
+            ["search", "--space", WRN, "--data", "mnist", "--budget", "400K", "--out", "x"],
+            "there is no data set 'mnist'",
+        ),
+        (["search", "--space", WRN, "--data", "digits", "--budget", "100K", "--out", "x"], "146,538"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(
+    arguments: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("blockswap: ")
+    assert sentence in captured.err
+    assert captured.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

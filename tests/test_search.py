@@ -1,0 +1,167 @@
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.errors import BlockSwapError, StateError
+from nni_blockswap.search import Progress, SearchSettings, search
+from tests.conftest import SMALL, WRN
+
+SPACE_ARGS = {**SMALL, "image_size": 16}
+SETTINGS = {
+    "space": WRN,
+    "space_args": SPACE_ARGS,
+    "data": "digits",
+    "budgets": ["30K"],
+    "samples": 12,
+    "batch_size": 16,
+    "device": "cpu",
+}
+
+
+def run(out: Path | None = None, **changes: object) -> list[list[tuple[str, str]]]:
+    """(id, score to the bit) of each candidate, best first, for each budget."""
+    rankings = search(SearchSettings(**{**SETTINGS, **changes}), out)  # type: ignore[arg-type]
+    return [[(one.id, repr(one.score)) for one in ranking.architectures] for ranking in rankings]
+
+
+def test_search_keeps_to_the_budget_and_writes_what_it_found(tmp_path: Path) -> None:
+    (ranking,) = search(SearchSettings(**SETTINGS), tmp_path)  # type: ignore[arg-type]
+    assert len({one.id for one in ranking.architectures}) == 12
+    assert all(one.params <= 30_000 for one in ranking.architectures)
+    assert all(
+        one.params == Architecture.from_choices(WRN, one.choices, SPACE_ARGS).params for one in ranking.architectures
+    )
+    scores = [one.score for one in ranking.architectures]
+    assert scores == sorted(scores, reverse=True)
+    best = Architecture.load(tmp_path / "best.json")
+    assert best == ranking.architectures[0]
+    assert best.provenance["proxy"] == "fisher"
+    assert math.isclose(sum(best.provenance["block_scores"]), best.score or 0, rel_tol=1e-12)
+    assert len(list(csv.reader((tmp_path / "ranking.csv").open()))) == 13
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_same_seed_same_ranking_in_another_process_and_another_seed_another(tmp_path: Path) -> None:
+    here = run(tmp_path / "here")
+    program = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from nni_blockswap.search import *\n"
+        f"search(SearchSettings(**{SETTINGS!r}), {str(tmp_path / 'there')!r})"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+    assert (tmp_path / "here/ranking.csv").read_bytes() == (tmp_path / "there/ranking.csv").read_bytes()
+    assert run(seed=1) != here
+
+
+def test_several_budgets_give_each_what_it_gets_alone(tmp_path: Path) -> None:
+    together = run(tmp_path, budgets=["30K", "macs=50%"])
+    assert together == run(budgets=["30K"]) + run(budgets=["macs=50%"])
+    assert {path.name for path in tmp_path.iterdir()} >= {"30K", "macs=50%"}
+    table = cost_table(WRN, SPACE_ARGS)
+    best = Architecture.load(tmp_path / "macs=50%" / "best.json")
+    assert best.macs <= table.total("macs", table.teacher()) // 2
+
+
+def test_averages_over_draws_of_the_weights() -> None:
+    def by_id(**changes: object) -> dict[str, float]:
+        (ranking,) = run(**changes)
+        return {name: float(score) for name, score in ranking}
+
+    single, mean = by_id(), by_id(inits=3)
+    assert single.keys() == mean.keys()
+    assert single != mean
+
+
+def test_a_search_goes_on_where_it_was_and_ends_the_same(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", inits=2)
+    lines = (tmp_path / "whole/scores.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 24
+    part = tmp_path / "part"
+    part.mkdir()
+    (part / "search.json").write_bytes((tmp_path / "whole/search.json").read_bytes())
+    (part / "scores.jsonl").write_text("".join(lines[:7]) + lines[7][:20])
+    fresh: list[Progress] = []
+    search(SearchSettings(**SETTINGS, inits=2), part, fresh.append)  # type: ignore[arg-type]
+    assert [progress.done for progress in fresh] == list(range(8, 25))
+    assert (part / "ranking.csv").read_bytes() == (tmp_path / "whole/ranking.csv").read_bytes()
+    assert run(part, inits=2) == whole  # nothing left to score
+
+
+def test_more_samples_reuse_the_scores(tmp_path: Path) -> None:
+    run(tmp_path, samples=12)
+    fresh: list[Progress] = []
+    search(SearchSettings(**{**SETTINGS, "budgets": ["30K", "25K"]}), tmp_path, fresh.append)  # type: ignore[arg-type]
+    assert fresh[0].done == 13
+
+
+def test_other_settings_do_not_mix(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(StateError, match="batch_size was 16, now 8"):
+        run(tmp_path, batch_size=8)
+    with pytest.raises(StateError, match="proxy was 'fisher', now 'l2_norm'"):
+        run(tmp_path, proxy="l2_norm")
+
+
+def test_killed_with_kill_9_and_started_again(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "nni_blockswap", "search", "--space", WRN, "--data", "digits"]
+    for name, value in SPACE_ARGS.items():
+        command += ["--space-arg", f"{name}={value}"]
+    command += ["--budget", "30K", "--samples", "150", "--batch-size", "64", "--device", "cpu", "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment, stderr=subprocess.DEVNULL)
+    scores = tmp_path / "killed/scores.jsonl"
+    while not scores.exists() or scores.read_bytes().count(b"\n") < 20:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    before = scores.read_bytes()
+    for folder in ("killed", "whole"):
+        done = subprocess.run(
+            [*command, str(tmp_path / folder)], env=environment, capture_output=True, text=True, check=True
+        )
+    assert (tmp_path / "killed/ranking.csv").read_bytes() == (tmp_path / "whole/ranking.csv").read_bytes()
+    assert scores.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    assert "best of 150" in done.stdout
+
+
+def test_a_narrowed_space_is_searched_alone() -> None:
+    candidates = {"block_00": ["S", "B(2)"], "block_01": ["G(2)"], "block_02": ["B(2)", "B(4)", "G(N)"]}
+    (ranking,) = search(SearchSettings(**SETTINGS, candidates=candidates))  # type: ignore[arg-type]
+    for one in ranking.architectures:
+        assert one.choices["block_01"] == "G(2)"
+        assert one.choices["block_02"] in ("B(2)", "B(4)", "G(N)")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"samples": 0}, "samples is a whole number of at least 1, not 0"),
+        ({"seed": -1}, "seed is at least 0"),
+        ({"budgets": []}, "budgets is a list of at least one budget"),
+        ({"budgets": ["1K"]}, "parameters reach from 8,362 to 78,138 in this space"),
+        ({"proxy": "guess"}, "there is no proxy 'guess'; choose from fisher"),
+        ({"device": "abacus"}, "the device 'abacus' cannot be used"),
+        ({"precision": "int3"}, "there is no precision 'int3'; choose from auto, float32"),
+        ({"data": "mnist"}, "there is no data set 'mnist'"),
+    ],
+)
+def test_bad_settings_get_one_sentence(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(BlockSwapError, match=sentence):
+        run(**changes)
+
+
+def test_settings_are_plain(tmp_path: Path) -> None:
+    run(tmp_path)
+    identity = json.loads((tmp_path / "search.json").read_text())
+    assert identity["space_args"]["num_classes"] == 10
+    assert identity["versions"].keys() == {"nni_blockswap", "torch"}

@@ -1,0 +1,169 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from nni_blockswap.errors import ConfigError, DataError
+from nni_blockswap.tasks import TASKS, make_task
+from nni_blockswap.tasks.augmentation import Augmentation
+
+
+@pytest.fixture
+def tiny_cifar(tmp_path: Path) -> Path:
+    """Ten classes of 32x32 images, 3 for training and 2 for testing each; the pixels tell them apart."""
+    draw = np.random.default_rng(0)
+    for part, each in (("train", 3), ("test", 2)):
+        for label in range(10):
+            folder = tmp_path / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(each):
+                Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return tmp_path
+
+
+def test_digits_are_split_once_and_for_all_evenly_over_the_classes() -> None:
+    task = make_task("digits")
+    held_out = torch.cat([labels for _, labels in task.val_loader(50)])
+    train = torch.cat([labels for _, labels in task.train_loader(1)])
+    assert len(train) + len(held_out) == len(load_digits().target) == 1797
+    assert torch.bincount(held_out).tolist() == [36] * 10 or torch.bincount(held_out).max() <= 37
+    assert len(held_out) == 360
+
+
+def test_digits_keep_their_content_when_upscaled() -> None:
+    task = make_task("digits", image_size=32)
+    images, _ = next(iter(task.val_loader(360)))
+    assert images.shape == (360, 1, 32, 32)
+    originals = torch.tensor(load_digits().images) * (255 / 16)
+    shrunk = torch.nn.functional.avg_pool2d(images.float(), 4)[:, 0]
+    distance = torch.cdist(shrunk.flatten(1).double(), originals.flatten(1)).min(1).values / 8
+    assert distance.max() < 40  # mean grey level; unrelated digits differ by about 90
+
+
+def test_a_loader_epoch_is_a_permutation_and_seeded() -> None:
+    task = make_task("digits")
+
+    def epoch(seed: int) -> torch.Tensor:
+        return torch.cat([images.flatten(1) for images, _ in task.train_loader(64, seed=seed)])
+
+    assert torch.equal(epoch(1), epoch(1))
+    assert not torch.equal(epoch(1), epoch(2))
+    assert len(epoch(1)) == 1437 // 64 * 64
+
+
+def test_minibatches_are_disjoint_seeded_and_normalised() -> None:
+    task = make_task("digits")
+    first, second = (task.minibatch(64, seed=0, index=index, augment=False) for index in (0, 1))
+    assert torch.equal(first[0], task.minibatch(64, seed=0, augment=False)[0])
+    assert task.fingerprint(first) != task.fingerprint(second)
+    assert task.fingerprint(first) != task.fingerprint(task.minibatch(64, seed=1, augment=False))
+    rows = {tuple(image.flatten().tolist()) for image in first[0]}
+    assert not rows & {tuple(image.flatten().tolist()) for image in second[0]}
+    large = task.minibatch(1400, seed=0, augment=False)[0]
+    assert large.mean().abs() < 0.02
+    assert abs(large.std() - 1) < 0.02
+
+
+def test_minibatch_needs_enough_images() -> None:
+    with pytest.raises(DataError, match="2 minibatch.* of 1000 need 2000 training examples; there are 1437: lower"):
+        make_task("digits").minibatch(1000, seed=0, index=1)
+
+
+def test_cifar_from_folders_reads_pixels_and_labels_exactly(tiny_cifar: Path) -> None:
+    task = make_task("cifar10", str(tiny_cifar))
+    images, labels = next(iter(task.val_loader(20)))
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = tiny_cifar / "test" / f"class{label}" / f"{index % 2}.png"
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(Image.open(path)))
+    batch = task.prepare((images, labels), train=False)
+    expected = (images[3, 1, 5, 7].item() / 255 - 0.4822) / 0.2435
+    assert batch[0][3, 1, 5, 7].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_cifar_limit_takes_the_same_images_evenly(tiny_cifar: Path) -> None:
+    task = make_task("cifar10", str(tiny_cifar), limit=20)
+    labels = torch.cat([labels for _, labels in task.train_loader(1)])
+    assert torch.bincount(labels).tolist() == [2] * 10
+
+
+def test_cifar_that_is_nowhere(tmp_path: Path) -> None:
+    task = make_task("cifar10", str(tmp_path / "none"))
+    with pytest.raises(
+        DataError, match=r"CIFAR10 is not in .* and cannot be downloaded .*; put torchvision's copy there"
+    ):
+        task.minibatch(2, seed=0)
+
+
+def test_wrong_image_sizes_and_broken_files_are_named(tiny_cifar: Path) -> None:
+    Image.new("RGB", (31, 32)).save(tiny_cifar / "test" / "class0" / "0.png")
+    with pytest.raises(DataError, match=r"class0/0.png' is 31x32; every image must be 32x32"):
+        make_task("cifar10", str(tiny_cifar)).val_loader(2)
+    (tiny_cifar / "test" / "class0" / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="class0/0.png' cannot be read"):
+        make_task("cifar10", str(tiny_cifar)).val_loader(2)
+
+
+def test_image_folder(tiny_cifar: Path) -> None:
+    task = make_task("image-folder", str(tiny_cifar), image_size=24)
+    assert task.num_classes == 10
+    images, labels = next(iter(task.val_loader(20)))
+    assert images.shape == (20, 3, 24, 24)
+    assert labels.tolist() == [label for label in range(10) for _ in range(2)]
+    one, two = (task.minibatch(8, seed=3, augment=True) for _ in range(2))
+    assert torch.equal(one[0], two[0])
+    assert not torch.equal(one[0], task.minibatch(8, seed=3, augment=False)[0])
+    (tiny_cifar / "test").rename(tiny_cifar / "elsewhere")
+    with pytest.raises(DataError, match="validation needs a folder val/<class>/"):
+        task.val_loader(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "sentence"),
+    [
+        ("mnist", {}, DataError, "there is no data set 'mnist'; choose from digits, cifar10"),
+        ("digits", {"size": 3}, ConfigError, "the data set 'digits' has no option 'size'; it has held_out, image_size"),
+        ("cifar10", {}, DataError, "CIFAR10 needs a folder"),
+        ("cifar10", {"augment": "rotate"}, DataError, "augment is made of crop, flip and cutout"),
+        ("imagenet", {}, DataError, "imagenet needs a folder that holds train/<class>/"),
+    ],
+)
+def test_bad_requests(name: str, options: dict[str, object], error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        make_task(name, None, **options)
+    assert "mnist" not in TASKS
+
+
+def crops(image: torch.Tensor, pad: int) -> list[torch.Tensor]:
+    """All crops of the zero-padded image, and their mirror images."""
+    padded = torch.nn.functional.pad(image, [pad] * 4)
+    size = image.shape[-1]
+    found = [padded[:, i : i + size, j : j + size] for i in range(2 * pad + 1) for j in range(2 * pad + 1)]
+    return found + [crop.flip(2) for crop in found]
+
+
+def test_augmentation_gives_crops_and_flips_uniformly() -> None:
+    image = torch.arange(1.0, 26).view(1, 5, 5)
+    out = Augmentation(pad=1, flip=True, cutout=0)(image.repeat(3600, 1, 1, 1), torch.Generator().manual_seed(0))
+    allowed = crops(image, 1)
+    counts = torch.stack([(out == crop).all(dim=(1, 2, 3)).sum() for crop in allowed])
+    assert counts.sum() == 3600
+    chi_square = ((counts - 200.0) ** 2 / 200).sum().item()
+    assert chi_square < 40.8  # 17 degrees of freedom, 0.1 %
+
+
+def test_cutout_zeroes_one_clipped_square() -> None:
+    out = Augmentation(pad=0, flip=False, cutout=4)(torch.ones(500, 2, 10, 10), torch.Generator().manual_seed(0))
+    sizes = set()
+    for image in out:
+        assert torch.equal(image[0], image[1])
+        rows, columns = torch.where(image[0] == 0)
+        height, width = (int(axis.max() - axis.min()) + 1 for axis in (rows, columns))
+        assert len(rows) == height * width
+        assert 2 <= height <= 4
+        assert 2 <= width <= 4
+        sizes.add((height, width))
+    assert (4, 4) in sizes
+    assert (2, 2) in sizes
