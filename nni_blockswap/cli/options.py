@@ -44,9 +44,7 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         ("inits", 1, "K", "average over K draws of the weights"),
         ("minibatches", 1, "M", "average over M minibatches"),
     ):
-        parser.add_argument(
-            f"--{name}", type=int, default=default, metavar=letter, help=f"{text} (default {default})"
-        )
+        parser.add_argument(f"--{name}", type=int, default=default, metavar=letter, help=f"{text} (default {default})")
     parser.add_argument(
         "--no-augment", dest="augment", action="store_false", help="take the minibatch without training augmentation"
     )

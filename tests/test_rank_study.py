@@ -1,0 +1,126 @@
+"""Rank study: Spearman's coefficient against closed forms, its input file, and a study that was interrupted."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+
+from nni_blockswap.errors import ConfigError, DataError, SpaceError
+from nni_blockswap.rank_study import bootstrap_interval, correlate, rank_study, read_trained, table
+from nni_blockswap.search import ScoreSettings
+
+SPACE = "search_spaces.wide_resnet:WideResNetSpace"
+ARGUMENTS = {"depth": 10, "width": 1, "in_channels": 1, "image_size": 8}
+SETTINGS = ScoreSettings(
+    space=SPACE, data="digits", space_args=ARGUMENTS, data_options={"image_size": 8}, batch_size=8, device="cpu"
+)
+NETWORKS = ["S S S", "G(2) S B(2)", "B(4) B(4) B(4)", "S G(4) S"]
+
+
+def by_closed_form(scores, errors):
+    """1 - 6 sum d^2 / (n (n^2 - 1)), for values without ties."""
+    n = len(scores)
+    ranks = [[sorted(values).index(value) for value in values] for values in (scores, errors)]
+    return 1 - 6 * sum((a - b) ** 2 for a, b in zip(*ranks, strict=True)) / (n * (n * n - 1))
+
+
+def test_coefficient_equals_the_closed_form_without_ties():
+    rng = np.random.default_rng(3)
+    scores, errors = rng.normal(size=(2, 40)).tolist()
+    found = correlate("fisher", 1, scores, errors)
+    assert found.rho == pytest.approx(by_closed_form(scores, errors), abs=1e-12)
+    assert found.interval[0] < found.rho < found.interval[1]
+
+
+def test_tied_values_share_their_mean_rank():
+    # ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: covariance 4.5, variances 4.5 and 5
+    found = correlate("fisher", 1, [1.0, 2.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0])
+    assert found.rho == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+
+
+def test_scores_that_are_not_finite_rank_as_the_worst():
+    found = correlate("fisher", 1, [3.0, math.nan, 2.0, math.inf], [1.0, 9.0, 2.0, 9.0])
+    assert found.rho == pytest.approx(-1)
+    assert found.non_finite == 2
+    assert "2 non-finite" in table([found])
+
+
+def test_equal_scores_have_no_correlation():
+    found = correlate("accuracy", 1, [0.5, 0.5, 0.5], [1.0, 2.0, 3.0])
+    assert math.isnan(found.rho)
+    assert "undefined" in table([found])
+
+
+def test_bootstrap_interval_of_a_monotone_relation_is_a_point():
+    rising = np.arange(10.0)
+    assert bootstrap_interval(rising, rising**3) == pytest.approx((1, 1))
+
+
+def write(path, header, rows):
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([header, *rows])
+    return path
+
+
+def test_both_ways_to_write_an_architecture_mean_the_same(tmp_path):
+    labels = ["block_00", "block_01", "block_02"]
+    one = write(tmp_path / "a.csv", ["choices", "error"], [(text, 1) for text in NETWORKS])
+    # columns in any order, other columns ignored
+    other = write(tmp_path / "b.csv", ["error", *labels, "rank"], [(1, *text.split(), 7) for text in NETWORKS])
+    assert read_trained(one, SPACE, ARGUMENTS) == read_trained(other, SPACE, ARGUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "error", "match"),
+    [
+        (["choices"], [["S S S"]] * 3, DataError, "line 2 .* no column 'error'"),
+        (["choices", "error"], [["S S S", 1]] * 2, DataError, "at least 3 architectures"),
+        (["choices", "error"], [["S S S", 1], ["S S S", "n/a"], ["S S S", 1]], DataError, "line 3 .* 'n/a'"),
+        (["choices", "error"], [["S S S", 1], ["S S S", "inf"], ["S S S", 1]], DataError, "line 3 .* finite"),
+        (["choices", "error"], [["S S", 1]] * 3, SpaceError, "3 blocks; 2 choices"),
+        (["block_00", "error"], [["S", 1]] * 3, SpaceError, "block_01, block_02 has no choice"),
+    ],
+)
+def test_a_faulty_table_is_named_in_one_sentence(tmp_path, header, rows, error, match):
+    with pytest.raises(error, match=match):
+        read_trained(write(tmp_path / "t.csv", header, rows), SPACE, ARGUMENTS)
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        read_trained(tmp_path / "nowhere.csv", SPACE, ARGUMENTS)
+
+
+def test_an_interrupted_study_goes_on_and_gives_the_same(tmp_path):
+    path = write(tmp_path / "t.csv", ["choices", "error"], [(text, i) for i, text in enumerate(NETWORKS)])
+    trained = read_trained(path, SPACE, ARGUMENTS)
+    proxies, steps = ["fisher", "l2_norm"], [1, 2]
+    whole = rank_study(trained, SETTINGS, proxies, steps, tmp_path / "whole")
+
+    def interrupt(progress):
+        if progress.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rank_study(trained, SETTINGS, proxies, steps, tmp_path / "cut", interrupt)
+    fresh = []
+    resumed = rank_study(trained, SETTINGS, proxies, steps, tmp_path / "cut", lambda p: fresh.append(p.done))
+    assert resumed == whole
+    assert fresh == [3, 4, *[1, 2, 3, 4] * 3]
+    names = {"correlations.md", "correlations.csv", "scores.csv", "scatter.png"}
+    assert names < {path.name for path in (tmp_path / "cut").iterdir()}
+    rows = list(csv.DictReader((tmp_path / "cut" / "correlations.csv").open()))
+    assert [(row["proxy"], row["train_minibatches"]) for row in rows] == [
+        ("fisher", "1"),
+        ("l2_norm", "1"),
+        ("fisher", "2"),
+        ("l2_norm", "2"),
+    ]
+    assert float(rows[0]["spearman"]) == whole[0].rho
+
+
+def test_training_before_the_score_counts_from_one(tmp_path):
+    path = write(tmp_path / "t.csv", ["choices", "error"], [("S S S", 1)] * 3)
+    with pytest.raises(ConfigError, match="train_minibatches"):
+        rank_study(read_trained(path, SPACE, ARGUMENTS), SETTINGS, ["fisher"], [0], tmp_path / "out")
