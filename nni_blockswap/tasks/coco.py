@@ -16,8 +16,8 @@ from nni_blockswap.tasks.base import fingerprint
 from nni_blockswap.tasks.classification import minibatch_indices
 
 Target = dict[str, Tensor]
-"""Of one image with n instances: boxes (n, 4) as x1, y1, x2, y2 in pixels, labels (n,), masks (n, H, W) bytes, area (n,),
-iscrowd (n,) and image_id ()."""
+"""Of one image with n instances: boxes (n, 4) as x1, y1, x2, y2 in pixels, labels (n,), masks (n, H, W) as bytes,
+area (n,), iscrowd (n,) and image_id ()."""
 
 Detection = tuple[list[Tensor], list[Target]]
 """Images, each (3, H, W) in a size of its own, and a target for each."""
@@ -26,8 +26,9 @@ Detection = tuple[list[Tensor], list[Target]]
 class Coco:
     """Detection on data in COCO's layout: train2017/, val2017/, annotations/instances_{train,val}2017.json.
 
-    Training leaves out crowds, boxes without area and images without a box; its one augmentation is a horizontal flip, as
-    in torchvision's reference. The held-out set keeps every image and its crowds, which COCO's metrics ignore by rule.
+    Training leaves out crowds, boxes without area and images without a box; its one augmentation is a horizontal flip,
+    as in torchvision's reference. The held-out set keeps every image and its crowds, which COCO's metrics do not count
+    against a detector.
 
     Raises:
         DataError: the files are not there or cannot be read.
@@ -46,7 +47,7 @@ class Coco:
     @cached_property
     def num_classes(self) -> int:
         """Classes, the background included: 91 for COCO, whose category numbers have gaps."""
-        return 1 + max(self._train.index.cats)
+        return 1 + int(max(self._train.index.cats))
 
     @cached_property
     def _train(self) -> "Instances":
@@ -81,7 +82,7 @@ class Coco:
         images, targets = batch
         examples = [(image.float() / 255, target) for image, target in zip(images, targets, strict=True)]
         if train:
-            mirror = torch.rand(len(images), generator=generator, device=generator and generator.device) < 0.5
+            mirror = torch.rand(len(images), generator=generator, device=generator.device if generator else None) < 0.5
             examples = [_mirrored(*one) if flip else one for one, flip in zip(examples, mirror.tolist(), strict=True)]
         return _as_lists(examples)
 
@@ -97,7 +98,7 @@ class Coco:
         ]
 
     def losses(self, network: nn.Module, batch: Detection) -> dict[str, Tensor]:
-        """The five losses of Mask R-CNN by name: objectness and boxes of the RPN; classes, boxes and masks of the heads.
+        """The five losses of Mask R-CNN by name: objectness and boxes of the RPN; class, boxes and masks of the heads.
 
         The network has to be in training mode. Anchors and proposals are sampled with torch's global generator.
         """
@@ -106,7 +107,7 @@ class Coco:
         return losses
 
     def loss(self, network: nn.Module, batch: Detection) -> Tensor:
-        """The sum of ``losses``, anchors and proposals always sampled alike, so that a score is a number and no draw."""
+        """Sum of ``losses``; anchors and proposals are sampled alike every time, so that a score can be repeated."""
         with _fixed_sampling(batch[0][0].device):
             return torch.stack(list(self.losses(network, batch).values())).sum()
 
@@ -121,7 +122,7 @@ def coco(root: str | None) -> Coco:
     return Coco(root)
 
 
-class Instances(Dataset[tuple[Tensor, Target]]):
+class Instances(Dataset[Any]):
     """One part of COCO; an example is an image (3, H, W) as bytes and its target.
 
     Args:
