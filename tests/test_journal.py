@@ -57,5 +57,5 @@ def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
     fill(tmp_path)
     path = tmp_path / "scores.jsonl"
     path.write_text("garbage\n" + path.read_text())
-    with pytest.raises(StateError, match="scores.jsonl' is damaged"):
+    with pytest.raises(StateError, match=r"scores\.jsonl' is damaged"):
         Journal(tmp_path, IDENTITY)

@@ -68,7 +68,7 @@ def test_minibatches_are_disjoint_seeded_and_normalised() -> None:
 
 
 def test_minibatch_needs_enough_images() -> None:
-    with pytest.raises(DataError, match="2 minibatch.* of 1000 need 2000 training examples; there are 1437: lower"):
+    with pytest.raises(DataError, match=r"2 minibatch.* of 1000 need 2000 training examples; there are 1437: lower"):
         make_task("digits").minibatch(1000, seed=0, index=1)
 
 
@@ -102,7 +102,7 @@ def test_wrong_image_sizes_and_broken_files_are_named(tiny_cifar: Path) -> None:
     with pytest.raises(DataError, match=r"class0/0.png' is 31x32; every image must be 32x32"):
         make_task("cifar10", str(tiny_cifar)).val_loader(2)
     (tiny_cifar / "test" / "class0" / "0.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match="class0/0.png' cannot be read"):
+    with pytest.raises(DataError, match=r"class0/0\.png' cannot be read"):
         make_task("cifar10", str(tiny_cifar)).val_loader(2)
 
 
