@@ -30,9 +30,13 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 # Pins what pyproject.toml newly asks for and keeps the other pins; `make lock LOCK=--upgrade` renews them all.
 # Wheels only: a package that is built on installation breaks with the first build tool that it does not know.
-lock: $(INSTALLED)
+lock: | $(BIN)/uv
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --only-binary :all: \
 		--generate-hashes --quiet --custom-compile-command "make lock" --output-file requirements.lock $(LOCK)
+
+# Any environment will do to write a lock: one that has uv is left as it is.
+$(BIN)/uv:
+	@tools/install
 
 # Leaves .venv, data and results alone.
 clean:
