@@ -4,11 +4,12 @@
     q(A)  = f(A) / ||f(A)||_2                                            of unit length
     loss  = cross-entropy + beta * sum_i d(q(A_i of the student), q(A_i of the teacher))
 
-The paper writes d as the 2-norm of the difference. Every public implementation, and the paper's beta = 1000, uses the mean
-of its squares over batch and positions instead: ``mode="mse"``, the default. With ``mode="norm"``, the written form, and
-beta = 1000 the term is some hundred times larger and drowns the cross-entropy: lower beta accordingly.
+The paper writes d as the 2-norm of the difference. Every public implementation, and the paper's beta = 1000, uses the
+mean of its squares over batch and positions instead: ``mode="mse"``, the default. With ``mode="norm"``, the written
+form, and beta = 1000 the term is some hundred times larger and drowns the cross-entropy: lower beta accordingly.
 
-Source: Turner et al., *BlockSwap*, ICLR 2020, section 3; Zagoruyko & Komodakis, *Paying More Attention to Attention*, ICLR 2017.
+Source: Turner et al., *BlockSwap*, ICLR 2020, section 3; Zagoruyko & Komodakis, *Paying More Attention to Attention*,
+ICLR 2017.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # the field's own name
+from torch.nn import functional as F
 
 from nni_blockswap.errors import ConfigError, SpaceError
 
@@ -31,16 +32,14 @@ def attention_map(activation: Tensor) -> Tensor:
     return precise.square().mean(1).flatten(1)
 
 
-def attention_distances(
-    student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], mode: Mode = "mse"
-) -> Tensor:
+def attention_distances(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], mode: Mode = "mse") -> Tensor:
     """Distance between student and teacher at each attention point.
 
     Args:
-        student_maps, teacher_maps: activations (N, C, H, W), one an attention point; C may differ between the two. No
-            gradient flows to the teacher's.
-        mode: ``"mse"``, mean over batch and positions of the squared difference of the normalised maps; or ``"norm"``, mean
-            over the batch of the difference's 2-norm.
+        student_maps, teacher_maps: activations (N, C, H, W), one an attention point; C may differ between the two.
+            No gradient flows to the teacher's.
+        mode: ``"mse"``, mean over batch and positions of the squared difference of the normalised maps; or
+            ``"norm"``, mean over the batch of the difference's 2-norm.
 
     Returns:
         (points,), in float32 or better whatever the precision of the activations.
@@ -56,8 +55,8 @@ def attention_distances(
             f"attention is transferred point by point, but the student has {len(student_maps)} points and the teacher "
             f"{len(teacher_maps)}; take both from the same search space."
         )
-    pairs = zip(student_maps, teacher_maps, strict=True)
-    return torch.stack([_distance(index, *pair, mode) for index, pair in enumerate(pairs)])
+    pairs = enumerate(zip(student_maps, teacher_maps, strict=True))
+    return torch.stack([_distance(index, student, teacher, mode) for index, (student, teacher) in pairs])
 
 
 def attention_transfer_loss(
@@ -68,8 +67,8 @@ def attention_transfer_loss(
     Example:
         >>> student, teacher = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
         >>> student[0, 0, 0, 0] = teacher[0, 0, 1, 1] = 3.0  # each looks at another corner
-        >>> attention_transfer_loss([student], [teacher]).item(), attention_transfer_loss([student], [teacher], "norm").item()
-        (0.5, 1.4142135381698608)
+        >>> [attention_transfer_loss([student], [teacher], mode).item() for mode in ("mse", "norm")]
+        [0.5, 1.4142135381698608]
     """
     return attention_distances(student_maps, teacher_maps, mode).sum()
 
@@ -93,7 +92,7 @@ def captured(network: nn.Module, points: Sequence[str]) -> Iterator[dict[str, Te
     """Collect the outputs of the modules at ``points`` (paths) while the network runs; afterwards it is as it was.
 
     Yields:
-        A mapping from path to output, in the order of ``points``; each forward pass replaces what the last one left.
+        A mapping from path to output, in the order of ``points``, filled by each forward pass.
 
     Raises:
         SpaceError: the network has no module at one of the paths.
@@ -102,7 +101,7 @@ def captured(network: nn.Module, points: Sequence[str]) -> Iterator[dict[str, Te
     missing = [point for point in points if point not in modules]
     if missing:
         raise SpaceError(f"the network has no module '{missing[0]}' to take attention from.")
-    outputs: dict[str, Tensor] = {}
+    outputs = dict.fromkeys(points, torch.empty(0))  # in the order of the points, whatever runs first
 
     def keep(point: str) -> Any:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:

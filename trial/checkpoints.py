@@ -91,15 +91,13 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
     """
     try:
         missing, unexpected = network.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # shapes
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise CheckpointError(f"the weights in '{source}' do not fit the network: {lines[0]}{_more(lines[1:])}") from error
-    if missing or unexpected:
-        faults = [
-            f"{kind} {', '.join(keys[:3])}{_more(keys[3:])}"
-            for kind, keys in (("missing", missing), ("unexpected", unexpected))
-            if keys
-        ]
+    except RuntimeError as error:  # about shapes, a line each
+        first, *rest = (line.strip().rstrip(".") for line in str(error).splitlines()[1:])
+        faults = [first + _more(rest)]
+    else:
+        kinds = (("missing", missing), ("unexpected", unexpected))
+        faults = [f"{kind} {', '.join(keys[:3])}{_more(keys[3:])}" for kind, keys in kinds if keys]
+    if faults:
         raise CheckpointError(
             f"the weights in '{source}' do not fit the network: {'; '.join(faults)}; "
             "a teacher is the search space's network with 'S' in every block."

@@ -11,9 +11,11 @@ import argparse
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from nni_blockswap import __version__
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks import seeded
 from nni_blockswap.errors import ConfigError, StateError
@@ -21,10 +23,10 @@ from nni_blockswap.files import read_json, write_json
 from nni_blockswap.tasks import make_task
 from trial import checkpoints, options
 from trial.nni_link import NNILink, is_first_process, under_nni
-from trial.reporting import AttentionPictures, EpochReport, describe
+from trial.reporting import AttentionPictures, Description, EpochReport
 from trial.running import Run, fit, in_terminal, main, say
 from trial.teachers import TeacherPlan, find_teacher, plain_state
-from trial.training import ImageTraining, check_fit
+from trial.training import ImageTraining, check_fit, loaders
 
 NOT_A_BLOCK = ("space", "space_args", "params", "macs", "score", "rank", "architecture_id")
 """What a tuner's parameters hold beside one substitute for each block label."""
@@ -94,17 +96,14 @@ def distill(architecture: Architecture, given: argparse.Namespace, out: Path, li
     report = EpochReport(link.report_epoch if link else None, "val/accuracy", None if in_terminal() else say)
     finished = fit(
         module,
-        lambda size: (
-            task.train_loader(size, seed=recipe.seed, workers=machine.workers),
-            task.val_loader(size, workers=machine.workers),
-        ),
+        loaders(task, machine.workers),
         out,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         machine=machine,
         monitor="val/accuracy",
         clip=recipe.clip,
-        callbacks=[report, AttentionPictures()],
+        callbacks=[report, Description(architecture, teacher), AttentionPictures()],
     )
     if finished.trainer.is_global_zero:
         _finish(architecture, module, finished, out, link)
@@ -122,30 +121,24 @@ def _claim(out: Path, architecture: Architecture, settings: dict[str, Any]) -> N
     architecture.save(out / "architecture.json")
 
 
-def _finish(
-    architecture: Architecture, module: ImageTraining, finished: Run, out: Path, link: NNILink | None
-) -> None:
+def _finish(architecture: Architecture, module: ImageTraining, finished: Run, out: Path, link: NNILink | None) -> None:
     """Write weights and results, and report them."""
-    import pytorch_lightning
-    import torch
-
-    from nni_blockswap import __version__
-
     checkpoints.save(plain_state(module.network), out / checkpoints.WEIGHTS)
-    teacher = {} if module.teacher is None else {"teacher_accuracy": module.teacher.accuracy}
-    result = {
+    result: dict[str, float | int | str] = {
         "accuracy": module.accuracy,
         "best_accuracy": finished.best,
-        **teacher,
         "architecture_id": architecture.id,
         "params": architecture.params,
         "macs": architecture.macs,
         "epochs": finished.trainer.current_epoch,
         "seconds": round(finished.seconds, 1),
     }
-    versions = {"nni_blockswap": __version__, "torch": torch.__version__, "lightning": pytorch_lightning.__version__}
-    write_json(out / "result.json", {**result, "score": architecture.score, "versions": versions})
-    describe(module, architecture, module.teacher.accuracy if module.teacher else None)
+    if module.teacher is not None:
+        result["teacher_accuracy"] = module.teacher.accuracy
+    if architecture.score is not None:
+        result["score"] = architecture.score
+    versions = {package: version(package) for package in ("torch", "pytorch-lightning", "nni")}
+    write_json(out / "result.json", {**result, "versions": {"nni-blockswap": __version__, **versions}})
     say(f"done: accuracy {module.accuracy:.2%} (best epoch {finished.best:.2%}); results in '{out}'.")
     if link is not None:
         link.report_final({"default": module.accuracy, **result})

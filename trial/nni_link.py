@@ -12,8 +12,8 @@ Metrics = Mapping[str, float | int | str]
 class NNILink:
     """A trial's conversation with NNI.
 
-    In time: NNI's parameters are asked for once, on construction (a second request in a process waits for ever); then comes
-    one intermediate report an epoch and one final report.
+    In time: NNI's parameters are asked for once, on construction (a second request in a process waits for ever); then
+    comes one intermediate report an epoch and one final report.
     """
 
     def __init__(self) -> None:

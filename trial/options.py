@@ -57,11 +57,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how fast: devices of this machine, arithmetic, processes that read data."""
+    """Where and how fast: devices of this machine, arithmetic, processes that read data, at most how many steps."""
 
     devices: str = "1"
     precision: str = "auto"
     workers: int = 0
+    limit_steps: int | None = None
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -84,8 +85,9 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--seed", type=int, default=default.seed)
     machine = parser.add_argument_group("machine")
     machine.add_argument("--devices", default="1", help="how many GPUs of this machine, or 'auto' for all of them")
-    machine.add_argument("--precision", default="auto", help="auto (bf16-mixed on a GPU that has it), or one of Lightning's")
+    machine.add_argument("--precision", default="auto", help="Lightning's; auto: bf16-mixed on a GPU that has it")
     machine.add_argument("--workers", type=int, default=0, help="processes that read images (image folders)")
+    machine.add_argument("--limit-steps", type=int, metavar="N", help="at most N steps an epoch, to try a command out")
 
 
 def add_space(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +109,7 @@ def recipe_from(options: argparse.Namespace) -> Recipe:
 
 def machine_from(options: argparse.Namespace) -> Machine:
     """The machine that the command line gives."""
-    return Machine(options.devices, options.precision, options.workers)
+    return Machine(options.devices, options.precision, options.workers, options.limit_steps)
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.distillation import attention_map, captured
-from trial.training import ImageTraining
+from trial.training import ImageTraining, Teacher
 
 IMAGES, PICTURES = 4, 10
 """Images in a picture of attention, and about how many pictures a run draws."""
@@ -48,9 +48,32 @@ class EpochReport(Callback):
             self._report(trainer.current_epoch, {"default": metrics[self._monitor], **named})
 
 
+class Description(Callback):
+    """Puts the architecture with its costs, and how good its teacher is, into TensorBoard."""
+
+    def __init__(self, architecture: Architecture, teacher: Teacher | None) -> None:
+        self._architecture = architecture
+        self._teacher = teacher
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write both, once."""
+        board = _board(pl_module)
+        if board is None or not trainer.is_global_zero:
+            return
+        architecture = self._architecture
+        rows = [f"| {label} | {name} |" for label, name in architecture.choices.items()]
+        costs = f"{architecture.params:,} parameters, {architecture.macs:,} MACs"
+        table = "\n".join(["| block | substitute |", "|---|---|", *rows])
+        board.add_text("architecture", f"**{architecture.id}**: {architecture.space}, {costs}\n\n{table}")
+        if self._teacher is not None:
+            board.add_scalar("val/teacher_accuracy", self._teacher.accuracy, 0)
+
+
 class AttentionPictures(Callback):
-    """Draws where teacher and student look on a few validation images: a row an image; the image itself, then teacher and
-    student side by side at each attention point."""
+    """Draws where teacher and student look on a few validation images.
+
+    A row is an image: the image itself, then teacher and student side by side at each attention point.
+    """
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw about ten times a run, the last epoch among them."""
@@ -99,19 +122,6 @@ def _stretched(grey: Tensor) -> Tensor:
     return (grey - low) / (high - low).clamp_min(1e-12)
 
 
-def describe(module: LightningModule, architecture: Architecture, teacher_accuracy: float | None) -> None:
-    """Put the architecture with its costs, and how good the teacher is, into TensorBoard."""
-    board = _board(module)
-    if board is None:
-        return
-    rows = [f"| {label} | {name} |" for label, name in architecture.choices.items()]
-    costs = f"{architecture.params:,} parameters, {architecture.macs:,} MACs"
-    table = "\n".join(["| block | substitute |", "|---|---|", *rows])
-    board.add_text("architecture", f"**{architecture.id}**: {architecture.space}, {costs}\n\n{table}")
-    if teacher_accuracy is not None:
-        board.add_scalar("val/teacher_accuracy", teacher_accuracy, 0)
-
-
-def _board(module: LightningModule) -> Any:
+def _board(module: Any) -> Any:
     """TensorBoard's SummaryWriter, or None where the run writes none."""
     return module.logger.experiment if module.logger is not None else None

@@ -1,4 +1,4 @@
-"""How every trial runs: Lightning's trainer with this project's checkpoints, resumption, and one sentence for each failure."""
+"""How every trial runs: Lightning's trainer, this project's checkpoints, resumption, one sentence for each failure."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from nni_blockswap.errors import BlockSwapError, ConfigError
-from trial.checkpoints import BEST, LAST, AtomicCheckpoints, to_resume
+from trial.checkpoints import BEST, AtomicCheckpoints, to_resume
 from trial.nni_link import under_nni
 from trial.options import Machine
 
@@ -33,7 +33,13 @@ def in_terminal() -> bool:
 
 
 def make_trainer(
-    out: Path, epochs: int, machine: Machine, *, clip: float | None = None, callbacks: Sequence[Callback] = (), board: bool = True
+    out: Path,
+    epochs: int,
+    machine: Machine,
+    *,
+    clip: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    board: bool = True,
 ) -> pl.Trainer:
     """Lightning's trainer, writing below ``out``; a GPU where there is one, else the CPU.
 
@@ -58,6 +64,8 @@ def make_trainer(
             enable_progress_bar=in_terminal(),
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            limit_train_batches=machine.limit_steps,
+            limit_val_batches=machine.limit_steps,
             log_every_n_steps=1_000_000,  # everything is logged once an epoch
         )
     except (MisconfigurationException, ValueError) as error:
@@ -108,10 +116,14 @@ def fit(
         monitor: the logged metric, higher is better, that decides what the best epoch is.
     """
     best = ModelCheckpoint(
-        out, filename=BEST.removesuffix(".ckpt"), monitor=monitor, mode="max", save_last=True, save_on_train_epoch_end=True,
+        out,
+        filename=BEST.removesuffix(".ckpt"),
+        monitor=monitor,
+        mode="max",
+        save_last=True,  # as last.ckpt
+        save_on_train_epoch_end=True,
         enable_version_counter=False,
-    )  # fmt: skip
-    assert f"{best.CHECKPOINT_NAME_LAST}{best.FILE_EXTENSION}" == LAST
+    )
     timer = Timer()
     trainer = make_trainer(out, epochs, machine, clip=clip, callbacks=[*callbacks, timer, best, *_bar()])
     checkpoint = to_resume(out, say)
@@ -138,9 +150,9 @@ def quiet() -> None:
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for harmless in (
-        ".*is found to be not a nn.Module.*",  # NNI's view of torch's Buffer
         ".*does not have many workers.*",
         ".*exists and is not empty.*",
+        ".*smaller than the logging interval.*",
         ".*LeafSpec.*",
     ):
         warnings.filterwarnings("ignore", message=harmless)
@@ -154,6 +166,8 @@ def main(name: str, run: Callable[[], None]) -> None:
     except BlockSwapError as error:
         sys.exit(f"{name}: {error}")
     except torch.OutOfMemoryError as error:
-        sys.exit(f"{name}: the GPU's memory is too small for this run; lower --batch-size ({str(error).partition('.')[0]}).")
+        sys.exit(f"{name}: the GPU's memory is too small; lower --batch-size ({str(error).partition('.')[0]}).")
     except OSError as error:
-        sys.exit(f"{name}: {error}; what was written before is kept, and the same command goes on from the last whole epoch.")
+        sys.exit(
+            f"{name}: {error}; what was written before is kept: the same command goes on after the last whole epoch."
+        )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from trial.nni_link import is_first_process
 from trial.options import Machine, Recipe
 from trial.reporting import EpochReport
 from trial.running import fit, in_terminal, make_trainer, say
-from trial.training import ImageTraining, Teacher, check_fit
+from trial.training import ImageTraining, Teacher, check_fit, loaders
 
 TORCHVISION = "torchvision:"
 
@@ -65,8 +65,7 @@ def evaluate(network: nn.Module, task: Task, recipe: Recipe, machine: Machine) -
     """Accuracy on the validation set, on one device; in processes beside the first, 0."""
     if not is_first_process():
         return 0.0
-    one = Machine("1", machine.precision, machine.workers)
-    trainer = make_trainer(Path(), 1, one, board=False)
+    trainer = make_trainer(Path(), 1, replace(machine, devices="1"), board=False)
     loader = task.val_loader(recipe.batch_size, workers=machine.workers)
     (metrics,) = trainer.validate(ImageTraining(network, task, recipe), loader, verbose=False)
     return float(metrics["val/accuracy"])
@@ -77,8 +76,8 @@ def trained_teacher(
 ) -> Path:
     """The kept weights of ``original`` trained on ``task``; trained now if nobody did.
 
-    One process trains and any others wait: the lock is the operating system's, so it falls with the process that holds it,
-    and the next one goes on from the last checkpoint. Training takes one device.
+    One process trains and any others wait: the lock is the operating system's, so it falls with the process that holds
+    it, and the next one goes on from the last checkpoint. Training takes one device.
     """
     path = plan.folder / f"{original.id}-{task.name}-{_fingerprint(plan.recipe, data_options)}.pt"
     if path.exists():
@@ -110,7 +109,7 @@ class _waiting_for:  # noqa: N801  # reads as a phrase
 
 
 def _train(original: Architecture, task: Task, recipe: Recipe, machine: Machine, path: Path) -> None:
-    say(f"training the teacher once ({original.params:,} parameters, {recipe.epochs} epochs); it will be kept as '{path}'.")
+    say(f"training the teacher once: {original.params:,} parameters, {recipe.epochs} epochs; to be kept as '{path}'.")
     with seeded(recipe.seed):
         network: Any = original.build()
     check_fit(network, network.input_size, task)
@@ -118,14 +117,11 @@ def _train(original: Architecture, task: Task, recipe: Recipe, machine: Machine,
     report = EpochReport(None, "val/accuracy", None if in_terminal() else say)
     fit(
         ImageTraining(network, task, recipe),
-        lambda size: (
-            task.train_loader(size, seed=recipe.seed, workers=machine.workers),
-            task.val_loader(size, workers=machine.workers),
-        ),
+        loaders(task, machine.workers),
         out,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
-        machine=Machine("1", machine.precision, machine.workers),
+        machine=replace(machine, devices="1"),
         monitor="val/accuracy",
         clip=recipe.clip,
         callbacks=[report],
@@ -158,6 +154,5 @@ def _given(source: str) -> Any:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"the weights '{name}' cannot be downloaded ({error}); fetch {weights.url} elsewhere and give --teacher PATH."
+            f"the weights '{name}' cannot be downloaded ({error}); fetch {weights.url} and give --teacher PATH."
         ) from error
-

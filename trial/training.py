@@ -1,12 +1,13 @@
 """One training step for all: cross-entropy, for a student with attention transfer from a frozen teacher."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from nni_blockswap.distillation import attention_distances, captured
 from nni_blockswap.errors import ConfigError, TrainingError
@@ -29,7 +30,7 @@ class Teacher:
     """
 
     def __init__(self, network: nn.Module, points: Sequence[str], accuracy: float) -> None:
-        self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.network = channels_last(network.eval().requires_grad_(False))
         self.points = tuple(points)
         self.accuracy = accuracy
 
@@ -53,7 +54,7 @@ class ImageTraining(LightningModule):
 
     def __init__(self, network: nn.Module, task: Task, recipe: Recipe, teacher: Teacher | None = None) -> None:
         super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = channels_last(network)
         self.task = task
         self.recipe = recipe
         self.teacher = teacher
@@ -84,6 +85,7 @@ class ImageTraining(LightningModule):
         self._draws = torch.Generator(self.device).manual_seed(seed * self.trainer.world_size + self.global_rank)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.recipe.learning_rate(self.current_epoch)
+        self.log("learning_rate", self.recipe.learning_rate(self.current_epoch), rank_zero_only=True)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise and augment the whole batch on its device."""
@@ -118,15 +120,10 @@ class ImageTraining(LightningModule):
 
     def _stop_unless_finite(self, loss: Any) -> None:
         if not bool(torch.isfinite(torch.as_tensor(loss))):
-            recipe = self.recipe
             raise TrainingError(
-                f"the loss is no longer finite in epoch {self.current_epoch + 1} (lr {recipe.lr:g}, beta {recipe.beta:g}): "
-                "lower --lr or --beta, or set --clip; the checkpoints of earlier epochs are kept."
+                f"the loss is no longer finite in epoch {self.current_epoch + 1} (lr {self.recipe.lr:g}, beta "
+                f"{self.recipe.beta:g}); lower --lr or --beta, or set --clip: the checkpoints of earlier epochs are kept."
             )
-
-    def on_train_epoch_end(self) -> None:
-        """Log the learning rate of the epoch."""
-        self.log("learning_rate", self.recipe.learning_rate(self.current_epoch), rank_zero_only=True)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss, top-1 accuracy and, from ten classes on, top-5 accuracy of one batch."""
@@ -154,6 +151,17 @@ class ImageTraining(LightningModule):
         self.accuracy = checkpoint["val_accuracy"]
 
 
+def channels_last(network: nn.Module) -> nn.Module:
+    """The same network, its 4-D weights laid out with channels last: what convolutions like best on CPU and GPU."""
+    found: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+    return found
+
+
+def loaders(task: Task, workers: int) -> Callable[[int], tuple["DataLoader[Any]", "DataLoader[Any]"]]:
+    """From the batch size of one process to its loaders of training and validation batches."""
+    return lambda size: (task.train_loader(size, workers=workers), task.val_loader(size, workers=workers))
+
+
 def check_fit(network: nn.Module, input_size: Sequence[int], task: Task) -> None:
     """Raise ConfigError unless ``network`` takes the task's images and tells its classes apart."""
     images, _ = task.minibatch(1, seed=0, augment=False)
@@ -167,4 +175,4 @@ def check_fit(network: nn.Module, input_size: Sequence[int], task: Task) -> None
         classes = network.eval()(images).shape[1]
     network.train()
     if classes < task.num_classes:
-        raise ConfigError(f"the network has {classes} outputs and {task.name} {task.num_classes} classes; set num_classes.")
+        raise ConfigError(f"{task.name} has {task.num_classes} classes and the network {classes}; set num_classes.")

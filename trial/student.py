@@ -1,0 +1,101 @@
+"""How every trial of an architecture begins and ends: where the architecture comes from, whose folder it is, its results."""
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nni_blockswap import __version__
+from nni_blockswap.architecture import Architecture
+from nni_blockswap.errors import ConfigError, StateError
+from nni_blockswap.files import read_json, write_json
+from trial import checkpoints, options
+from trial.nni_link import NNILink, is_first_process, under_nni
+from trial.running import Run
+
+NOT_A_BLOCK = ("space", "space_args", "params", "macs", "score", "rank", "architecture_id")
+"""What a tuner's parameters hold beside one substitute for each block label."""
+
+
+def add_student(command: argparse.ArgumentParser) -> None:
+    """Options for what is trained, and where its results go."""
+    command.add_argument("--architecture", metavar="FILE", help="a saved Architecture; not needed under NNI")
+    command.add_argument("--out", metavar="DIR", help="where results go; under NNI the trial's output folder")
+
+
+def begin(given: argparse.Namespace) -> tuple[Architecture, Path, NNILink | None]:
+    """The architecture to train, the folder for its results and, in NNI's first process, the tie to NNI.
+
+    Raises:
+        ConfigError: there is no architecture or no folder.
+    """
+    link = NNILink() if under_nni() and is_first_process() else None
+    out = Path(given.out or os.environ.get("NNI_OUTPUT_DIR") or "")
+    if out == Path():
+        raise ConfigError("--out DIR says where results go.")
+    if link is not None:
+        link.link_tensorboard()
+    if link is not None and given.architecture is None:
+        return architecture_from(link.parameters, given), out, link
+    if not is_first_process():
+        return Architecture.load(out / "architecture.json"), out, link
+    if given.architecture is None:
+        raise ConfigError("--architecture FILE says what to train; 'blockswap search' writes one.")
+    return Architecture.load(given.architecture), out, link
+
+
+def architecture_from(parameters: Mapping[str, Any], given: argparse.Namespace) -> Architecture:
+    """The architecture in a tuner's parameters; the space is theirs, or for NNI's own tuners the command line's."""
+    space = parameters.get("space", given.space)
+    if space is None:
+        raise ConfigError("the tuner names no space; add --space (and --space-args) to the trial's command.")
+    arguments = parameters.get("space_args", options.pairs(given.space_args, "--space-args"))
+    choices = {label: name for label, name in parameters.items() if label not in NOT_A_BLOCK}
+    found = Architecture.from_choices(space, choices, arguments)
+    score = parameters.get("score")
+    return found if score is None else found.scored(score, {"rank": parameters.get("rank")})
+
+
+def claim(out: Path, architecture: Architecture, settings: dict[str, Any]) -> None:
+    """Write down whose folder ``out`` is; refuse to mix two runs in it."""
+    settings = {"architecture_id": architecture.id, **settings}
+    kept = out / "settings.json"
+    if kept.exists():
+        other = [name for name, value in read_json(kept).items() if settings.get(name) != value]
+        if other:
+            raise StateError(f"'{out}' holds a run with another {', '.join(other)}; give this one a folder of its own.")
+    write_json(kept, settings)
+    architecture.save(out / "architecture.json")
+
+
+def publish(
+    architecture: Architecture,
+    network: nn.Module,
+    finished: Run,
+    out: Path,
+    link: NNILink | None,
+    *,
+    default: float,
+    figures: Mapping[str, float],
+) -> None:
+    """Write weights and results to ``out`` and report them to NNI, which optimises ``default``."""
+    import pytorch_lightning
+    import torch
+
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    checkpoints.save(weights, out / checkpoints.WEIGHTS)
+    result = {
+        **figures,
+        "architecture_id": architecture.id,
+        "params": architecture.params,
+        "macs": architecture.macs,
+        "epochs": finished.trainer.current_epoch,
+        "seconds": round(finished.seconds, 1),
+    }
+    versions = {"nni_blockswap": __version__, "torch": torch.__version__, "lightning": pytorch_lightning.__version__}
+    write_json(out / "result.json", {**result, "score": architecture.score, "versions": versions})
+    if link is not None:
+        link.report_final({"default": default, **result})
