@@ -1,0 +1,293 @@
+"""Find every fault of an nnictl config at once, before anything starts."""
+
+import argparse
+import contextlib
+import io
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nni_blockswap.errors import BlockSwapError, ConfigError
+
+TUNER = "nni_blockswap.tuner.BlockSwapTuner"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One sentence: the rule, the value that breaks it, what to do. A warning does not keep an experiment from running."""
+
+    sentence: str
+    fatal: bool = True
+
+    def __str__(self) -> str:
+        return self.sentence if self.fatal else f"warning: {self.sentence}"
+
+
+class Config:
+    """An nnictl config: its content, its tuner's arguments, and what its paths are relative to."""
+
+    def __init__(self, path: Path) -> None:
+        import yaml
+
+        try:
+            self.content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the config '{path}' cannot be read: {error}.") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"the config '{path}' is not YAML: {' '.join(str(error).split())}.") from error
+        if not isinstance(self.content, dict):
+            raise ConfigError(f"the config '{path}' maps fields to values, as in 'trialConcurrency: 1'.")
+        self.path = path
+        tuner = self.content.get("tuner")
+        self.tuner: dict[str, Any] = tuner if isinstance(tuner, dict) else {}
+        arguments = self.tuner.get("classArgs")
+        self.arguments: dict[str, Any] = arguments if isinstance(arguments, dict) else {}
+
+    def resolve(self, path: Any) -> Path:
+        """A path of the config, relative to the config's folder."""
+        return (self.path.parent / Path(str(path)).expanduser()).resolve()
+
+    @property
+    def code_directory(self) -> Path:
+        """Where the tuner and the space are imported from."""
+        return self.resolve(self.tuner.get("codeDirectory", "."))
+
+    @property
+    def trial_directory(self) -> Path:
+        """Where the trial's command runs."""
+        return self.resolve(self.content.get("trialCodeDirectory", "."))
+
+    def search_space(self) -> Any:
+        """The candidates, in NNI's format. Raises SpaceError where their file cannot be read."""
+        from nni_blockswap.searchspace import read_candidates
+
+        if "searchSpaceFile" in self.content:
+            names = read_candidates(self.resolve(self.content["searchSpaceFile"]))
+            return {label: {"_type": "choice", "_value": values} for label, values in names.items()}
+        return self.content.get("searchSpace")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("config", metavar="CONFIG", help="config file of nnictl")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the faults, a line each."""
+    faults = find_faults(Path(options.config))
+    for fault in faults:
+        print(f"{options.config}: {fault}", file=sys.stderr)
+    if any(fault.fatal for fault in faults):
+        return 2
+    print(f"{options.config}: no fault found.")
+    return 0
+
+
+def find_faults(path: Path) -> list[Fault]:
+    """Every fault of the config at ``path``.
+
+    Raises:
+        ConfigError: it cannot be read at all.
+    """
+    config = Config(path)
+    with _importable(config.code_directory, config.trial_directory):
+        found = [fault for check in (_fields, _limits, _tuner, _search, _trial) for fault in check(config)]
+    return sorted(dict.fromkeys(found), key=lambda fault: not fault.fatal)
+
+
+def _fields(config: Config) -> Iterator[Fault]:
+    """NNI's own fields and types."""
+    from nni.experiment.config import ExperimentConfig, LocalConfig
+    from nni.experiment.config.algorithm import _AlgorithmConfig
+
+    service = config.content.get("trainingService")
+    local = isinstance(service, dict) and service.get("platform", "local") == "local"
+    for where, content, kind in (
+        ("", config.content, ExperimentConfig),
+        ("tuner.", config.tuner, _AlgorithmConfig),
+        ("trainingService.", service if local else {}, LocalConfig),
+    ):
+        known = {_camel(one.name) for one in fields(kind)}
+        for name in content.keys() - known:
+            near = get_close_matches(str(name), known, 1, 0.4)
+            yield Fault(f"nnictl has no field '{where}{name}'; {f'did you mean {near[0]}?' if near else 'remove it.'}")
+    for name in ("trialCommand", "trialConcurrency", "trainingService", "tuner"):
+        if config.content.get(name) is None:
+            yield Fault(f"'{name}' is missing; add it.")
+    if "searchSpace" not in config.content and "searchSpaceFile" not in config.content:
+        yield Fault("neither searchSpaceFile nor searchSpace is there; write one with blockswap space --json.")
+    try:
+        ExperimentConfig.load(config.path).validate()
+    except Exception as error:  # NNI raises of all kinds, and stops at the first fault
+        text = " ".join(str(error).split())
+        if text and not isinstance(error, (AttributeError, KeyError)):
+            yield Fault(f"nnictl refuses the config: {text}.".replace("..", "."))
+
+
+def _limits(config: Config) -> Iterator[Fault]:
+    """Numbers that NNI takes and that then do harm."""
+    content = config.content
+    for name in ("trialConcurrency", "maxTrialNumber"):
+        value = content.get(name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            yield Fault(f"{name} is a whole number of at least 1, not {value!r}.")
+    students, trials = config.arguments.get("students", 3), content.get("maxTrialNumber")
+    if trials is None:
+        yield Fault(
+            f"maxTrialNumber is missing, and without it the experiment is never DONE; set it to {students}, the students."
+        )
+    elif isinstance(trials, int) and isinstance(students, int) and trials > students:
+        yield Fault(
+            f"maxTrialNumber is {trials} and there are {students} students, so the experiment is never DONE; set both alike."
+        )
+    elif trials != students:
+        yield Fault(
+            f"maxTrialNumber is {trials}, so only that many of the {students} students are trained.", fatal=False
+        )
+    if isinstance(content.get("trialConcurrency"), int) and content["trialConcurrency"] > 1:
+        yield Fault(
+            f"trialConcurrency is {content['trialConcurrency']}, and above 1 NNI's web page and exports show trials with each "
+            "other's parameters (microsoft/nni issue 5726); the students' files and blockswap's table stay right.",
+            fatal=False,
+        )
+    service = content.get("trainingService")
+    service = service if isinstance(service, dict) else {}
+    gpus = service.get("trialGpuNumber", content.get("trialGpuNumber"))
+    if gpus and service.get("maxTrialNumberPerGpu", 1) == 1 and service.get("platform", "local") == "local":
+        yield Fault(
+            f"trialGpuNumber is {gpus}, which NNI cannot schedule on a machine with as many GPUs and fills its memory trying; "
+            "leave it out (trials use the GPU all the same), or add maxTrialNumberPerGpu: 2 to trainingService."
+        )
+
+
+def _tuner(config: Config) -> Iterator[Fault]:
+    """The tuner's class and the names and types of its arguments."""
+    from nni_blockswap.classargs import argument_faults
+
+    name = config.tuner.get("className")
+    if config.tuner and name != TUNER:
+        yield Fault(f"tuner.className is {TUNER}, not {name!r}.")
+    if name and "codeDirectory" not in config.tuner:
+        yield Fault(
+            "tuner.codeDirectory is missing; NNI wants it with every className: set it to '.', this project's folder."
+        )
+    elif not config.code_directory.is_dir():
+        yield Fault(f"tuner.codeDirectory is a folder, and '{config.code_directory}' is none.")
+    if config.tuner and not isinstance(config.tuner.get("classArgs"), dict):
+        yield Fault("tuner.classArgs is missing; it gives space, data and budget at least.")
+    yield from map(Fault, argument_faults(config.arguments) if config.arguments else ())
+
+
+def _search(config: Config) -> Iterator[Fault]:
+    """Space, substitutes, budget, data and the machine: what the search would stumble over."""
+    from nni_blockswap.architecture import cost_table
+    from nni_blockswap.budget import Budget
+    from nni_blockswap.proxies import make_proxy
+    from nni_blockswap.sampler import Sampler
+    from nni_blockswap.scoring import resolve_device, resolve_precision
+    from nni_blockswap.searchspace import from_nni
+
+    arguments = config.arguments
+
+    def affordable() -> None:
+        table = cost_table(arguments["space"], arguments.get("space_args", {}))
+        candidates = from_nni(config.search_space() or {})
+        Sampler(table.narrowed(candidates), Budget.parse(arguments["budget"], arguments.get("tolerance")))
+
+    def usable() -> None:
+        resolve_precision(arguments.get("precision", "auto"), resolve_device(arguments.get("device", "auto")))
+
+    if isinstance(arguments.get("space"), str) and "budget" in arguments:
+        yield from _attempt(affordable)
+    if isinstance(arguments.get("data"), str):
+        root = arguments.get("data_root")
+        batch = arguments.get("batch_size", 128)
+        root = None if root is None else config.code_directory / Path(str(root)).expanduser()
+        yield from _attempt(lambda: _read_data(arguments["data"], root, arguments.get("data_options", {}), batch))
+    yield from _attempt(lambda: make_proxy(arguments.get("proxy", "fisher")))
+    yield from _attempt(usable)
+
+
+def _read_data(name: str, root: Path | None, options: Mapping[str, Any], batch_size: int) -> None:
+    """Read one image, or raise DataError."""
+    from nni_blockswap.tasks import make_task
+
+    make_task(name, None if root is None else str(root), **options).minibatch(batch_size, seed=0)
+
+
+def _trial(config: Config) -> Iterator[Fault]:
+    """The trial's command: its module can be imported and its options are understood."""
+    command = config.content.get("trialCommand")
+    if not isinstance(command, str):
+        return
+    if not config.trial_directory.is_dir():
+        yield Fault(f"trialCodeDirectory is a folder, and '{config.trial_directory}' is none.")
+        return
+    words = shlex.split(command)
+    if "-m" not in words[:-1]:
+        return
+    name, options = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
+    try:
+        found = find_spec(name) is not None
+    except ImportError:
+        found = False
+    if not found:
+        yield Fault(
+            f"the trial's module '{name}' is not in '{config.trial_directory}'; correct trialCommand or trialCodeDirectory."
+        )
+        return
+    parser = getattr(import_module(name), "parser", None)
+    if callable(parser):
+        yield from _parse(parser(), options, config)
+
+
+def _parse(parser: argparse.ArgumentParser, options: list[str], config: Config) -> Iterator[Fault]:
+    """Let the trial's own parser read its options, and its task find its data."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            given = parser.parse_args(options)
+    except SystemExit:
+        yield Fault(
+            f"trialCommand: {said.getvalue().strip().splitlines()[-1].partition('error: ')[2]}; see {parser.prog} --help."
+        )
+        return
+    data = getattr(given, "data", None)
+    if data is not None and data != config.arguments.get("data", data):
+        yield Fault(f"the tuner searches on {config.arguments['data']} and the trial trains on {data}; set both alike.")
+    elif data is not None and given.data_root is not None:
+        from nni_blockswap.cli.options import key_values
+
+        root = config.trial_directory / Path(given.data_root).expanduser()
+        yield from _attempt(lambda: _read_data(data, root, key_values(given.data_option), 1))
+
+
+def _attempt(action: Callable[[], object]) -> Iterator[Fault]:
+    try:
+        action()
+    except BlockSwapError as error:
+        yield Fault(str(error))
+    except (TypeError, ValueError, AttributeError, KeyError):
+        pass  # an argument of the wrong type, which has been reported
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+@contextlib.contextmanager
+def _importable(*folders: Path) -> Iterator[None]:
+    """Let modules be imported from ``folders``, as NNI does for tuner and trial."""
+    before = list(sys.path)
+    sys.path[:0] = [str(folder) for folder in folders]
+    try:
+        yield
+    finally:
+        sys.path[:] = before

@@ -1,0 +1,152 @@
+"""Follow a running experiment on the terminal: the search, each trial's epochs, and faults in one sentence."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from nni_blockswap.cli.experiment import CHECKPOINT, Experiment
+from nni_blockswap.errors import StateError
+from nni_blockswap.files import read_json
+
+PERIOD = 1.0
+"""Seconds between two looks."""
+_OVER = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
+
+
+class Line:
+    """A line that is kept up to date on a terminal; elsewhere one is written every ten seconds."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._shown = ""
+        self._next = 0.0
+
+    def __enter__(self) -> "Line":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._leave()
+
+    def update(self, text: str) -> None:
+        """Show how far it is."""
+        if text == self._shown or (not self._terminal and time.monotonic() < self._next):
+            return
+        self._next = time.monotonic() + 10
+        if self._terminal:
+            print(f"\r{text.ljust(len(self._shown))}", end="", flush=True)
+        else:
+            print(text, flush=True)
+        self._shown = text
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._leave()
+        print(text, flush=True)
+
+    def _leave(self) -> None:
+        if self._terminal and self._shown:
+            print()
+        self._shown = ""
+
+
+class Follower:
+    """Tells what an experiment does until it is over."""
+
+    def __init__(self, experiment: Experiment, line: Line) -> None:
+        self._experiment, self._line = experiment, line
+        self._seen: dict[str, str] = {}
+        self._searched = False
+
+    def follow(self) -> bool:
+        """Return when the experiment is over: whether search and all trials ended well."""
+        while True:
+            state = self._experiment.get("check-status")
+            trials = self._experiment.trials()
+            if not self._searched:
+                self._show_search()
+            for trial in trials:
+                self._show_trial(trial)
+            self._show_epoch(trials)
+            if state["status"] == "ERROR":
+                self._line.say(f"The experiment failed: {self._reason(state['errors'])}")
+                return False
+            if state["status"] in ("STOPPING", "STOPPED"):
+                raise StateError(
+                    f"the experiment was stopped by someone else; nnictl resume {self._experiment.id} goes on."
+                )
+            idle = trials and all(trial["status"] in _OVER for trial in trials)
+            if state["status"] == "DONE" or (state["status"] == "TUNER_NO_MORE_TRIAL" and idle):
+                return all(trial["status"] == "SUCCEEDED" for trial in trials)
+            time.sleep(PERIOD)
+
+    def _show_search(self) -> None:
+        from nni_blockswap.cli.search import describe
+        from nni_blockswap.search import Progress
+
+        checkpoint = self._experiment.folder / CHECKPOINT
+        if (checkpoint / "students.json").exists():
+            self._searched = True
+            self._line.say("The search is done; the students are trained now, best first.")
+        elif (checkpoint / "progress.json").exists():
+            self._line.update(f"search: {describe(Progress(**read_json(checkpoint / 'progress.json')))}")
+        else:
+            self._line.update("search: preparing")
+
+    def _show_trial(self, trial: dict[str, Any]) -> None:
+        identity, status = trial["trialJobId"], trial["status"]
+        if self._seen.get(identity) == status:
+            return
+        self._seen[identity] = status
+        if status == "RUNNING":
+            self._line.say(f"{_name(trial)}: started")
+        elif status == "SUCCEEDED":
+            final = trial.get("finalMetricData")
+            self._line.say(f"{_name(trial)}: done{f', accuracy {_value(final[-1]):.2%}' if final else ''}")
+        elif status == "FAILED":
+            self._line.say(
+                f"{_name(trial)}: FAILED: {last_line(self._experiment.trial_folder(identity) / 'trial.stderr')}"
+            )
+        elif status in _OVER:
+            self._line.say(f"{_name(trial)}: stopped, by hand or for want of memory ({status})")
+
+    def _show_epoch(self, trials: list[dict[str, Any]]) -> None:
+        running = [trial for trial in trials if trial["status"] == "RUNNING"]
+        curves = self._experiment.curves() if running else {}
+        told = [
+            f"{_name(trial)}: epoch {len(curve)}, accuracy {curve[-1]:.2%}"
+            for trial in running
+            if (curve := curves.get(trial["trialJobId"]))
+        ]
+        if told:
+            self._line.update("; ".join(told))
+
+    def _reason(self, errors: list[str]) -> str:
+        """The tuner's own sentence; where it had no chance to say one, the last of its traceback."""
+        told, crashed = (
+            self._experiment.folder / CHECKPOINT / "error.txt",
+            self._experiment.folder / "log" / "nnictl_stderr.log",
+        )
+        if told.exists():
+            return last_line(told)
+        return f"{errors[0] if errors else 'no reason given'} {last_line(crashed)} (see '{crashed.parent}')"
+
+
+def last_line(path: Path) -> str:
+    """The last line of a file that says something."""
+    try:
+        lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return lines[-1] if lines else f"nothing was said in '{path}'"
+
+
+def _name(trial: dict[str, Any]) -> str:
+    return f"trial {int(trial.get('sequenceId', 0)) + 1} ({trial['trialJobId']})"
+
+
+def _value(metric: dict[str, Any]) -> float:
+    value = json.loads(json.loads(metric["data"]))
+    return float(value["default"] if isinstance(value, dict) else value)

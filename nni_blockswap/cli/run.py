@@ -1,0 +1,189 @@
+"""Run an nnictl config in the foreground: check it, follow search and trials, end with a table of the students.
+
+The experiment is NNI's own: its web page, ``nnictl view`` and ``nnictl resume`` work as ever. On a terminal the web
+page stays open until Ctrl-C; elsewhere the experiment is stopped when it is done.
+"""
+
+import argparse
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from nni_blockswap.cli import check
+from nni_blockswap.cli.experiment import CHECKPOINT, Experiment, nnictl, results
+from nni_blockswap.cli.following import Follower, Line
+from nni_blockswap.errors import ConfigError, StateError
+
+ATTEMPTS = 4
+"""nnictl gives NNI's manager three seconds to come up, too few on a busy machine."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("config", metavar="CONFIG", help="config file of nnictl")
+    parser.add_argument(
+        "--port", type=int, default=8080, help="of the web page; the next free one is taken (default 8080)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check, start, follow, report, stop."""
+    faults = check.find_faults(Path(options.config))
+    for fault in faults:
+        print(f"{options.config}: {fault}", file=sys.stderr)
+    if any(fault.fatal for fault in faults):
+        return 2
+    config = check.Config(Path(options.config))
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, _interrupt)
+    print("Starting NNI ...", flush=True)
+    experiment, manager = start(config.path, options.port)
+    try:
+        return _watch(experiment, manager, config)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. To go on:  nnictl resume {experiment.id}\nTo look at it:  nnictl view {experiment.id}")
+        return 130
+    finally:
+        stop(experiment, manager)
+
+
+def _watch(experiment: Experiment, manager: Any, config: check.Config) -> int:
+    print(f"Experiment {experiment.id}. Web page: http://localhost:{experiment.port}", flush=True)
+    with Line() as line:
+        good = Follower(experiment, line).follow()
+    good = _table(experiment, config) and good
+    print(f"All of it: {experiment.folder}; again in the browser: nnictl view {experiment.id}")
+    if sys.stdout.isatty() and sys.stdin.isatty():
+        print(f"The web page http://localhost:{experiment.port} stays open until Ctrl-C.")
+        try:
+            manager.wait()
+        except KeyboardInterrupt:
+            print()
+    return 0 if good else 1
+
+
+def start(config: Path, port: int) -> tuple[Experiment, Any]:
+    """Start the experiment; (itself, NNI's manager's process). An interrupt while it starts stops it again."""
+    for _ in range(ATTEMPTS):
+        port = _free_port(port)
+        creation = nnictl("create", "--config", str(config), "--port", str(port))
+        interrupted = False
+        while True:
+            try:
+                said, _ = creation.communicate()
+                break
+            except KeyboardInterrupt:
+                interrupted = True  # what was started has to be known before it can be stopped
+        if creation.returncode == 0:
+            experiment = Experiment(port)
+            manager = _manager(port)
+            if interrupted:
+                stop(experiment, manager)
+                raise KeyboardInterrupt
+            return experiment, manager
+        if interrupted:
+            raise KeyboardInterrupt
+        port += 1
+    lines = [line for line in said.splitlines() if line.strip()] or ["no output"]
+    raise ConfigError(f"nnictl cannot start the experiment: {lines[-1].strip()}")
+
+
+def stop(experiment: Experiment, manager: Any) -> None:
+    """Stop the experiment and wait until its processes are gone; a second Ctrl-C does not leave them behind."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        if manager.is_running():
+            print("Stopping the experiment ...", flush=True)
+            family = [manager, *manager.children(recursive=True)]
+            nnictl("stop", experiment.id).communicate()
+            _, alive = psutil.wait_procs(family, timeout=10)
+            for process in alive:
+                process.kill()
+            psutil.wait_procs(alive, timeout=10)
+    except psutil.NoSuchProcess:
+        pass
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _table(experiment: Experiment, config: check.Config) -> bool:
+    """Print the students; whether every one of them came to an end."""
+    from nni_blockswap.architecture import Architecture
+    from nni_blockswap.students import SUCCEEDED, read
+
+    try:
+        students = read(experiment.folder / CHECKPOINT / "students.json")
+    except OSError:
+        return False  # the search failed, and the person knows why
+    ended = results(experiment.folder)
+    students = students[: config.content.get("maxTrialNumber")]
+    proxy = config.arguments.get("proxy", "fisher")
+    rows = [["student", "parameters", "MACs", "Fisher potential" if proxy == "fisher" else proxy, "accuracy", "files"]]
+    teacher_accuracy = None
+    for student in students:
+        given = student.parameters
+        folder, result = ended.get(student.id, (None, {}))
+        teacher_accuracy = result.get("teacher_accuracy", teacher_accuracy)
+        accuracy = student.state if student.accuracy is None else f"{student.accuracy:.2%}"
+        rows.append(
+            [
+                str(given["rank"]),
+                f"{given['params']:,}",
+                f"{given['macs']:,}",
+                f"{given['score']:.4g}",
+                accuracy,
+                str(folder or ""),
+            ]
+        )
+    original = Architecture.from_choices(given["space"], _choices(given), given["space_args"]).teacher()
+    shown = "" if teacher_accuracy is None else f"{teacher_accuracy:.2%}"
+    rows.append(["teacher", f"{original.params:,}", f"{original.macs:,}", "", shown, ""])
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    print()
+    for row in rows:
+        print(
+            "  ".join(
+                [
+                    row[0].ljust(widths[0]),
+                    *(text.rjust(width) for text, width in zip(row[1:5], widths[1:], strict=True)),
+                    row[5],
+                ]
+            ).rstrip()
+        )
+    print("\nEach folder holds architecture.json, result.json, weights.pt and TensorBoard's curves.")
+    return all(student.state == SUCCEEDED for student in students)
+
+
+def _choices(parameters: dict[str, Any]) -> dict[str, str]:
+    return {label: name for label, name in parameters.items() if label.startswith("block_")}
+
+
+def _free_port(first: int) -> int:
+    """``first``, or the next port that nobody uses."""
+    for port in range(first, min(first + 100, 65536)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise ConfigError(f"no port from {first} on is free; give another one with --port.")
+
+
+def _manager(port: int) -> Any:
+    """The process that serves the web page."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "--experiments-directory" in words and words[words.index("--port") + 1] == str(port):
+            return process
+    raise StateError(f"NNI's manager at port {port} has ended right after its start; see nnictl experiment list.")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,124 @@
+"""The students that a search selected and what became of each: never in memory alone."""
+
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nni_blockswap.files import read_json, write_json
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a tuner has ten to connect
+    from nni_blockswap.architecture import Architecture
+
+WAITING, RUNNING, SUCCEEDED, FAILED = "waiting", "running", "succeeded", "failed"
+
+
+@dataclass
+class Student:
+    """One selected architecture.
+
+    Attributes:
+        parameters: what its trial is given: a substitute for each block label; beside them ``space``, ``space_args``,
+            ``params``, ``macs``, ``score``, ``rank`` (from 1) and ``architecture_id``.
+        state: ``waiting``, ``running``, ``succeeded`` or ``failed``.
+        accuracy: the trial's final result, or None.
+    """
+
+    parameters: dict[str, Any]
+    state: str = WAITING
+    accuracy: float | None = None
+
+    @property
+    def id(self) -> str:
+        """The architecture's id."""
+        return str(self.parameters["architecture_id"])
+
+
+class Students:
+    """The selected students, best first. Every change is on disk when the call that makes it returns; thread-safe.
+
+    A hand-out is not yet a trial: NNI asks for more than it runs, and a kill makes it forget what it had not started.
+    So only a trial's end is final, and a new process hands out again whatever has not ended.
+    """
+
+    def __init__(self, path: Path, students: Sequence[Student]) -> None:
+        self._path = path
+        self._students = {student.id: student for student in students}
+        self._handed_out: set[str] = set()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def select(cls, path: Path, architectures: "Sequence[Architecture]") -> "Students":
+        """A new file at ``path`` with ``architectures``, best first."""
+        chosen = [Student(parameters_of(one, rank)) for rank, one in enumerate(architectures, start=1)]
+        students = cls(path, chosen)
+        students._save()
+        return students
+
+    @classmethod
+    def load(cls, path: Path) -> "Students":
+        """Read what an earlier process wrote."""
+        return cls(path, read(path))
+
+    def next(self, rerun: Collection[str] = ()) -> dict[str, Any] | None:
+        """Parameters of the best student that nobody has, or None; NNI itself starts those with an id in ``rerun``."""
+        with self._lock:
+            for student in self._students.values():
+                if student.id not in self._handed_out and student.id not in rerun and not _ended(student):
+                    self._handed_out.add(student.id)
+                    student.state = RUNNING
+                    self._save()
+                    return student.parameters
+        return None
+
+    def succeeded(self, identity: str, accuracy: float) -> None:
+        """Note a trial's result. It outweighs a failure: of trials side by side, NNI may name the wrong one failed."""
+        with self._lock:
+            if identity in self._students:
+                self._students[identity].state, self._students[identity].accuracy = SUCCEEDED, accuracy
+                self._save()
+
+    def failed(self, identity: str) -> None:
+        """Note that a trial ended without a result."""
+        with self._lock:
+            if identity in self._students and self._students[identity].state != SUCCEEDED:
+                self._students[identity].state = FAILED
+                self._save()
+
+    def _save(self) -> None:
+        write_json(self._path, [asdict(student) for student in self._students.values()])
+
+
+def read(path: Path) -> list[Student]:
+    """The students in a file, best first; OSError and ValueError are the caller's to explain."""
+    return [Student(**entry) for entry in read_json(path)]
+
+
+def parameters_of(architecture: "Architecture", rank: int) -> dict[str, Any]:
+    """What a trial is given to train ``architecture``: finite plain numbers and text, as NNI demands."""
+    return {
+        **architecture.choices,
+        "space": architecture.space,
+        "space_args": dict(architecture.space_args),
+        "params": architecture.params,
+        "macs": architecture.macs,
+        "score": architecture.score,
+        "rank": rank,
+        "architecture_id": architecture.id,
+    }
+
+
+def result_of(parameters: Mapping[str, Any], value: Any) -> tuple[str, float]:
+    """(architecture id, accuracy) of a trial's final metric, a number or a mapping with ``default``.
+
+    The metric's own id comes first: with trialConcurrency above 1 NNI records a trial's metric beside the parameters of
+    another (microsoft/nni issues 5693 and 5726).
+    """
+    if isinstance(value, Mapping):
+        return str(value.get("architecture_id", parameters.get("architecture_id"))), float(value["default"])
+    return str(parameters.get("architecture_id")), float(value)
+
+
+def _ended(student: Student) -> bool:
+    return student.state in (SUCCEEDED, FAILED)

@@ -1,0 +1,164 @@
+"""BlockSwapTuner: the search behind ``nnictl create``, each selected student a trial."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from nni import NoMoreTrialError
+from nni.tuner import Tuner
+
+from nni_blockswap.dispatcher import code_directory, release_gpu, restore_gpus, tell
+from nni_blockswap.errors import BlockSwapError, BudgetError
+from nni_blockswap.files import write_json, write_text
+from nni_blockswap.students import Students, result_of
+
+if TYPE_CHECKING:  # torch is imported when the search begins: NNI gives a tuner ten seconds to connect
+    from nni_blockswap.search import Progress
+
+STUDENTS, PROGRESS, ERROR, SEARCH = "students.json", "progress.json", "error.txt", "search"
+"""Files, and the folder of the search, in an experiment's checkpoint folder."""
+
+_log = logging.getLogger(__name__)
+
+
+class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
+    """Searches once, then hands out the best students, one a trial, best first.
+
+    In time: NNI constructs the tuner, which has to take less than ten seconds; gives it the search space; and asks for
+    parameters, upon which the search runs. Results and ends of trials follow. After a resume, results of earlier trials
+    come as imported data, then NNI asks for parameters again. What is found is written to the experiment's checkpoint
+    folder as it comes: a killed search goes on where it was, and no student is trained twice.
+
+    A fault of any kind ends the experiment with status ERROR and one sentence: on the terminal of whoever typed
+    ``nnictl create``, in the checkpoint folder's error.txt, and in dispatcher.log, which the web page shows.
+
+    Args:
+        settings: the fields of ``nni_blockswap.search.SearchSettings``, with one ``budget`` for ``budgets``; and
+            ``students``, how many of the best to hand out (default 3; maxTrialNumber should be the same). A relative
+            ``data_root`` is below the tuner's codeDirectory. ``candidates`` are those of the experiment's search space.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self._settings = settings
+        self._search_space: Any = {}
+        self._chosen: Students | None = None
+        self._handed_out: dict[int, str] = {}
+
+    def update_search_space(self, search_space: Any) -> None:
+        """Take the search space: the substitutes to try by block, in NNI's format. Without effect after the search."""
+        self._search_space = search_space
+
+    def generate_parameters(self, parameter_id: int, **kwargs: Any) -> dict[str, Any]:
+        """The best student that has no trial yet; the first call searches.
+
+        Raises:
+            NoMoreTrialError: all have one, or the search failed.
+        """
+        dispatcher = getattr(kwargs.get("st_callback"), "__self__", None)
+        try:
+            if self._chosen is None:
+                self._chosen = self._earlier_students() or self._search(dispatcher)
+            rerun = [
+                entry.get("architecture_id") for entry in getattr(dispatcher, "recovered_trial_params", {}).values()
+            ]
+            parameters = self._chosen.next(rerun)
+        except StoppedError:
+            raise
+        except BlockSwapError as error:
+            self._give_up(str(error), dispatcher)
+        except Exception as error:  # anything else would leave the experiment RUNNING for ever
+            _log.exception("The search failed.")
+            self._give_up(
+                f"the search failed unexpectedly, {type(error).__name__}: {error}; see dispatcher.log.", dispatcher
+            )
+        if parameters is None:
+            raise NoMoreTrialError("every selected student has its trial")
+        self._handed_out[parameter_id] = parameters["architecture_id"]
+        return parameters
+
+    def receive_trial_result(self, parameter_id: int, parameters: Any, value: Any, **kwargs: Any) -> None:
+        """Note a student's accuracy."""
+        self.import_data([{"parameter": parameters, "value": value}])
+
+    def trial_end(self, parameter_id: int, success: bool, **kwargs: Any) -> None:
+        """Note a student that failed: NNI tells a resumed tuner of results alone, and it would be handed out again."""
+        with _unharmed("the end of a trial"):
+            if not success and self._chosen is not None and parameter_id in self._handed_out:
+                self._chosen.failed(self._handed_out[parameter_id])
+
+    def import_data(self, data: list[dict[str, Any]]) -> None:
+        """Note the results of trials that ran, or began, before a resume."""
+        with _unharmed("results"):
+            self._chosen = self._chosen or self._earlier_students()
+            if self._chosen is not None:
+                for entry in data:
+                    self._chosen.succeeded(*result_of(entry["parameter"], entry["value"]))
+
+    def _earlier_students(self) -> Students | None:
+        """Those that an earlier process of this experiment selected."""
+        path = self._folder() / STUDENTS
+        return Students.load(path) if path.exists() else None
+
+    def _search(self, dispatcher: Any) -> Students:
+        """Search, and select the best."""
+        restore_gpus()
+        (self._folder() / ERROR).unlink(missing_ok=True)
+        from nni_blockswap.classargs import read_settings
+        from nni_blockswap.search import search
+
+        settings, count = read_settings(self._settings, self._search_space, code_directory())
+        _log.info("Searching: %s", settings)
+        ranking = search(settings, self._folder() / SEARCH, _Watch(self._folder() / PROGRESS, dispatcher))[0]
+        best = ranking.top(count)
+        if len(best) < count:
+            raise BudgetError(
+                f"{count} students are asked for and {len(best)} architectures have a score at {ranking.budget}; "
+                "lower students and maxTrialNumber, or widen the budget."
+            )
+        release_gpu()
+        return Students.select(self._folder() / STUDENTS, best)
+
+    def _give_up(self, sentence: str, dispatcher: Any) -> NoReturn:
+        """End the experiment with status ERROR, and let the person who started it see why."""
+        _log.error("%s", sentence)
+        with suppress(OSError):
+            write_text(self._folder() / ERROR, sentence + "\n")
+        tell(sentence)
+        if dispatcher is not None:
+            dispatcher.report_error(sentence)
+        raise NoMoreTrialError(sentence)
+
+    def _folder(self) -> Path:
+        return Path(self.get_checkpoint_path() or ".")
+
+
+class StoppedError(Exception):
+    """Ends the dispatcher's worker at once; NNI's own exception would have it talk to a manager that has gone."""
+
+
+class _Watch:
+    """Keeps progress.json up to date, and ends a search whose experiment is being stopped."""
+
+    def __init__(self, path: Path, dispatcher: Any) -> None:
+        self._path, self._dispatcher, self._next = path, dispatcher, 0.0
+
+    def __call__(self, progress: "Progress") -> None:
+        if getattr(self._dispatcher, "stopping", False):
+            raise StoppedError("the experiment is being stopped; nnictl resume goes on with the search.")
+        if time.monotonic() >= self._next or progress.done == progress.total:
+            self._next = time.monotonic() + 1
+            write_json(self._path, {"done": progress.done, "total": progress.total, "seconds": progress.seconds,
+                                    "fresh": progress.fresh, "best": progress.best})  # fmt: skip
+
+
+@contextmanager
+def _unharmed(what: str) -> Iterator[None]:
+    """Log an error: it would leave the experiment RUNNING for ever, and no student depends on these calls."""
+    try:
+        yield
+    except Exception:
+        _log.exception("Could not note %s.", what)
