@@ -83,6 +83,11 @@ def weights_of(checkpoint: Any) -> dict[str, Tensor]:
     return dict(state)
 
 
+def plain_state(network: nn.Module) -> dict[str, Tensor]:
+    """The weights on the CPU, in torch's own memory layout."""
+    return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+
+
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load ``state``, all of it and nothing else, into ``network``.
 

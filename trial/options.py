@@ -65,13 +65,19 @@ class Machine:
     limit_steps: int | None = None
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """Options of ``Recipe``, ``Machine`` and the data set."""
-    default = Recipe()
+def add_data(parser: argparse.ArgumentParser, default: str = "cifar10") -> None:
+    """Options that name a data set."""
     data = parser.add_argument_group("data")
-    data.add_argument("--data", default="cifar10", help="data set: digits, cifar10, cifar100, image-folder, imagenet")
+    data.add_argument(
+        "--data", default=default, help="data set: digits, cifar10, cifar100, image-folder, imagenet, coco"
+    )
     data.add_argument("--data-root", metavar="DIR", help="folder that holds the data set")
     data.add_argument("--data-option", action="append", default=[], metavar="KEY=VALUE", help="option of the data set")
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Options of ``Recipe``."""
+    default = Recipe()
     recipe = parser.add_argument_group("recipe (defaults: section 5 of the paper)")
     recipe.add_argument("--epochs", type=int, default=default.epochs)
     recipe.add_argument("--batch-size", type=int, default=default.batch_size, help="images a step, over all processes")
@@ -83,6 +89,10 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--attention", choices=get_args(Mode), default=default.attention, help="form of the distance")
     recipe.add_argument("--clip", type=float, default=None, metavar="NORM", help="clip gradients to this norm")
     recipe.add_argument("--seed", type=int, default=default.seed)
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """Options of ``Machine``."""
     machine = parser.add_argument_group("machine")
     machine.add_argument("--devices", default="1", help="how many GPUs of this machine, or 'auto' for all of them")
     machine.add_argument("--precision", default="auto", help="Lightning's; auto: bf16-mixed on a GPU that has it")

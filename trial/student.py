@@ -1,8 +1,9 @@
-"""How every trial of an architecture begins and ends: where the architecture comes from, whose folder it is, its results."""
+"""How every trial of an architecture begins and ends: its architecture, its folder, its results."""
 
 import argparse
 import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,8 @@ def publish(
     figures: Mapping[str, float],
 ) -> None:
     """Write weights and results to ``out`` and report them to NNI, which optimises ``default``."""
-    import pytorch_lightning
-    import torch
-
-    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    checkpoints.save(weights, out / checkpoints.WEIGHTS)
-    result = {
+    checkpoints.save(checkpoints.plain_state(network), out / checkpoints.WEIGHTS)
+    result: dict[str, float | int | str] = {
         **figures,
         "architecture_id": architecture.id,
         "params": architecture.params,
@@ -95,7 +92,9 @@ def publish(
         "epochs": finished.trainer.current_epoch,
         "seconds": round(finished.seconds, 1),
     }
-    versions = {"nni_blockswap": __version__, "torch": torch.__version__, "lightning": pytorch_lightning.__version__}
-    write_json(out / "result.json", {**result, "score": architecture.score, "versions": versions})
+    if architecture.score is not None:
+        result["score"] = architecture.score
+    versions = {package: version(package) for package in ("torch", "pytorch-lightning", "nni")}
+    write_json(out / "result.json", {**result, "versions": {"nni-blockswap": __version__, **versions}})
     if link is not None:
         link.report_final({"default": default, **result})

@@ -17,7 +17,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--architecture", metavar="FILE", help="any saved Architecture of the space")
     options.add_teacher(command)
     options.add_space(command)
+    options.add_data(command)
     options.add_recipe(command)
+    options.add_machine(command)
     return command
 
 

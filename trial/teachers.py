@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from torch import Tensor, nn
+from torch import nn
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks import seeded
@@ -127,12 +127,7 @@ def _train(original: Architecture, task: Task, recipe: Recipe, machine: Machine,
         callbacks=[report],
     )
     original.save(out / "architecture.json")
-    checkpoints.save(plain_state(network), path)
-
-
-def plain_state(network: nn.Module) -> dict[str, Tensor]:
-    """The weights on the CPU, in torch's own memory layout."""
-    return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    checkpoints.save(checkpoints.plain_state(network), path)
 
 
 def _fingerprint(recipe: Recipe, data_options: Mapping[str, Any]) -> str:

@@ -121,8 +121,8 @@ class ImageTraining(LightningModule):
     def _stop_unless_finite(self, loss: Any) -> None:
         if not bool(torch.isfinite(torch.as_tensor(loss))):
             raise TrainingError(
-                f"the loss is no longer finite in epoch {self.current_epoch + 1} (lr {self.recipe.lr:g}, beta "
-                f"{self.recipe.beta:g}); lower --lr or --beta, or set --clip: the checkpoints of earlier epochs are kept."
+                f"the loss is no longer finite in epoch {self.current_epoch + 1}; lower --lr ({self.recipe.lr:g}) or "
+                f"--beta ({self.recipe.beta:g}), or set --clip: the checkpoints of earlier epochs are kept."
             )
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
