@@ -1,0 +1,159 @@
+"""The scorer: averages, training before scoring, the same scores anywhere, settings that cannot be."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nni_blockswap.blocks import seeded
+from nni_blockswap.errors import ConfigError, DataError
+from nni_blockswap.proxies import PROXIES, Score, make_proxy
+from nni_blockswap.scoring import Scorer, mean_score, resolve_device
+from nni_blockswap.tasks import make_task
+from search_spaces.wide_resnet import WideResNetSpace
+
+SPACE = "search_spaces.wide_resnet:WideResNetSpace"
+ARGUMENTS = {"depth": 10, "width": 1, "in_channels": 1, "image_size": 8}
+CANDIDATES = [
+    dict(zip(("block_00", "block_01", "block_02"), names, strict=True))
+    for names in (("S", "S", "S"), ("G(4)", "B(2)", "BG(2,4)"), ("BG(2,8)", "G(N/2)", "G(N)"), ("G(4)", "S", "B(4)"))
+]
+
+
+def scorer(proxy: str = "fisher", **settings: object) -> Scorer:
+    task = make_task("digits", None, image_size=8)
+    return Scorer(
+        SPACE, ARGUMENTS, task, make_proxy(proxy), **{"batch_size": 16, "seed": 3, "device": "cpu", **settings}
+    )
+
+
+def scores(init: int = 0, proxy: str = "fisher", candidates=CANDIDATES, **settings: object) -> list[Score]:
+    found = dict(scorer(proxy, **settings).scores(init, candidates))
+    return [found[position] for position in range(len(candidates))]
+
+
+def everything() -> str:
+    """All digits of what every proxy gives."""
+    return str([(score.value, score.blocks) for proxy in sorted(PROXIES) for score in scores(1, proxy)])
+
+
+def test_the_same_seed_gives_the_same_scores_in_another_process() -> None:
+    code = "import torch; torch.set_num_threads(1); from tests.test_scoring import everything; print(everything())"
+    root = Path(__file__).parents[1]
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert other.stdout.strip() == everything()
+
+
+@pytest.mark.parametrize("proxy", sorted(PROXIES))
+def test_another_draw_or_minibatch_gives_another_score(proxy: str) -> None:
+    assert proxy == "accuracy" or scores(2, proxy) != scores(1, proxy)  # accuracy has few values
+    assert proxy == "l2_norm" or scores(1, proxy, seed=4) != scores(1, proxy)
+
+
+def test_a_score_does_not_depend_on_the_candidates_beside_it() -> None:
+    together = scores()
+    for position, choices in enumerate(CANDIDATES):
+        assert scores(candidates=[choices]) == [together[position]]
+    assert scores(candidates=CANDIDATES[::-1]) == together[::-1]
+
+
+@pytest.mark.parametrize("proxy", sorted(PROXIES))
+def test_a_score_is_the_mean_over_minibatches(proxy: str) -> None:
+    one = scorer(proxy, minibatches=1, precision="float64")
+    three = scorer(proxy, minibatches=3, precision="float64")
+    singles = []
+    for index in range(3):
+        batch = one.task.minibatch(16, seed=3, index=index)
+        network = one.super_network(0)
+        network.select(CANDIDATES[1])
+        network.requires_grad_(one.proxy.needs_weight_gradients)
+        singles.append(one.proxy.measure(network, one.task, one.task.to(batch, torch.device("cpu"), torch.float64)))
+    ((_, found),) = three.scores(0, CANDIDATES[1:2])
+    assert found.value == pytest.approx(sum(single.value for single in singles) / 3, rel=1e-12)
+    for block, value in enumerate(found.blocks):
+        assert value == pytest.approx(sum(single.blocks[block] for single in singles) / 3, rel=1e-12)
+
+
+def test_mean_score_is_the_mean_of_each_term() -> None:
+    assert mean_score([Score(1.0, (0.25, 0.75)), Score(2.0, (1.25, 0.75))]) == Score(1.5, (0.75, 0.75))
+    assert mean_score([Score(1.0), Score(2.0)]) == Score(1.5)
+
+
+def test_scoring_after_training_equals_a_plain_loop() -> None:
+    choices = CANDIDATES[1]
+    trained = scorer(train_minibatches=4, precision="float64")
+    ((_, found),) = trained.scores(0, [choices])
+    with seeded(3 * 1_000_003):
+        space = WideResNetSpace(**ARGUMENTS).double()
+    network = WideResNetSpace.build(choices, **ARGUMENTS).double().train()
+    network.load_state_dict(
+        {
+            name.replace(f".branch.{candidate}.", ".branch."): value
+            for name, value in space.state_dict().items()
+            for candidate in [name.split(".branch.")[1].split(".")[0] if ".branch." in name else ""]
+            if not candidate or candidate == choices[f"block_{int(name[5]) - 1:02d}"]
+        }
+    )
+    velocity = [torch.zeros_like(weight) for weight in network.parameters()]
+    for index in range(3):
+        loss = plain_loss(network, trained.task.minibatch(16, seed=3, index=index))
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        with torch.no_grad():  # SGD with the paper's learning rate 0.1, momentum 0.9 and weight decay 5e-4
+            for weight, gradient, v in zip(network.parameters(), gradients, velocity, strict=True):
+                v.mul_(0.9).add_(gradient + 5e-4 * weight)
+                weight.sub_(0.1 * v)
+    outputs: list[Tensor] = []
+    for block in network.blocks():
+        block.branch[-1].register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    loss = plain_loss(network, trained.task.minibatch(16, seed=3, index=3))
+    expected = [
+        ((a * g).sum((2, 3)) ** 2).sum().item() / 32
+        for a, g in zip(outputs, torch.autograd.grad(loss, outputs), strict=True)
+    ]
+    assert found.blocks == pytest.approx(expected, rel=1e-9)
+    assert found != next(iter(scorer(precision="float64").scores(0, [choices])))[1]
+
+
+def plain_loss(network: WideResNetSpace, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(network(batch[0].double()), batch[1])
+
+
+@pytest.mark.parametrize("proxy", sorted(PROXIES))
+@pytest.mark.parametrize("train_minibatches", [1, 3])
+def test_weights_are_left_as_they_were(proxy: str, train_minibatches: int) -> None:
+    judge = scorer(proxy, train_minibatches=train_minibatches)
+    network = judge.super_network(0)
+    before = [weight.detach().clone() for weight in network.parameters()]
+    first = judge.score(network, CANDIDATES[1])
+    assert all(torch.equal(weight, old) for weight, old in zip(network.parameters(), before, strict=True))
+    assert judge.score(network, CANDIDATES[1]) == first
+
+
+def test_the_global_generator_is_left_as_it_was() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    scores()
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "match"),
+    [
+        ({"precision": "half"}, ConfigError, "no precision 'half'; choose from auto, float32, bf16, float64"),
+        ({"device": "abacus"}, ConfigError, "the device 'abacus' cannot be used"),
+        ({"batch_size": 2000}, DataError, "there are 1437"),
+        ({"batch_size": 600, "minibatches": 3}, DataError, "3 minibatch.* of 600 need 1800"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict[str, object], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        scores(**settings)
+
+
+def test_auto_takes_a_gpu_if_there_is_one() -> None:
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
