@@ -13,7 +13,7 @@ from nni_blockswap.tasks.classification import Classification
 
 
 class Accuracy:
-    """Share of the minibatch classified correctly, BN in training mode; NaN where an output of the network is not finite."""
+    """Share of the minibatch classified correctly, BN in training mode; NaN where an output is not finite."""
 
     name: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
