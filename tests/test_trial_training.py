@@ -1,0 +1,146 @@
+"""The training step: equation (1), a teacher that nothing changes, a diverged run that stops and spoils nothing."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nni_blockswap.architecture import Architecture
+from nni_blockswap.errors import ConfigError, TrainingError
+from nni_blockswap.tasks import make_task
+from tests.conftest import SMALL, WRN
+from trial.checkpoints import read
+from trial.options import Machine, Recipe
+from trial.reporting import EpochReport
+from trial.running import Run, fit
+from trial.training import ImageTraining, Teacher, check_fit, loaders
+
+STUDENT = Architecture.from_choices(WRN, ["B(2)", "G(4)", "BG(2,4)"], SMALL)
+POINTS = ("stage1", "stage2", "stage3")
+
+
+@pytest.fixture
+def task():
+    return make_task("digits", image_size=8)
+
+
+@pytest.fixture
+def teacher() -> Teacher:
+    torch.manual_seed(1)
+    return Teacher(STUDENT.teacher().build(), POINTS, 0.5)
+
+
+def train(module: ImageTraining, task, out: Path, epochs: int, **options) -> Run:
+    return fit(
+        module,
+        loaders(task, 0),
+        out,
+        epochs=epochs,
+        batch_size=128,
+        machine=Machine(limit_steps=3),
+        monitor="val/accuracy",
+        **options,
+    )
+
+
+def stages(network, images: torch.Tensor) -> list[torch.Tensor]:
+    first = network.stage1(network.conv(images))
+    second = network.stage2(first)
+    return [first, second, network.stage3(second)]
+
+
+def test_loss_is_equation_one(task, teacher: Teacher) -> None:
+    student = STUDENT.build()
+    module = ImageTraining(student, task, Recipe(beta=30.0), teacher)
+    images, labels = task.minibatch(16, seed=0)
+    expected = F.cross_entropy(copy.deepcopy(student)(images), labels).item()
+    with torch.no_grad():
+        pairs = zip(stages(copy.deepcopy(student), images), stages(teacher.network, images), strict=True)
+        for of_student, of_teacher in pairs:
+            maps = [a.double().square().mean(1).flatten(1) for a in (of_student, of_teacher)]
+            unit = [m / m.norm(dim=1, keepdim=True) for m in maps]
+            expected += 30.0 * (unit[0] - unit[1]).square().mean().item()
+    with pytest.warns(UserWarning, match="trainer"):  # Lightning: nothing is logged outside a trainer
+        loss = module.training_step((images, labels), 0)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_distillation_leaves_its_teacher_as_it_was_and_out_of_the_checkpoint(task, teacher, tmp_path: Path) -> None:
+    before = copy.deepcopy(teacher.network.state_dict())
+    module = ImageTraining(STUDENT.build(), task, Recipe(batch_size=128), teacher)
+    weights = module.network.fc.weight.detach().clone()
+    train(module, task, tmp_path, epochs=2)
+    after = teacher.network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)  # BN statistics among them
+    assert not any(part.training for part in teacher.network.modules())
+    assert all(parameter.grad is None for parameter in teacher.network.parameters())
+    assert not torch.equal(weights, module.network.fc.weight)
+    assert read(tmp_path / "last.ckpt")["state_dict"].keys() == {
+        f"network.{name}" for name in module.network.state_dict()
+    }
+
+
+def test_a_diverged_run_says_so_and_keeps_the_checkpoints_of_earlier_epochs(task, tmp_path: Path) -> None:
+    class Diverging(ImageTraining):
+        def training_step(self, batch, batch_idx: int) -> torch.Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss if self.current_epoch == 0 else self._spoil(loss)
+
+        def _spoil(self, loss: torch.Tensor) -> torch.Tensor:
+            self._watched += float("nan")
+            return loss * float("nan")
+
+    with pytest.raises(TrainingError, match=r"no longer finite in epoch 2; lower --lr \(0.1\)"):
+        train(Diverging(STUDENT.build(), task, Recipe(epochs=3)), task, tmp_path, epochs=3)
+    for name in ("last.ckpt", "best.ckpt"):
+        kept = read(tmp_path / name)
+        assert kept["epoch"] == 0
+        assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
+
+
+def test_a_hopeless_learning_rate_ends_in_that_sentence(task, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no longer finite"):
+        train(ImageTraining(STUDENT.build(), task, Recipe(lr=1e20, epochs=3)), task, tmp_path, epochs=3)
+
+
+def test_every_epoch_reports_numbers_with_its_learning_rate(task, teacher, tmp_path: Path) -> None:
+    seen = []
+    report = EpochReport(lambda epoch, metrics: seen.append((epoch, metrics)), "val/accuracy", None)
+    run = train(ImageTraining(STUDENT.build(), task, Recipe(epochs=2), teacher), task, tmp_path, 2, callbacks=[report])
+    assert [epoch for epoch, _ in seen] == [0, 1]
+    assert [metrics["learning_rate"] for _, metrics in seen] == pytest.approx([0.1, 0.05])
+    last = seen[-1][1]
+    assert last["default"] == last["val_accuracy"]
+    assert last["val_top5"] >= last["val_accuracy"]
+    distances = [last[f"train_attention_{point}"] for point in POINTS]
+    assert last["train_loss"] == pytest.approx(last["train_cross_entropy"] + 1000 * sum(distances), rel=1e-4)
+    assert run.best == max(metrics["default"] for _, metrics in seen)
+    assert run.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (Recipe(), {0: 0.1, 50: 0.05 * (1 + 2**-0.5), 100: 0.05, 199: 0.1 * 0.00006168}),
+        (Recipe(schedule="step", epochs=100), {0: 0.1, 29: 0.1, 30: 0.01, 60: 0.001, 99: 0.0001}),
+    ],
+)
+def test_learning_rate_by_epoch(recipe: Recipe, expected: dict[int, float]) -> None:
+    assert [recipe.learning_rate(epoch) for epoch in expected] == pytest.approx(list(expected.values()), rel=1e-3)
+
+
+def test_networks_that_do_not_fit_the_data_are_refused(task) -> None:
+    other_size = Architecture.from_choices(WRN, ["S"] * 3, {**SMALL, "image_size": 16}).build()
+    with pytest.raises(ConfigError, match="for images of 1x16x16 and digits has 1x8x8"):
+        check_fit(other_size, other_size.input_size, task)
+    few_classes = Architecture.from_choices(WRN, ["S"] * 3, {**SMALL, "num_classes": 7}).build()
+    with pytest.raises(ConfigError, match="digits has 10 classes and the network 7"):
+        check_fit(few_classes, few_classes.input_size, task)
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"lr": -1.0}, {"beta": -1.0}])
+def test_impossible_recipes_are_refused(wrong: dict) -> None:
+    with pytest.raises(ConfigError, match="must"):
+        Recipe(**wrong)
