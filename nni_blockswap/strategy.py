@@ -107,7 +107,7 @@ def space_of(model_space: ExecutableModelSpace) -> tuple[str, dict[str, Any]]:
         traced = model_space.model_space
     else:
         raise SpaceError(
-        raise SpaceError(f"the model space's class cannot be found by its name: {error}") from error
+            f"BlockSwapStrategy reads model spaces in the formats simplified and raw, not {type(model_space).__name__}; "
             "set the experiment's config.model_format to SimplifiedModelFormatConfig()."
         )
     kind = traced.trace_symbol
@@ -115,7 +115,7 @@ def space_of(model_space: ExecutableModelSpace) -> tuple[str, dict[str, Any]]:
     try:
         found: Any = load_space(name)
     except BlockSwapError as error:
-        raise SpaceError(f"the model space's class has to be found by name: {error}") from error
+        raise SpaceError(f"the model space's class cannot be found by its name: {error}") from error
     if found is not kind:
         raise SpaceError(f"'{name}' is another class than the model space's; give each class a name of its own.")
     signature = inspect.signature(getattr(kind, "_init_wrapped", kind.__init__))

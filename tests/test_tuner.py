@@ -1,0 +1,253 @@
+"""BlockSwapTuner as NNI's dispatcher sees it: fresh, resumed, failing, and asked for more than there is."""
+
+import base64
+import json
+import math
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import nni
+import pytest
+from nni.runtime.msg_dispatcher import MsgDispatcher
+
+from nni_blockswap import Architecture, BlockSwapTuner
+from nni_blockswap.classargs import argument_faults
+from nni_blockswap.dispatcher import code_directory
+from nni_blockswap.files import read_json
+from tests.conftest import SMALL, WRN
+
+SETTINGS = {"space": WRN, "space_args": SMALL, "data": "digits", "data_options": {"image_size": 8}, "budget": "60%",
+            "samples": 6, "batch_size": 4}  # fmt: skip
+
+
+class Dispatcher:
+    """What the tuner sees of NNI's dispatcher."""
+
+    stopping = False
+
+    def __init__(self, rerun=()):
+        self.recovered_trial_params = dict(enumerate(rerun))
+        self.errors = []
+
+    def report_error(self, text):
+        self.errors.append(text)
+
+    def send_trial_callback(self, parameter_id, parameters):
+        raise AssertionError("parameters are returned, not called back")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path))
+    return tmp_path
+
+
+def started(search_space=None, **settings):
+    tuner = BlockSwapTuner(**{**SETTINGS, **settings})
+    tuner.update_search_space(search_space or {})
+    return tuner
+
+
+def ask(tuner, *ids, dispatcher=None):
+    return tuner.generate_multiple_parameters(list(ids), st_callback=(dispatcher or Dispatcher()).send_trial_callback)
+
+
+def ids(handed_out):
+    return [parameters["architecture_id"] for parameters in handed_out]
+
+
+def test_hands_out_the_best_students_once_each_best_first(folder):
+    tuner = started()
+    given = ask(tuner, 0) + ask(tuner, 1) + ask(tuner, 2, 3)  # surplus
+    assert ask(tuner, 4) == []
+    assert [parameters["rank"] for parameters in given] == [1, 2, 3]
+    scores = [parameters["score"] for parameters in given]
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(ids(given))) == 3
+    ranking = (folder / "search" / "ranking.csv").read_text().splitlines()
+    assert [line.split(",")[-2] for line in ranking[1:4]] == ids(given)
+
+
+def test_parameters_are_plain_finite_and_describe_the_network(folder):
+    (given,) = ask(started(), 0)
+    assert json.loads(json.dumps(given, allow_nan=False)) == given
+    assert list(given)[:3] == ["block_00", "block_01", "block_02"]
+    network = Architecture.from_choices(
+        given["space"], {label: given[label] for label in list(given)[:3]}, given["space_args"]
+    )
+    assert (network.id, network.params, network.macs) == (given["architecture_id"], given["params"], given["macs"])
+    assert math.isfinite(given["score"])
+
+
+def test_the_search_space_narrows_what_is_searched(folder):
+    narrow = {
+        "block_00": {"_type": "choice", "_value": ["S"]},
+        "block_02": {"_type": "choice", "_value": ["B(2)", "B(4)"]},
+    }
+    given = ask(started(narrow), 0, 1, 2)
+    assert {parameters["block_00"] for parameters in given} == {"S"}
+    assert {parameters["block_02"] for parameters in given} <= {"B(2)", "B(4)"}
+
+
+def test_results_are_joined_on_the_architecture_and_kept(folder):
+    tuner = started()
+    first, second, third = ask(tuner, 0, 1, 2)
+    # with trials side by side NNI records the result of one beside the parameters of another
+    tuner.receive_trial_result(0, second, {"default": 0.75, "architecture_id": first["architecture_id"]})
+    tuner.receive_trial_result(1, second, 0.5)
+    tuner.trial_end(0, False)  # meant is the third
+    tuner.trial_end(2, False)
+    table = {row["parameters"]["rank"]: (row["state"], row["accuracy"]) for row in read_json(folder / "students.json")}
+    assert table == {1: ("succeeded", 0.75), 2: ("succeeded", 0.5), 3: ("failed", None)}
+    assert third["rank"] == 3
+
+
+def test_a_resumed_tuner_hands_out_only_what_is_left_and_does_not_search_again(folder):
+    before = started(students=5)
+    given = ask(before, 0, 1, 2, 3)
+    before.trial_end(1, False)  # failed
+    scores = (folder / "search" / "scores.jsonl").read_bytes()
+    after = started(students=5)
+    after.load_checkpoint()
+    after.import_data([{"parameter": given[0], "value": {"default": 0.9}, "trialJobId": "a"}])  # done
+    rest = ask(after, 4, 5, 6, dispatcher=Dispatcher(rerun=[given[2]]))  # started again by NNI itself
+    # handed out but never started: the fourth; never handed out: the fifth
+    assert [parameters["rank"] for parameters in rest] == [4, 5]
+    assert rest[0] == given[3]
+    after.import_data([{"parameter": given[2], "value": 0.8}])
+    assert (folder / "search" / "scores.jsonl").read_bytes() == scores
+    assert [row["state"] for row in read_json(folder / "students.json")] == [
+        "succeeded",
+        "failed",
+        "succeeded",
+        "running",
+        "running",
+    ]
+
+
+def test_a_killed_search_goes_on(folder, monkeypatch):
+    class Stopping(Dispatcher):
+        stopping = True
+
+    with pytest.raises(Exception, match="being stopped"):
+        ask(started(), 0, dispatcher=Stopping())
+    scored = (folder / "search" / "scores.jsonl").read_text().splitlines()
+    assert len(scored) == 1
+    ask(started(), 0)
+    assert (folder / "search" / "scores.jsonl").read_text().splitlines()[0] == scored[0]
+    assert read_json(folder / "progress.json")["fresh"] == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "space", "sentence"),
+    [
+        ({"space": "nowhere:Space"}, None, "the space 'nowhere:Space' cannot be imported"),
+        ({"budget": "10"}, None, "parameters reach from"),
+        ({"budget": "a third"}, None, "'a third' is not a budget"),
+        ({"data": "mnist"}, None, "there is no data set 'mnist'"),
+        ({"sampels": 3}, None, "the tuner has no argument 'sampels'"),
+        ({"samples": "many"}, None, "samples is a whole number, not 'many'"),
+        ({"students": 0}, None, "students is a whole number of at least 1, not 0"),
+        ({"students": 7}, None, "7 students are asked for and 6 architectures have a score"),
+        ({}, {"block_09": {"_type": "choice", "_value": ["S"]}}, "'block_09' is not a block"),
+        ({}, {"block_00": {"_type": "uniform", "_value": [0, 1]}}, "its 'block_00' is"),
+        ({}, ["S"], "a search space maps each block"),
+    ],
+)
+def test_every_fault_ends_the_experiment_with_one_sentence(folder, capsys, settings, space, sentence):
+    dispatcher = Dispatcher()
+    tuner = started(space, **settings)
+    assert ask(tuner, 0, dispatcher=dispatcher) == []
+    assert len(dispatcher.errors) == 1
+    assert sentence in dispatcher.errors[0]
+    assert capsys.readouterr().err == f"BlockSwap: {dispatcher.errors[0]}\n"
+    assert (folder / "error.txt").read_text() == f"{dispatcher.errors[0]}\n"
+
+
+def test_an_unexpected_error_ends_the_experiment_too(folder, monkeypatch):
+    def explode(*_):
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr("nni_blockswap.search.search", explode)
+    dispatcher = Dispatcher()
+    assert ask(started(), 0, dispatcher=dispatcher) == []
+    assert dispatcher.errors == ["the search failed unexpectedly, ZeroDivisionError: boom; see dispatcher.log."]
+
+
+def test_nothing_raises_where_nni_would_be_left_running(folder):
+    tuner = started()
+    tuner.trial_end(99, False)
+    tuner.import_data([{"parameter": {"block_00": "S"}, "value": 1.0}])
+    ask(tuner, 0)
+    tuner.receive_trial_result(0, {}, {"loss": 1.0})
+    tuner.receive_trial_result(0, {}, "no number")
+    (folder / "students.json").unlink()
+    (folder / "students.json").mkdir()  # cannot be written to
+    tuner.trial_end(0, False)
+
+
+def test_results_from_several_threads_are_all_kept(folder):
+    tuner = started(students=6)
+    given = ask(tuner, *range(6))
+    threads = [
+        threading.Thread(target=tuner.receive_trial_result, args=(number, parameters, number / 10))
+        for number, parameters in enumerate(given)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [row["accuracy"] for row in read_json(folder / "students.json")] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+def test_works_with_nnis_own_dispatcher(folder, monkeypatch):
+    monkeypatch.setattr(nni.runtime.msg_dispatcher, "_next_parameter_id", 0)
+    sent = []
+    dispatcher = MsgDispatcher("ws://_unittest_placeholder_", BlockSwapTuner(**SETTINGS))
+    monkeypatch.setattr(dispatcher, "send", lambda command, data: sent.append((command.name, data)))
+    dispatcher.handle_initialize({})
+    dispatcher.handle_request_trial_jobs(2)
+    dispatcher.handle_request_trial_jobs(2)
+    assert [name for name, _ in sent] == ["Initialized", "NewTrialJob", "NewTrialJob", "NewTrialJob", "NoMoreTrialJobs"]
+    assert [json.loads(data)["parameters"]["rank"] for _, data in sent[1:4]] == [1, 2, 3]
+
+
+def test_constructing_it_imports_neither_torch_nor_nni_nas():
+    code = (
+        "import sys; from nni_blockswap import BlockSwapTuner; BlockSwapTuner(space='nowhere:X', wrong=1);"
+        "print([name for name in ('torch', 'nni.nas', 'sklearn') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_relative_paths_are_below_the_code_directory(monkeypatch):
+    config = {"tuner": {"codeDirectory": "/somewhere/project"}}
+    encoded = base64.b64encode(json.dumps(config).encode()).decode()
+    monkeypatch.setattr(sys, "argv", ["nni", "--exp_params", encoded])
+    assert code_directory() == Path("/somewhere/project")
+
+
+def test_arguments_of_every_kind_are_checked():
+    assert (
+        argument_faults({**SETTINGS, "budget": 400_000, "tolerance": 0.05, "data_root": None, "augment": False}) == []
+    )
+    faults = argument_faults(
+        {"space": 3, "tolerance": "wide", "augment": 1, "space_args": [16], "samples": True, "budgets": "1M"}
+    )
+    assert len(faults) == 8
+    expected = [
+        "'budgets'",
+        "'budget' is missing",
+        "'data' is missing",
+        "space is text, not 3",
+        "tolerance is a number or null",
+        "augment is true or false, not 1",
+        "space_args is a mapping",
+        "samples is a whole number, not True",
+    ]
+    assert all(any(text in fault for fault in faults) for text in expected)
