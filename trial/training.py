@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from nni_blockswap.distillation import attention_distances, captured
 from nni_blockswap.errors import ConfigError, TrainingError
@@ -80,8 +80,9 @@ class ImageTraining(LightningModule):
         """Set learning rate, order and augmentation from the epoch alone, so that a resumed run repeats no draw."""
         seed = self.recipe.seed * 1_000_003 + self.current_epoch
         loader: Any = self.trainer.train_dataloader
-        if loader.generator is not None:
-            loader.generator.manual_seed(seed)
+        sampler = loader.sampler
+        if isinstance(sampler, RandomSampler):  # under DDP Lightning's own sampler goes by the epoch too
+            sampler.generator = torch.Generator().manual_seed(seed)
         self._draws = torch.Generator(self.device).manual_seed(seed * self.trainer.world_size + self.global_rank)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.recipe.learning_rate(self.current_epoch)
