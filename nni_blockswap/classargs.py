@@ -6,6 +6,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from nni_blockswap.comparison import Comparison
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.search import SearchSettings, check_count
 from nni_blockswap.searchspace import from_nni
@@ -27,6 +28,7 @@ def read_settings(arguments: Mapping[str, Any], search_space: Any, base: Path) -
         raise ConfigError(faults[0])
     settings = dict(arguments)
     students, budget = settings.pop("students", 3), settings.pop("budget")
+    settings.pop("comparison", None)
     check_count("students", students)
     if settings.get("data_root") is not None:
         settings["data_root"] = str(base / Path(settings["data_root"]).expanduser())
@@ -37,7 +39,7 @@ def argument_faults(arguments: Mapping[str, Any]) -> list[str]:
     """A sentence for each classArg that is unknown, missing or of the wrong type."""
     own = {"budgets", "candidates"}  # the tuner's are called budget, and searchSpace
     hints = {name: hint for name, hint in get_type_hints(SearchSettings).items() if name not in own}
-    hints |= {"budget": str | int, "students": int}
+    hints |= {"budget": str | int, "students": int, "comparison": dict}
     needed = {one.name for one in fields(SearchSettings) if one.default is one.default_factory is MISSING} - own | {
         "budget"
     }
@@ -52,7 +54,15 @@ def argument_faults(arguments: Mapping[str, Any]) -> list[str]:
         for name, value in arguments.items()
         if name in hints and not _fits(value, hints[name])
     ]
-    return unknown + missing + wrong
+    return unknown + missing + wrong + _comparison_faults(arguments.get("comparison", {}))
+
+
+def _comparison_faults(comparison: Any) -> list[str]:
+    try:
+        Comparison.read(comparison if isinstance(comparison, dict) else {})
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -14,13 +14,18 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a tuner has ten to conne
 WAITING, RUNNING, SUCCEEDED, FAILED = "waiting", "running", "succeeded", "failed"
 
 
+IDENTITY = ("architecture_id", "method", "variant", "seed")
+"""Names a trial; the last three are there in a comparison, which trains an architecture more than once."""
+
+
 @dataclass
 class Student:
     """One selected architecture.
 
     Attributes:
         parameters: what its trial is given: a substitute for each block label; beside them ``space``, ``space_args``,
-            ``params``, ``macs``, ``score``, ``rank`` (from 1) and ``architecture_id``.
+            ``params``, ``macs``, ``score``, ``rank`` (from 1) and ``architecture_id``; in a comparison what
+            ``comparison.contestants`` adds.
         state: ``waiting``, ``running``, ``succeeded`` or ``failed``.
         accuracy: the trial's final result, or None.
     """
@@ -31,8 +36,14 @@ class Student:
 
     @property
     def id(self) -> str:
-        """The architecture's id."""
-        return str(self.parameters["architecture_id"])
+        """Names the student's trial."""
+        return identity(self.parameters)
+
+    @property
+    def name(self) -> str:
+        """For people: its rank, or in a comparison its method."""
+        given = self.parameters
+        return f"{given['method']} {given['variant']} #{given['seed']}" if "method" in given else str(given["rank"])
 
 
 class Students:
@@ -51,8 +62,12 @@ class Students:
     @classmethod
     def select(cls, path: Path, architectures: "Sequence[Architecture]") -> "Students":
         """A new file at ``path`` with ``architectures``, best first."""
-        chosen = [Student(parameters_of(one, rank)) for rank, one in enumerate(architectures, start=1)]
-        students = cls(path, chosen)
+        return cls.of(path, [parameters_of(one, rank) for rank, one in enumerate(architectures, start=1)])
+
+    @classmethod
+    def of(cls, path: Path, parameters: Sequence[dict[str, Any]]) -> "Students":
+        """A new file at ``path`` with the trials of ``parameters``, in their order."""
+        students = cls(path, [Student(one) for one in parameters])
         students._save()
         return students
 
@@ -95,7 +110,12 @@ def read(path: Path) -> list[Student]:
     return [Student(**entry) for entry in read_json(path)]
 
 
-def parameters_of(architecture: "Architecture", rank: int) -> dict[str, Any]:
+def identity(parameters: Mapping[str, Any]) -> str:
+    """What names a trial, from its parameters or its results."""
+    return " ".join(str(parameters[name]) for name in IDENTITY if name in parameters)
+
+
+def parameters_of(architecture: "Architecture", rank: int | None = None) -> dict[str, Any]:
     """What a trial is given to train ``architecture``: finite plain numbers and text, as NNI demands."""
     return {
         **architecture.choices,
@@ -110,14 +130,14 @@ def parameters_of(architecture: "Architecture", rank: int) -> dict[str, Any]:
 
 
 def result_of(parameters: Mapping[str, Any], value: Any) -> tuple[str, float]:
-    """(architecture id, accuracy) of a trial's final metric, a number or a mapping with ``default``.
+    """(identity, accuracy) of a trial's final metric, a number or a mapping with ``default``.
 
     The metric's own id comes first: with trialConcurrency above 1 NNI records a trial's metric beside the parameters of
     another (microsoft/nni issues 5693 and 5726).
     """
     if isinstance(value, Mapping):
-        return str(value.get("architecture_id", parameters.get("architecture_id"))), float(value["default"])
-    return str(parameters.get("architecture_id")), float(value)
+        return identity({**parameters, **value}), float(value["default"])
+    return identity(parameters), float(value)
 
 
 def _ended(student: Student) -> bool:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from nni import NoMoreTrialError
 from nni.tuner import Tuner
 
-from nni_blockswap.dispatcher import code_directory, release_gpu, restore_gpus, tell
-from nni_blockswap.errors import BlockSwapError, BudgetError
+from nni_blockswap.dispatcher import code_directory, release_gpu, restore_gpus, share_cores, tell
+from nni_blockswap.errors import BlockSwapError, BudgetError, ConfigError
 from nni_blockswap.files import write_json, write_text
-from nni_blockswap.students import Students, result_of
+from nni_blockswap.students import Students, identity, result_of
 
 if TYPE_CHECKING:  # torch is imported when the search begins: NNI gives a tuner ten seconds to connect
-    from nni_blockswap.search import Progress
+    from nni_blockswap.search import Progress, SearchSettings
 
 STUDENTS, PROGRESS, ERROR, SEARCH = "students.json", "progress.json", "error.txt", "search"
 """Files, and the folder of the search, in an experiment's checkpoint folder."""
@@ -39,6 +39,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         settings: the fields of ``nni_blockswap.search.SearchSettings``, with one ``budget`` for ``budgets``; and
             ``students``, how many of the best to hand out (default 3; maxTrialNumber should be the same). A relative
             ``data_root`` is below the tuner's codeDirectory. ``candidates`` are those of the experiment's search space.
+            With ``comparison``, the fields of ``nni_blockswap.comparison.Comparison``, its contestants are handed out.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -62,9 +63,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         try:
             if self._chosen is None:
                 self._chosen = self._earlier_students() or self._search(dispatcher)
-            rerun = [
-                entry.get("architecture_id") for entry in getattr(dispatcher, "recovered_trial_params", {}).values()
-            ]
+            rerun = [identity(entry) for entry in getattr(dispatcher, "recovered_trial_params", {}).values()]
             parameters = self._chosen.next(rerun)
         except StoppedError:
             raise
@@ -77,7 +76,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
             )
         if parameters is None:
             raise NoMoreTrialError("every selected student has its trial")
-        self._handed_out[parameter_id] = parameters["architecture_id"]
+        self._handed_out[parameter_id] = identity(parameters)
         return parameters
 
     def receive_trial_result(self, parameter_id: int, parameters: Any, value: Any, **kwargs: Any) -> None:
@@ -105,6 +104,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
 
     def _search(self, dispatcher: Any) -> Students:
         """Search, and select the best."""
+        share_cores()
         restore_gpus()
         (self._folder() / ERROR).unlink(missing_ok=True)
         from nni_blockswap.classargs import read_settings
@@ -112,7 +112,10 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
 
         settings, count = read_settings(self._settings, self._search_space, code_directory())
         _log.info("Searching: %s", settings)
-        ranking = search(settings, self._folder() / SEARCH, _Watch(self._folder() / PROGRESS, dispatcher))[0]
+        watch = _Watch(self._folder() / PROGRESS, dispatcher)
+        if self._settings.get("comparison"):
+            return self._compare(settings, count, watch)
+        ranking = search(settings, self._folder() / SEARCH, watch)[0]
         best = ranking.top(count)
         if len(best) < count:
             raise BudgetError(
@@ -121,6 +124,19 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
             )
         release_gpu()
         return Students.select(self._folder() / STUDENTS, best)
+
+    def _compare(self, settings: "SearchSettings", count: int, watch: "_Watch") -> Students:
+        """BlockSwap's students and those of the methods that it is compared to."""
+        from nni_blockswap.comparison import Comparison, contestants
+
+        trials = contestants(Comparison.read(self._settings["comparison"]), settings, self._folder() / SEARCH, watch)
+        if len(trials) < count:
+            raise ConfigError(
+                f"{count} students are asked for and the comparison has {len(trials)}; "
+                "set students and maxTrialNumber to that."
+            )
+        release_gpu()
+        return Students.of(self._folder() / STUDENTS, trials[:count])
 
     def _give_up(self, sentence: str, dispatcher: Any) -> NoReturn:
         """End the experiment with status ERROR, and let the person who started it see why."""

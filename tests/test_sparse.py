@@ -11,6 +11,7 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import BudgetError, ConfigError
 from nni_blockswap.tasks import make_task
 from trial import sparse
+from trial.options import Recipe
 
 TASK = make_task("digits", image_size=8)
 WEIGHTS = (nn.Conv2d, nn.Linear)
@@ -74,11 +75,11 @@ def train(network, steps, seed=0):
 @pytest.mark.parametrize("method", sparse.METHODS)
 def test_zeros_stay_through_training_and_a_resumption(method):
     network, teacher, nonzero = fresh(), fresh(1), 15_000
-    sparse.prune_student(network, method, nonzero, teacher, TASK, batch_size=16, seed=0)
+    sparse.prune_student(network, method, nonzero, teacher, TASK, Recipe(batch_size=16))
     zero = {name: module.weight == 0 for name, module in network.named_modules() if isinstance(module, WEIGHTS)}
     train(network, 3)
     resumed = fresh(2)  # another process builds the network anew, then loads the checkpoint
-    sparse.prune_student(resumed, method, nonzero, teacher, TASK, batch_size=16, seed=0)
+    sparse.prune_student(resumed, method, nonzero, teacher, TASK, Recipe(batch_size=16))
     resumed.load_state_dict(network.state_dict())
     train(resumed, 3, seed=1)
     sparse.make_permanent(resumed)
@@ -96,7 +97,7 @@ def test_a_pruned_network_starts_from_the_teacher_and_snip_from_its_own_weights(
     images, _ = batch()
     for method, source in (("l1-pruning", teacher), ("snip", own)):
         network = fresh()
-        sparse.prune_student(network, method, 15_000, teacher, TASK, batch_size=16, seed=0)
+        sparse.prune_student(network, method, 15_000, teacher, TASK, Recipe(batch_size=16))
         network(images)
         kept = network.conv.weight != 0
         assert torch.equal(network.conv.weight[kept], source.conv.weight[kept])
@@ -118,4 +119,4 @@ def test_a_count_out_of_reach_names_what_is_in_reach(nonzero):
 
 def test_pruning_needs_a_count():
     with pytest.raises(ConfigError, match="--nonzero"):
-        sparse.prune_student(fresh(), "snip", None, None, TASK, batch_size=16, seed=0)
+        sparse.prune_student(fresh(), "snip", None, None, TASK, Recipe(batch_size=16))

@@ -8,19 +8,19 @@ The same command in the same folder goes on where a killed run stopped.
 """
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks import seeded
 from nni_blockswap.tasks import make_task
-from trial import options
+from trial import options, sparse
 from trial.nni_link import NNILink, is_first_process
 from trial.reporting import AttentionPictures, Description, EpochReport
 from trial.running import fit, in_terminal, main, say
-from trial.student import add_student, begin, claim, publish
-from trial.teachers import TeacherPlan, find_teacher
+from trial.student import COMPARISON, add_student, begin, claim, publish
+from trial.teachers import TeacherPlan, find_teacher, original_of
 from trial.training import ImageTraining, check_fit, loaders
 
 
@@ -33,11 +33,22 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--teacher-epochs", type=int, help="epochs of a teacher trained here; default: --epochs")
     options.add_teacher(command)
+    add_comparison(command)
     options.add_space(command)
     options.add_data(command)
     options.add_recipe(command)
     options.add_machine(command)
     return command
+
+
+def add_comparison(command: argparse.ArgumentParser) -> None:
+    """Options for networks that BlockSwap is compared to; under NNI its tuner sets them."""
+    compared = command.add_argument_group("comparison")
+    compared.add_argument(
+        "--method", help=f"what the result is called in a report; {' and '.join(sparse.METHODS)} prune the original"
+    )
+    compared.add_argument("--variant", default="", help="the method's budget or setting, for the report")
+    compared.add_argument("--nonzero", type=int, metavar="N", help="parameters that pruning keeps")
 
 
 def run() -> None:
@@ -53,15 +64,21 @@ def distill(architecture: Architecture, given: argparse.Namespace, out: Path, li
     data_options = options.pairs(given.data_option, "--data-option")
     if is_first_process():
         settings = {"data": given.data, "data_options": data_options, "teacher": given.teacher, **asdict(recipe)}
-        claim(out, architecture, settings)
+        claim(out, architecture, settings | _compared(given))
     say(f"student {architecture.id}: {architecture.params:,} parameters, {architecture.macs:,} MACs.")
     task = make_task(given.data, given.data_root, **data_options)
     with seeded(recipe.seed):
         student: Any = architecture.build()
     check_fit(student, student.input_size, task)
     plan = TeacherPlan(given.teacher, Path(given.teacher_dir), recipe.of_teacher(given.teacher_epochs))
-    teacher = find_teacher(architecture, task, data_options, plan, machine) if recipe.beta else None
-    module = ImageTraining(student, task, recipe, teacher)
+    teacher = None
+    if recipe.beta or given.method == sparse.L1_PRUNING:
+        teacher = find_teacher(original_of(given) or architecture, task, data_options, plan, machine)
+    if given.method in sparse.METHODS:
+        sparse.prune_student(student, given.method, given.nonzero, teacher.network if teacher else None, task, recipe)
+    if given.method == sparse.L1_PRUNING:
+        recipe = replace(recipe, lr=recipe.lr * sparse.FINE_TUNING)
+    module = ImageTraining(student, task, recipe, teacher if recipe.beta else None)
     report = EpochReport(link.report_epoch if link else None, "val/accuracy", None if in_terminal() else say)
     finished = fit(
         module,
@@ -76,10 +93,19 @@ def distill(architecture: Architecture, given: argparse.Namespace, out: Path, li
     )
     if finished.trainer.is_global_zero:
         say(f"done: accuracy {module.accuracy:.2%} (best epoch {finished.best:.2%}); results in '{out}'.")
-        figures = {"accuracy": module.accuracy, "best_accuracy": finished.best}
+        figures = {"accuracy": module.accuracy, "best_accuracy": finished.best, **_compared(given)}
         if teacher is not None:
             figures["teacher_accuracy"] = teacher.accuracy
+        if given.method in sparse.METHODS:
+            sparse.make_permanent(student)
+            figures["params"] = given.nonzero
         publish(architecture, student, finished, out, link, default=module.accuracy, figures=figures)
+
+
+def _compared(given: argparse.Namespace) -> dict[str, Any]:
+    """What names this run among those it is compared to; nothing outside a comparison."""
+    named = {name: getattr(given, name) for name in COMPARISON} if given.method else {}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from torch.nn.utils import prune
 
 from nni_blockswap.errors import BudgetError, ConfigError
 from nni_blockswap.tasks import Task
+from trial.checkpoints import load_weights
+from trial.options import Recipe
 
 L1_PRUNING, SNIP = "l1-pruning", "snip"
 METHODS = (L1_PRUNING, SNIP)
@@ -88,31 +90,26 @@ def make_permanent(network: nn.Module) -> None:
 
 
 def prune_student(
-    student: nn.Module,
-    method: str,
-    nonzero: int | None,
-    teacher: nn.Module | None,
-    task: Task,
-    batch_size: int,
-    seed: int,
+    student: nn.Module, method: str, nonzero: int | None, teacher: nn.Module | None, task: Task, recipe: Recipe
 ) -> None:
     """Make the freshly drawn ``student``, shaped as the teacher, sparse by ``method``.
 
     Args:
         nonzero: parameters that stay.
         teacher: the trained original, for ``l1-pruning``.
-        batch_size, seed: of the minibatch, for ``snip``.
+        recipe: says size and seed of the minibatch, for ``snip``.
 
     Raises:
         ConfigError: ``nonzero`` is not given.
+        CheckpointError: ``student`` is not shaped as the teacher.
     """
     if nonzero is None:
         raise ConfigError(f"--nonzero says how many parameters {method} keeps.")
     if method == L1_PRUNING:
         assert teacher is not None
-        student.load_state_dict(teacher.state_dict())
+        load_weights(student, teacher.state_dict(), "the teacher")
         saliency = magnitudes(student)
     else:
-        batch = task.minibatch(batch_size, seed=seed)
+        batch = task.minibatch(recipe.batch_size, seed=recipe.seed)
         saliency = connection_sensitivity(student, lambda network: task.loss(network, batch))
     sparsify(student, nonzero, saliency)

@@ -17,7 +17,10 @@ from trial import checkpoints, options
 from trial.nni_link import NNILink, is_first_process, under_nni
 from trial.running import Run
 
-NOT_A_BLOCK = ("space", "space_args", "params", "macs", "score", "rank", "architecture_id")
+COMPARISON = ("method", "variant", "seed", "nonzero")
+"""What a comparison's parameters say of how a network came about and is trained; see ``nni_blockswap.comparison``."""
+
+NOT_A_BLOCK = ("space", "space_args", "params", "macs", "score", "rank", "architecture_id", *COMPARISON)
 """What a tuner's parameters hold beside one substitute for each block label."""
 
 
@@ -40,12 +43,21 @@ def begin(given: argparse.Namespace) -> tuple[Architecture, Path, NNILink | None
     if link is not None:
         link.link_tensorboard()
     if link is not None and given.architecture is None:
+        _take(given, link.parameters)
         return architecture_from(link.parameters, given), out, link
     if not is_first_process():
+        _take(given, read_json(out / "settings.json"))
         return Architecture.load(out / "architecture.json"), out, link
     if given.architecture is None:
         raise ConfigError("--architecture FILE says what to train; 'blockswap search' writes one.")
     return Architecture.load(given.architecture), out, link
+
+
+def _take(given: argparse.Namespace, parameters: Mapping[str, Any]) -> None:
+    """Let a comparison's parameters outweigh the command line."""
+    for name in COMPARISON:
+        if name in parameters:
+            setattr(given, name, parameters[name])
 
 
 def architecture_from(parameters: Mapping[str, Any], given: argparse.Namespace) -> Architecture:
@@ -80,14 +92,18 @@ def publish(
     link: NNILink | None,
     *,
     default: float,
-    figures: Mapping[str, float],
+    figures: Mapping[str, float | int | str],
 ) -> None:
-    """Write weights and results to ``out`` and report them to NNI, which optimises ``default``."""
+    """Write weights and results to ``out`` and report them to NNI, which optimises ``default``.
+
+    Args:
+        figures: results, which come first; what they say of parameters outweighs the architecture.
+    """
     checkpoints.save(checkpoints.plain_state(network), out / checkpoints.WEIGHTS)
     result: dict[str, float | int | str] = {
         **figures,
         "architecture_id": architecture.id,
-        "params": architecture.params,
+        "params": figures.get("params", architecture.params),
         "macs": architecture.macs,
         "epochs": finished.trainer.current_epoch,
         "seconds": round(finished.seconds, 1),

@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.tasks import make_task
 from trial import options
 from trial.running import main
-from trial.teachers import TeacherPlan, find_teacher
+from trial.teachers import TeacherPlan, find_teacher, original_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,13 +34,10 @@ def run() -> None:
 
 
 def _architecture(given: argparse.Namespace) -> Architecture:
-    if given.architecture is not None:
-        return Architecture.load(given.architecture)
-    if given.space is None:
+    found = Architecture.load(given.architecture) if given.architecture is not None else original_of(given)
+    if found is None:
         raise ConfigError("--space MODULE:CLASS or --architecture FILE says whose teacher to train.")
-    arguments = options.pairs(given.space_args, "--space-args")
-    table = cost_table(given.space, arguments)
-    return Architecture.from_choices(given.space, table.names(table.teacher()), arguments)
+    return found
 
 
 if __name__ == "__main__":

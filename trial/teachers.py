@@ -1,5 +1,6 @@
 """Teachers: from a checkpoint, from torchvision by name, or trained once and kept for every later trial."""
 
+import argparse
 import hashlib
 import json
 from collections.abc import Mapping
@@ -10,13 +11,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import nn
 
-from nni_blockswap.architecture import Architecture
+from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.blocks import seeded
 from nni_blockswap.errors import CheckpointError
 from nni_blockswap.tasks import Task
 from trial import checkpoints
 from trial.nni_link import is_first_process
-from trial.options import Machine, Recipe
+from trial.options import Machine, Recipe, pairs
 from trial.reporting import EpochReport
 from trial.running import fit, in_terminal, make_trainer, say
 from trial.training import ImageTraining, Teacher, check_fit, loaders
@@ -59,6 +60,15 @@ def find_teacher(
     teacher = Teacher(network, network.attention_points, evaluate(network, task, plan.recipe, machine))
     say(f"teacher: {original.params:,} parameters, validation accuracy {teacher.accuracy:.2%}, from '{source}'.")
     return teacher
+
+
+def original_of(given: argparse.Namespace) -> Architecture | None:
+    """The original network of the space in the command line, or None where it names none."""
+    if given.space is None:
+        return None
+    arguments = pairs(given.space_args, "--space-args")
+    table = cost_table(given.space, arguments)
+    return Architecture.from_choices(given.space, table.names(table.teacher()), arguments)
 
 
 def evaluate(network: nn.Module, task: Task, recipe: Recipe, machine: Machine) -> float:

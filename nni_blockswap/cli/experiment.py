@@ -10,6 +10,7 @@ from typing import Any
 
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.files import read_json
+from nni_blockswap.students import identity
 
 CHECKPOINT = "checkpoint"
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -81,11 +82,11 @@ def _known_experiments() -> dict[str, Any]:
 
 
 def results(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """(trial's folder, its result.json) by architecture id, of the trials that came to an end."""
+    """(trial's folder, its result.json) by identity, of the trials that came to an end."""
     found = {}
     for path in sorted(folder.glob("environments/*/trials/*/result.json"), key=lambda path: path.stat().st_mtime):
         result = read_json(path)
-        found[str(result["architecture_id"])] = path.parent, result
+        found[identity(result)] = path.parent, result
     return found
 
 

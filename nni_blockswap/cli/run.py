@@ -132,14 +132,15 @@ def _table(experiment: Experiment, config: check.Config) -> bool:
         accuracy = student.state if student.accuracy is None else f"{student.accuracy:.2%}"
         rows.append(
             [
-                str(given["rank"]),
+                student.name,
                 f"{given['params']:,}",
                 f"{given['macs']:,}",
-                f"{given['score']:.4g}",
+                "" if given["score"] is None else f"{given['score']:.4g}",
                 accuracy,
                 str(folder or ""),
             ]
         )
+    given = students[0].parameters
     original = Architecture.from_choices(given["space"], _choices(given), given["space_args"]).teacher()
     shown = "" if teacher_accuracy is None else f"{teacher_accuracy:.2%}"
     rows.append(["teacher", f"{original.params:,}", f"{original.macs:,}", "", shown, ""])

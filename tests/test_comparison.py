@@ -1,0 +1,169 @@
+"""Comparisons: who competes, that each is told apart, and that the trial trains what it is told to."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from nni_blockswap.architecture import Architecture
+from nni_blockswap.classargs import argument_faults
+from nni_blockswap.comparison import METHODS, Comparison, contestants
+from nni_blockswap.errors import BudgetError, ConfigError, SpaceError
+from nni_blockswap.search import SearchSettings, search
+from nni_blockswap.students import FAILED, SUCCEEDED, Students, read, result_of
+from trial import distill
+
+SPACE = "search_spaces.wide_resnet:WideResNetSpace"
+ARGUMENTS = {"depth": 10, "width": 1, "in_channels": 1, "image_size": 8}
+SETTINGS = SearchSettings(
+    space=SPACE,
+    data="digits",
+    space_args=ARGUMENTS,
+    data_options={"image_size": 8},
+    batch_size=8,
+    budgets=["40K"],
+    tolerance=0.2,
+    samples=6,
+    device="cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    comparison = Comparison(
+        methods=METHODS, budgets=["30K", "40K"], single=["G(4)"], reduced=[{"depth": 10, "width": 2}], seeds=2
+    )
+    return contestants(comparison, SETTINGS, tmp_path_factory.mktemp("searches"))
+
+
+def one(compared, method, variant, seed=0):
+    (found,) = [p for p in compared if (p["method"], p["variant"], p["seed"]) == (method, variant, seed)]
+    return found
+
+
+def architecture(parameters):
+    choices = {label: name for label, name in parameters.items() if label.startswith("block_")}
+    return Architecture.from_choices(parameters["space"], choices, parameters["space_args"])
+
+
+def test_every_method_competes_at_every_budget_and_seed(compared):
+    assert len(compared) == 2 * (2 * len(METHODS) + 2)
+    assert [p["seed"] for p in compared] == sorted(p["seed"] for p in compared)
+    for parameters in compared:
+        assert architecture(parameters).id == parameters["architecture_id"]
+        json.dumps(parameters, allow_nan=False)
+        if parameters["variant"] == "40K" and "nonzero" not in parameters:
+            assert 32_000 <= parameters["params"] <= 48_000
+
+
+def test_blockswap_is_the_best_of_its_search_and_random_no_member_of_it(compared):
+    ranking = search(SETTINGS)[0]
+    assert one(compared, "blockswap", "40K")["architecture_id"] == ranking.best.id
+    assert one(compared, "blockswap", "40K", 1)["architecture_id"] == ranking.best.id
+    drawn = [one(compared, "random", "40K", seed)["architecture_id"] for seed in (0, 1)]
+    assert drawn[0] != drawn[1]
+
+
+def test_pruned_networks_are_the_original_with_the_budgets_parameters(compared):
+    for method in ("l1-pruning", "snip"):
+        found = one(compared, method, "30K")
+        assert (found["params"], found["nonzero"]) == (30_000, 30_000)
+        assert architecture(found).choices == dict.fromkeys(architecture(found).choices, "S")
+
+
+def test_single_and_reduced_networks(compared):
+    single, reduced = one(compared, "single", "G(4)"), one(compared, "reduced", "depth=10 width=2")
+    assert set(architecture(single).choices.values()) == {"G(4)"}
+    assert reduced["space_args"]["width"] == 2
+    assert set(architecture(reduced).choices.values()) == {"S"}
+
+
+@pytest.mark.parametrize(
+    ("space", "arguments", "params", "macs"),
+    [
+        (SPACE, {"depth": 16, "width": 1}, 0.175e6, None),
+        (SPACE, {"depth": 16, "width": 2}, 691_674, None),
+        (SPACE, {"depth": 40, "width": 1}, 563_930, None),
+        ("search_spaces.resnet:ResNetSpace", {"depth": 18, "late_width": 0.5}, 3.2e6, 909e6),
+    ],
+)
+def test_the_papers_reduced_networks_have_the_papers_sizes(space, arguments, params, macs):
+    blocks = {16: 6, 40: 18, 18: 8}[arguments["depth"]]
+    found = Architecture.from_choices(space, ["S"] * blocks, arguments)
+    exact = params if isinstance(params, int) else pytest.approx(params, rel=0.01)  # published rounded
+    assert found.params == exact
+    if macs:
+        assert found.macs == pytest.approx(macs, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"methods": ["magic"]}, ConfigError, "no method 'magic'; choose from blockswap"),
+        ({"methods": "random"}, ConfigError, "methods are a list"),
+        ({"seeds": 0}, ConfigError, "seeds is a whole number"),
+        ({"budget": ["1K"]}, ConfigError, "no 'budget'; it has methods, budgets"),
+        ({"methods": ["snip"], "budgets": ["macs=1M"]}, ConfigError, "pruning counts parameters"),
+        ({"methods": ["random"], "budgets": ["1K"]}, BudgetError, "800 to 1,200"),
+        ({"methods": [], "single": ["G(3)"]}, SpaceError, r"G\(3\)"),
+    ],
+)
+def test_a_faulty_comparison_is_named_in_one_sentence(arguments, error, match):
+    with pytest.raises(error, match=match):
+        contestants(Comparison.read(arguments), SETTINGS, "unused")
+
+
+def test_check_names_a_faulty_comparison_before_anything_starts():
+    arguments = {"space": SPACE, "data": "digits", "budget": "40K"}
+    assert argument_faults({**arguments, "comparison": {"seeds": 3}}) == []
+    assert "no method 'magic'" in argument_faults({**arguments, "comparison": {"methods": ["magic"]}})[0]
+    assert "comparison is a mapping" in argument_faults({**arguments, "comparison": 3})[0]
+
+
+def test_trials_of_one_architecture_are_told_apart(compared, tmp_path):
+    students = Students.of(tmp_path / "students.json", compared)
+    pruned = [one(compared, "l1-pruning", "30K", 0), one(compared, "l1-pruning", "30K", 1)]
+    handed_out = [students.next() for _ in compared]
+    assert handed_out == compared
+    assert students.next() is None
+    # NNI may pair a metric with another trial's parameters: what the metric says of itself counts
+    named = {name: pruned[1][name] for name in ("architecture_id", "method", "variant", "seed")}
+    students.succeeded(*result_of(pruned[0], {"default": 0.9, **named}))
+    kept = {
+        (s.parameters["method"], s.parameters["variant"], s.parameters["seed"]): s
+        for s in read(tmp_path / "students.json")
+    }
+    assert kept["l1-pruning", "30K", 1].accuracy == 0.9
+    assert kept["l1-pruning", "30K", 0].accuracy is None
+    assert {s.state for s in kept.values()}.isdisjoint({FAILED})
+    assert [s.state for s in kept.values()].count(SUCCEEDED) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("snip", ["--nonzero", "20000"]),
+        ("l1-pruning", ["--nonzero", "20000", "--beta", "0"]),
+        ("reduced", ["--space", SPACE, "--space-args", "depth=10", "width=2", "in_channels=1", "image_size=8"]),
+    ],
+)
+def test_the_trial_trains_what_the_method_says(method, more, tmp_path, monkeypatch):
+    Architecture.from_choices(SPACE, ["S"] * 3, ARGUMENTS).save(tmp_path / "a.json")
+    command = ["--architecture", str(tmp_path / "a.json"), "--out", str(tmp_path / "out"), "--data", "digits"]
+    command += ["--data-option", "image_size=8", "--epochs", "1", "--limit-steps", "2", "--teacher-dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["distill", *command, "--method", method, "--variant", "v", "--seed", "3", *more])
+    distill.run()
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["method"], result["variant"], result["seed"]) == (method, "v", 3)
+    weights = torch.load(tmp_path / "out" / "weights.pt", weights_only=True)
+    network = Architecture.load(tmp_path / "a.json").build()
+    network.load_state_dict(weights)
+    competing = [m.weight for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    zeros = sum(int((weight == 0).sum()) for weight in competing)
+    assert result["params"] + zeros == 77_562
+    assert result["params"] == (77_562 if method == "reduced" else 20_000)
+    (teacher,) = [
+        json.loads(path.read_text()) for path in tmp_path.glob("*/architecture.json") if path.parent.name != "out"
+    ]
+    assert teacher["space_args"]["width"] == (2 if method == "reduced" else 1)
