@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from nni_blockswap.errors import BlockSwapError, ConfigError
-from trial.checkpoints import BEST, AtomicCheckpoints, to_resume
+from trial.checkpoints import BEST, LAST, AtomicCheckpoints, to_resume
 from trial.nni_link import under_nni
 from trial.options import Machine
 
@@ -120,12 +120,14 @@ def fit(
         filename=BEST.removesuffix(".ckpt"),
         monitor=monitor,
         mode="max",
-        save_last=True,  # as last.ckpt
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
+    last = ModelCheckpoint(  # Lightning's save_last would keep an epoch only where it is the best
+        out, filename=LAST.removesuffix(".ckpt"), save_on_train_epoch_end=True, enable_version_counter=False
+    )
     timer = Timer()
-    trainer = make_trainer(out, epochs, machine, clip=clip, callbacks=[*callbacks, timer, best, *_bar()])
+    trainer = make_trainer(out, epochs, machine, clip=clip, callbacks=[*callbacks, timer, best, last, *_bar()])
     checkpoint = to_resume(out, say)
     training, validation = loaders(share(batch_size, trainer))
     trainer.fit(module, training, validation, ckpt_path=checkpoint, weights_only=True)
