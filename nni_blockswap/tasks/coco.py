@@ -35,6 +35,7 @@ class Coco:
     """
 
     name = "coco"
+    num_classes = 91  # the background, and category numbers up to 90, with gaps
 
     def __init__(self, root: str | None) -> None:
         if root is None or not (Path(root) / "annotations").is_dir():
@@ -45,16 +46,12 @@ class Coco:
         self.root = Path(root)
 
     @cached_property
-    def num_classes(self) -> int:
-        """Classes, the background included: 91 for COCO, whose category numbers have gaps."""
-        return 1 + int(max(self._train.index.cats))
-
-    @cached_property
     def _train(self) -> "Instances":
         return Instances(self.root, "train2017", training=True)
 
     @cached_property
-    def _val(self) -> "Instances":
+    def held_out(self) -> "Instances":
+        """The validation set; its ``index`` is the truth that COCO's metrics compare with."""
         return Instances(self.root, "val2017", training=False)
 
     def train_loader(self, batch_size: int, *, seed: int = 0, workers: int = 0) -> "DataLoader[Detection]":
@@ -69,7 +66,7 @@ class Coco:
 
     def val_loader(self, batch_size: int, *, workers: int = 0) -> "DataLoader[Detection]":
         """Batches of the held-out set, images as bytes, in order."""
-        return DataLoader(self._val, batch_size, num_workers=workers, collate_fn=_as_lists)
+        return DataLoader(self.held_out, batch_size, num_workers=workers, collate_fn=_as_lists)
 
     def minibatch(self, batch_size: int, *, seed: int, index: int = 0, augment: bool = True) -> Detection:
         """The ``index``-th minibatch that ``seed`` draws; only its own images are read."""
@@ -134,6 +131,8 @@ class Instances(Dataset[Any]):
     def __init__(self, root: Path, part: str, *, training: bool) -> None:
         self.folder = root / part
         self.index = _index(root / "annotations" / f"instances_{part}.json")
+        if max(self.index.cats) >= Coco.num_classes:
+            raise DataError(f"'{part}' has a category {max(self.index.cats)}; COCO's go up to {Coco.num_classes - 1}.")
         self.training = training
         ids = sorted(self.index.imgs)
         self.image_ids = [one for one in ids if self._annotations(one)] if training else ids
