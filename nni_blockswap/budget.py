@@ -52,7 +52,7 @@ class Budget:
             raise BudgetError(f"a budget limits parameters, MACs or both; {_RULE}.")
         for resource, figure in self.limits.items():
             if isinstance(figure, float) and not 0 < figure <= 1:
-                raise BudgetError(f"{resource}={figure} is no share of the teacher; give one in (0, 1] or a whole number.")
+                raise BudgetError(f"{resource}={figure} is no share of the teacher; give one up to 1, or an integer.")
             if figure <= 0:
                 raise BudgetError(f"{resource}={figure} leaves room for nothing; give a positive figure.")
         if self.tolerance is not None and not 0 < self.tolerance < 1:
@@ -71,12 +71,12 @@ class Budget:
         Raises:
             BudgetError: ``text`` is no budget, or its band is not ``tolerance``.
         """
-        body, _, band = "".join(str(text).split()).partition("+-")
+        body, sign, band = "".join(str(text).split()).partition("+-")
         written = _BAND.fullmatch(band)
         limits: dict[str, int | float] = {}
         for part in body.split(","):
             match = _LIMIT.fullmatch(part)
-            if match is None or (band and written is None):
+            if match is None or (sign and written is None):
                 raise BudgetError(f"'{text}' is not a budget; {_RULE}.")
             resource = (match["resource"] or "params").lower()
             if resource in limits:

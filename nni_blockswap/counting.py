@@ -20,7 +20,7 @@ _WIDEST = 300.0  # log weights of an architecture within this range leave exp(40
 
 
 class Grid:
-    """One resource in whole steps: total = base + unit * (sum of one step a block), and sums ``low`` to ``high`` allowed.
+    """One resource in whole steps: total = base + unit * (a step a block), and the sums ``low`` to ``high`` allowed.
 
     Blocks run from the narrowest range of costs to the widest (``order``), which keeps prefix sums few. Those before
     block b that can be reached and can still end in the window lie in ``first[b]`` to ``last[b]``.

@@ -6,9 +6,9 @@ over the blocks is 1 / n_0(0) for every architecture in the budget, however rare
 
 **Both resources.** Parameters as above, MACs by rejection, which keeps samples uniform. Where the MACs m that are asked
 for are rare at that size, the proposals are tilted towards them: drawn with probability proportional to exp(-rate * m)
-and accepted with probability exp(rate * (m - edge)), ``edge`` being the end of the MACs' window nearest to the typical m.
-The product is constant over the window. The range of MACs that each prefix can still end in is exact: it proves budgets
-out of reach, and leads straight to the architectures, which are listed, where few meet both limits.
+and accepted with probability exp(rate * (m - edge)), ``edge`` being the end of the MACs' window nearest to the typical
+m. The product is constant over the window. The range of MACs that each prefix can still end in is exact: it proves
+budgets out of reach, and leads straight to the architectures, which are listed, where few meet both limits.
 """
 
 from functools import cached_property
@@ -46,7 +46,7 @@ class Sampler:
         >>> table = CostTable(("a", "b"), (("S", "T"),) * 2, (np.array([9, 1]),) * 2, (np.array([7, 5]),) * 2, 10, 0)
         >>> sampler = Sampler(table, Budget(params=20))
         >>> sampler.count, sampler.sample(9, np.random.default_rng(1))
-        (3.0, [(1, 0), (0, 1), (1, 1)])
+        (3.0, [(1, 1), (0, 1), (1, 0)])
     """
 
     def __init__(self, table: CostTable, budget: Budget) -> None:
@@ -123,7 +123,7 @@ class _Rejection:
         self._costs = tuple(block - block.min() for block in costs)
         self._low, self._high = (total - base for total in bounds["macs"])
         least, most = grid.extremes(self._costs)
-        asked = " with ".join(_asked(resource, bounds[resource]) for resource in ("macs", "params") if resource in bounds)
+        asked = " with ".join(_asked(name, bounds[name]) for name in ("macs", "params") if name in bounds)
         reach = f"MACs reach from {base + int(least.root):,} to {base + int(most.root):,} there"
         if least.root > self._high or most.root < self._low:
             raise BudgetError(f"No architecture has {asked}: {reach}; choose within that range.")
@@ -153,7 +153,7 @@ class _Rejection:
         return rows[:, np.argsort(self._grid.order)]
 
     def _tilt(self) -> None:
-        """Newton's method for the rate at which the mean of m lies on the end of the window nearest to its untilted mean.
+        """Newton's method for the rate at which the mean of m lies on the end of the window next to its untilted mean.
 
         d log(mass) / d rate = -mean(m) and d^2 log(mass) / d rate^2 = var(m), both from draws. Samples are uniform at
         any rate of the right sign; at this one many proposals are accepted.
