@@ -298,9 +298,7 @@ SPACE = "parameters reach from 1,000 to 1,110 in this space"
         ),
     ],
 )  # fmt: skip
-def test_a_budget_out_of_reach_says_what_is_within(
-    text: str, tolerance: float | None, asked: str, reach: str
-) -> None:
+def test_a_budget_out_of_reach_says_what_is_within(text: str, tolerance: float | None, asked: str, reach: str) -> None:
     with pytest.raises(BudgetError) as caught:
         Sampler(GAPPED, Budget.parse(text, tolerance))
     assert str(caught.value) == f"No architecture has {asked}: {reach}"
