@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nni_blockswap.errors import BlockSwapError
 
-COMMANDS = ("space", "search", "rank-study", "sensitivity", "check", "run", "export")
+COMMANDS = ("space", "search", "rank-study", "sensitivity", "check", "run", "export", "report")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
