@@ -94,7 +94,7 @@ class DetectionTraining(LightningModule):
         rate = self.recipe.learning_rate(self.current_epoch, self.global_step)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
-        self.log("learning_rate", rate, on_step=False, on_epoch=True, batch_size=1)
+        self.log("learning_rate", rate, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Sum of the losses of one batch."""
@@ -102,7 +102,8 @@ class DetectionTraining(LightningModule):
         loss = torch.stack(list(losses.values())).sum()
         self._watched += loss.detach()
         shown = {f"train/{name}": value for name, value in losses.items()}
-        self.log_dict({"train/loss": loss, **shown}, on_step=False, on_epoch=True, batch_size=len(batch[0]))
+        shown["train/loss"] = loss
+        self.log_dict(shown, on_step=False, on_epoch=True, batch_size=len(batch[0]), sync_dist=True)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -133,7 +134,7 @@ class DetectionTraining(LightningModule):
             self.figures = average_precision(self.task.held_out.index, found)
         self.figures = self.trainer.strategy.broadcast(self.figures)
         self._found = {}
-        self.log_dict({f"val/{name}": value for name, value in self.figures.items()})
+        self.log_dict({f"val/{name}": value for name, value in self.figures.items()}, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the figures with the weights that they belong to."""
