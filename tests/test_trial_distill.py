@@ -6,16 +6,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nni_blockswap.architecture import Architecture
+from nni_blockswap.errors import ConfigError, DataError
 from tests.conftest import SMALL, WRN
 from trial import distill, teacher
 from trial.checkpoints import read
-from trial.running import main
+from trial.running import main, share
 from trial.student import architecture_from
 
 ROOT = Path(__file__).parents[1]
@@ -186,6 +188,32 @@ def test_faults_end_in_one_sentence(
     with pytest.raises(SystemExit, match=f"^trial: .*{sentence}") as exit_:
         run_here(monkeypatch, [text.format(tmp=tmp_path) for text in given])
     assert "\n" not in str(exit_.value.code)
+
+
+def test_the_sentence_of_a_reading_process_is_found_in_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> None:
+        trace = (
+            "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File x\n"
+        )
+        raise DataError(f"{trace}nni_blockswap.errors.DataError: the image 'a.jpg' cannot be read.\n")
+
+    with pytest.raises(SystemExit, match=r"^trial: the image 'a\.jpg' cannot be read\.$"):
+        main("trial", run)
+
+
+@pytest.mark.slow  # starts two processes: half a minute
+def test_two_processes_share_each_batch(trained: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trial.distill", *trained, "--devices", "2", "--out", str(tmp_path / "out")]
+    command += ["--epochs", "1", "--limit-steps", "99"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.count("epoch 1/1") == 1
+    assert read(tmp_path / "out" / "last.ckpt")["global_step"] == 1437 // 128  # as with one process
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--batch-size 7 cannot be shared evenly by 2 processes"):
+        share(7, SimpleNamespace(world_size=2))
 
 
 def test_a_teacher_needs_to_know_its_space(monkeypatch: pytest.MonkeyPatch) -> None:

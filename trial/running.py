@@ -166,7 +166,8 @@ def main(name: str, run: Callable[[], None]) -> None:
     try:
         run()
     except BlockSwapError as error:
-        sys.exit(f"{name}: {error}")
+        # A process that reads images passes on its whole traceback; the last line is the sentence.
+        sys.exit(f"{name}: {str(error).strip().splitlines()[-1].rpartition('Error: ')[2]}")
     except torch.OutOfMemoryError as error:
         sys.exit(f"{name}: the GPU's memory is too small; lower --batch-size ({str(error).partition('.')[0]}).")
     except OSError as error:

@@ -86,7 +86,7 @@ class ImageTraining(LightningModule):
         self._draws = torch.Generator(self.device).manual_seed(seed * self.trainer.world_size + self.global_rank)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.recipe.learning_rate(self.current_epoch)
-        self.log("learning_rate", self.recipe.learning_rate(self.current_epoch), rank_zero_only=True)
+        self.log("learning_rate", self.recipe.learning_rate(self.current_epoch), sync_dist=True)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise and augment the whole batch on its device."""
@@ -109,7 +109,8 @@ class ImageTraining(LightningModule):
             loss = cross_entropy + self.recipe.beta * distances.sum()
             shown |= {f"train/attention/{point}": distance for point, distance in zip(points, distances, strict=True)}
         self._watched += loss.detach()
-        self.log_dict({"train/loss": loss, **shown}, on_step=False, on_epoch=True, batch_size=len(labels))
+        shown["train/loss"] = loss
+        self.log_dict(shown, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
