@@ -107,7 +107,7 @@ def space_of(model_space: ExecutableModelSpace) -> tuple[str, dict[str, Any]]:
         traced = model_space.model_space
     else:
         raise SpaceError(
-            f"BlockSwapStrategy reads model spaces in the formats simplified and raw, not {type(model_space).__name__}; "
+            f"BlockSwap reads spaces in the formats simplified and raw, not {type(model_space).__name__}; "
             "set the experiment's config.model_format to SimplifiedModelFormatConfig()."
         )
     kind = traced.trace_symbol

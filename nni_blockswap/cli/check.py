@@ -20,7 +20,7 @@ TUNER = "nni_blockswap.tuner.BlockSwapTuner"
 
 @dataclass(frozen=True)
 class Fault:
-    """One sentence: the rule, the value that breaks it, what to do. A warning does not keep an experiment from running."""
+    """One sentence: the rule, the value that breaks it, what to do. A warning keeps nothing from running."""
 
     sentence: str
     fatal: bool = True
@@ -107,27 +107,27 @@ def _fields(config: Config) -> Iterator[Fault]:
     from nni.experiment.config.algorithm import _AlgorithmConfig
 
     service = config.content.get("trainingService")
-    local = isinstance(service, dict) and service.get("platform", "local") == "local"
-    for where, content, kind in (
-        ("", config.content, ExperimentConfig),
-        ("tuner.", config.tuner, _AlgorithmConfig),
-        ("trainingService.", service if local else {}, LocalConfig),
-    ):
+    service = service if isinstance(service, dict) else {}
+    kinds = {"": (config.content, ExperimentConfig), "tuner.": (config.tuner, _AlgorithmConfig)}
+    if service.get("platform", "local") == "local":
+        kinds["trainingService."] = service, LocalConfig
+    for where, (content, kind) in kinds.items():
         known = {_camel(one.name) for one in fields(kind)}
         for name in content.keys() - known:
             near = get_close_matches(str(name), known, 1, 0.4)
             yield Fault(f"nnictl has no field '{where}{name}'; {f'did you mean {near[0]}?' if near else 'remove it.'}")
-    for name in ("trialCommand", "trialConcurrency", "trainingService", "tuner"):
-        if config.content.get(name) is None:
-            yield Fault(f"'{name}' is missing; add it.")
+    missing = [
+        name for name in ("trialCommand", "trialConcurrency", "trainingService", "tuner") if name not in config.content
+    ]
+    yield from (Fault(f"'{name}' is missing; add it.") for name in missing)
     if "searchSpace" not in config.content and "searchSpaceFile" not in config.content:
         yield Fault("neither searchSpaceFile nor searchSpace is there; write one with blockswap space --json.")
     try:
         ExperimentConfig.load(config.path).validate()
-    except Exception as error:  # NNI raises of all kinds, and stops at the first fault
-        text = " ".join(str(error).split())
-        if text and not isinstance(error, (AttributeError, KeyError)):
-            yield Fault(f"nnictl refuses the config: {text}.".replace("..", "."))
+    except Exception as error:  # NNI raises of all kinds, stops at the first fault, and names only some
+        text = " ".join(str(error).split()).rstrip(".")
+        if text and "does not have field" not in text and not any(_snake(name) in text for name in missing):
+            yield Fault(f"nnictl refuses the config: {text}.")
 
 
 def _limits(config: Config) -> Iterator[Fault]:
@@ -140,11 +140,11 @@ def _limits(config: Config) -> Iterator[Fault]:
     students, trials = config.arguments.get("students", 3), content.get("maxTrialNumber")
     if trials is None:
         yield Fault(
-            f"maxTrialNumber is missing, and without it the experiment is never DONE; set it to {students}, the students."
+            f"maxTrialNumber is missing, and without it nothing is ever DONE; set it to {students}, the students."
         )
     elif isinstance(trials, int) and isinstance(students, int) and trials > students:
         yield Fault(
-            f"maxTrialNumber is {trials} and there are {students} students, so the experiment is never DONE; set both alike."
+            f"maxTrialNumber is {trials} and there are {students} students, so it is never DONE; set both alike."
         )
     elif trials != students:
         yield Fault(
@@ -152,8 +152,8 @@ def _limits(config: Config) -> Iterator[Fault]:
         )
     if isinstance(content.get("trialConcurrency"), int) and content["trialConcurrency"] > 1:
         yield Fault(
-            f"trialConcurrency is {content['trialConcurrency']}, and above 1 NNI's web page and exports show trials with each "
-            "other's parameters (microsoft/nni issue 5726); the students' files and blockswap's table stay right.",
+            f"trialConcurrency is {content['trialConcurrency']}; above 1 NNI's web page and exports show trials with "
+            "each other's parameters (microsoft/nni issue 5726); the students' files and blockswap's table stay right.",
             fatal=False,
         )
     service = content.get("trainingService")
@@ -161,8 +161,8 @@ def _limits(config: Config) -> Iterator[Fault]:
     gpus = service.get("trialGpuNumber", content.get("trialGpuNumber"))
     if gpus and service.get("maxTrialNumberPerGpu", 1) == 1 and service.get("platform", "local") == "local":
         yield Fault(
-            f"trialGpuNumber is {gpus}, which NNI cannot schedule on a machine with as many GPUs and fills its memory trying; "
-            "leave it out (trials use the GPU all the same), or add maxTrialNumberPerGpu: 2 to trainingService."
+            f"trialGpuNumber is {gpus}, which NNI cannot schedule on a machine with as many GPUs, and fills its memory "
+            "trying; leave it out (trials use the GPU all the same), or add maxTrialNumberPerGpu: 2 to trainingService."
         )
 
 
@@ -239,7 +239,7 @@ def _trial(config: Config) -> Iterator[Fault]:
         found = False
     if not found:
         yield Fault(
-            f"the trial's module '{name}' is not in '{config.trial_directory}'; correct trialCommand or trialCodeDirectory."
+            f"the trial's module '{name}' is not in '{config.trial_directory}'; correct the command or the directory."
         )
         return
     parser = getattr(import_module(name), "parser", None)
@@ -254,9 +254,8 @@ def _parse(parser: argparse.ArgumentParser, options: list[str], config: Config) 
         with contextlib.redirect_stderr(said):
             given = parser.parse_args(options)
     except SystemExit:
-        yield Fault(
-            f"trialCommand: {said.getvalue().strip().splitlines()[-1].partition('error: ')[2]}; see {parser.prog} --help."
-        )
+        reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        yield Fault(f"trialCommand: {reason}; see {parser.prog} --help.")
         return
     data = getattr(given, "data", None)
     if data is not None and data != config.arguments.get("data", data):
@@ -275,6 +274,10 @@ def _attempt(action: Callable[[], object]) -> Iterator[Fault]:
         yield Fault(str(error))
     except (TypeError, ValueError, AttributeError, KeyError):
         pass  # an argument of the wrong type, which has been reported
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
 
 
 def _camel(name: str) -> str:

@@ -39,7 +39,9 @@ class Experiment:
             with _direct.open(f"http://localhost:{self.port}/api/v1/nni/{what}", timeout=20) as answer:
                 return json.load(answer)
         except (OSError, ValueError) as error:
-            raise StateError(f"NNI's manager at port {self.port} does not answer ({error}).") from error
+            raise StateError(
+                f"NNI's manager at port {self.port} does not answer ({error}); nnictl resume goes on if it was stopped."
+            ) from error
 
     def trials(self) -> list[dict[str, Any]]:
         """All trials, in the order of their start."""
@@ -68,7 +70,8 @@ def folder_of(identity: str) -> Path:
     known = _known_experiments()
     if identity not in known:
         raise ConfigError(
-            f"there is no experiment '{identity}'; NNI knows {', '.join(known) or 'none'} (nnictl experiment list --all)."
+            f"there is no experiment '{identity}'; "
+            f"NNI knows {', '.join(known) or 'none'} (see nnictl experiment list --all)."
         )
     return Path(known[identity]["logDir"]).expanduser() / identity
 

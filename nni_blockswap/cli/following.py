@@ -17,12 +17,12 @@ _OVER = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED"
 
 
 class Line:
-    """A line that is kept up to date on a terminal; elsewhere one is written every ten seconds."""
+    """A line that is kept up to date on a terminal; elsewhere each is written."""
 
     def __init__(self) -> None:
         self._terminal = sys.stdout.isatty()
         self._shown = ""
-        self._next = 0.0
+        self._last = float("-inf")
 
     def __enter__(self) -> "Line":
         return self
@@ -30,11 +30,11 @@ class Line:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._leave()
 
-    def update(self, text: str) -> None:
-        """Show how far it is."""
-        if text == self._shown or (not self._terminal and time.monotonic() < self._next):
+    def update(self, text: str, pause: float = 0.0) -> None:
+        """Show how far it is; off a terminal at most once in ``pause`` seconds."""
+        if text == self._shown or (not self._terminal and time.monotonic() < self._last + pause):
             return
-        self._next = time.monotonic() + 10
+        self._last = time.monotonic()
         if self._terminal:
             print(f"\r{text.ljust(len(self._shown))}", end="", flush=True)
         else:
@@ -91,7 +91,8 @@ class Follower:
             self._searched = True
             self._line.say("The search is done; the students are trained now, best first.")
         elif (checkpoint / "progress.json").exists():
-            self._line.update(f"search: {describe(Progress(**read_json(checkpoint / 'progress.json')))}")
+            progress = Progress(**read_json(checkpoint / "progress.json"))
+            self._line.update(f"search: {describe(progress)}", pause=10)
         else:
             self._line.update("search: preparing")
 

@@ -15,8 +15,9 @@ from typing import Any
 import psutil
 
 from nni_blockswap.cli import check
-from nni_blockswap.cli.experiment import CHECKPOINT, Experiment, nnictl, results
+from nni_blockswap.cli.experiment import Experiment, nnictl
 from nni_blockswap.cli.following import Follower, Line
+from nni_blockswap.cli.table import print_students
 from nni_blockswap.errors import ConfigError, StateError
 
 ATTEMPTS = 4
@@ -56,7 +57,7 @@ def _watch(experiment: Experiment, manager: Any, config: check.Config) -> int:
     print(f"Experiment {experiment.id}. Web page: http://localhost:{experiment.port}", flush=True)
     with Line() as line:
         good = Follower(experiment, line).follow()
-    good = _table(experiment, config) and good
+    good = print_students(experiment.folder, config) and good
     print(f"All of it: {experiment.folder}; again in the browser: nnictl view {experiment.id}")
     if sys.stdout.isatty() and sys.stdin.isatty():
         print(f"The web page http://localhost:{experiment.port} stays open until Ctrl-C.")
@@ -109,59 +110,6 @@ def stop(experiment: Experiment, manager: Any) -> None:
         pass
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _table(experiment: Experiment, config: check.Config) -> bool:
-    """Print the students; whether every one of them came to an end."""
-    from nni_blockswap.architecture import Architecture
-    from nni_blockswap.students import SUCCEEDED, read
-
-    try:
-        students = read(experiment.folder / CHECKPOINT / "students.json")
-    except OSError:
-        return False  # the search failed, and the person knows why
-    ended = results(experiment.folder)
-    students = students[: config.content.get("maxTrialNumber")]
-    proxy = config.arguments.get("proxy", "fisher")
-    rows = [["student", "parameters", "MACs", "Fisher potential" if proxy == "fisher" else proxy, "accuracy", "files"]]
-    teacher_accuracy = None
-    for student in students:
-        given = student.parameters
-        folder, result = ended.get(student.id, (None, {}))
-        teacher_accuracy = result.get("teacher_accuracy", teacher_accuracy)
-        accuracy = student.state if student.accuracy is None else f"{student.accuracy:.2%}"
-        rows.append(
-            [
-                student.name,
-                f"{given['params']:,}",
-                f"{given['macs']:,}",
-                "" if given["score"] is None else f"{given['score']:.4g}",
-                accuracy,
-                str(folder or ""),
-            ]
-        )
-    given = students[0].parameters
-    original = Architecture.from_choices(given["space"], _choices(given), given["space_args"]).teacher()
-    shown = "" if teacher_accuracy is None else f"{teacher_accuracy:.2%}"
-    rows.append(["teacher", f"{original.params:,}", f"{original.macs:,}", "", shown, ""])
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    print()
-    for row in rows:
-        print(
-            "  ".join(
-                [
-                    row[0].ljust(widths[0]),
-                    *(text.rjust(width) for text, width in zip(row[1:5], widths[1:], strict=True)),
-                    row[5],
-                ]
-            ).rstrip()
-        )
-    print("\nEach folder holds architecture.json, result.json, weights.pt and TensorBoard's curves.")
-    return all(student.state == SUCCEEDED for student in students)
-
-
-def _choices(parameters: dict[str, Any]) -> dict[str, str]:
-    return {label: name for label, name in parameters.items() if label.startswith("block_")}
 
 
 def _free_port(first: int) -> int:
