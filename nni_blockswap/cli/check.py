@@ -103,7 +103,7 @@ def find_faults(path: Path) -> list[Fault]:
 
 def _fields(config: Config) -> Iterator[Fault]:
     """NNI's own fields and types."""
-    from nni.experiment.config import ExperimentConfig, LocalConfig
+    from nni.experiment.config import ExperimentConfig, LocalConfig, utils
     from nni.experiment.config.algorithm import _AlgorithmConfig
 
     service = config.content.get("trainingService")
@@ -122,12 +122,15 @@ def _fields(config: Config) -> Iterator[Fault]:
     yield from (Fault(f"'{name}' is missing; add it.") for name in missing)
     if "searchSpace" not in config.content and "searchSpaceFile" not in config.content:
         yield Fault("neither searchSpaceFile nor searchSpace is there; write one with blockswap space --json.")
+    utils.set_base_path(config.path.parent)
     try:
-        ExperimentConfig.load(config.path).validate()
+        ExperimentConfig(**config.content).validate()
     except Exception as error:  # NNI raises of all kinds, stops at the first fault, and names only some
         text = " ".join(str(error).split()).rstrip(".")
         if text and "does not have field" not in text and not any(_snake(name) in text for name in missing):
             yield Fault(f"nnictl refuses the config: {text}.")
+    finally:
+        utils.unset_base_path()
 
 
 def _limits(config: Config) -> Iterator[Fault]:
