@@ -93,24 +93,34 @@ def digits(root: str | None, image_size: int = 16, held_out: int = 360) -> Small
     return SmallImages("digits", 10, lambda: train, lambda: validation, (0.305,), (0.319,), augmentation)
 
 
-def cifar10(root: str | None, augment: str = "crop+flip+cutout", limit: int | None = None) -> SmallImages:
+def cifar10(
+    root: str | None, augment: str = "crop+flip+cutout", limit: int | None = None, held_out: int | None = None
+) -> SmallImages:
     """CIFAR-10 (Krizhevsky, 2009), 32x32; see ``_cifar``."""
-    return _cifar("CIFAR10", root, augment, limit, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    return _cifar("CIFAR10", root, augment, limit, held_out, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
-def cifar100(root: str | None, augment: str = "crop+flip+cutout", limit: int | None = None) -> SmallImages:
+def cifar100(
+    root: str | None, augment: str = "crop+flip+cutout", limit: int | None = None, held_out: int | None = None
+) -> SmallImages:
     """CIFAR-100 (Krizhevsky, 2009), 32x32; see ``_cifar``."""
-    return _cifar("CIFAR100", root, augment, limit, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+    return _cifar("CIFAR100", root, augment, limit, held_out, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 
 
 def _cifar(
-    name: str, root: str | None, augment: str, limit: int | None, mean: Sequence[float], std: Sequence[float]
+    name: str,
+    root: str | None,
+    augment: str,
+    limit: int | None,
+    held_out: int | None,
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> SmallImages:
     """CIFAR below ``root``: image folders train/<class>/ and test/<class>/, or torchvision's files, else a download.
 
     Args:
         augment: what training images go through, of crop, flip and cutout, joined by "+", or "none".
-        limit: use only this many training images, drawn once, evenly over the classes.
+        limit, held_out: use only so many training and test images, drawn once, evenly over the classes.
     """
     steps = set() if augment == "none" else set(augment.split("+"))
     if steps - {"crop", "flip", "cutout"}:
@@ -125,9 +135,8 @@ def _cifar(
     else:
         read = lambda train: _from_torchvision(name, folder, train)  # noqa: E731
     classes = int(name.removeprefix("CIFAR"))
-    return SmallImages(
-        name.lower(), classes, lambda: limited(read(True), limit), lambda: read(False), mean, std, augmentation
-    )
+    sets = (lambda: limited(read(True), limit)), (lambda: limited(read(False), held_out))
+    return SmallImages(name.lower(), classes, *sets, mean, std, augmentation)
 
 
 class _InMemory(Dataset[Labelled]):
