@@ -132,8 +132,8 @@ def publish(work: Path, total: int, results: Path) -> None:
 * Teacher: WRN-16-2, {TEACHER_EPOCHS} epochs on {TRAINING_IMAGES:,} images of CIFAR-10; the same for all students.
 * Students: {EPOCHS} epochs on the same images by attention transfer (beta 100, batch 64, learning rate 0.1 falling as a
   cosine, crop and flip), within 2.5 % of the parameters of {SINGLE} in every block.
-* `blockswap` is the best of {SAMPLES} by Fisher potential (one minibatch of 128, one initialisation), trained once a seed, as
-  `single` is; `random` is another architecture for each seed.
+* `blockswap` is the best of {SAMPLES} by Fisher potential (one minibatch of 128, one initialisation), trained once a
+  seed, as `single` is; `random` is another architecture for each seed.
 * Error in percent on {TEST_IMAGES:,} test images, whose own sampling error is about one point.
 
 {table}

@@ -54,15 +54,21 @@ def argument_faults(arguments: Mapping[str, Any]) -> list[str]:
         for name, value in arguments.items()
         if name in hints and not _fits(value, hints[name])
     ]
-    return unknown + missing + wrong + _comparison_faults(arguments.get("comparison", {}))
+    return unknown + missing + wrong + _comparison_faults(arguments)
 
 
-def _comparison_faults(comparison: Any) -> list[str]:
+def _comparison_faults(arguments: Mapping[str, Any]) -> list[str]:
+    comparison, students = arguments.get("comparison"), arguments.get("students", 3)
+    if not isinstance(comparison, dict) or not isinstance(students, int):
+        return []
     try:
-        Comparison.read(comparison if isinstance(comparison, dict) else {})
+        size = Comparison.read(comparison).size
     except ConfigError as error:
         return [str(error)]
-    return []
+    too_many = (
+        f"the comparison has {size} trials and students is {students}; set students and maxTrialNumber to {size}."
+    )
+    return [too_many] if students > size else []
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -49,6 +49,11 @@ class Comparison:
         if unknown:
             raise ConfigError(f"there is no method '{unknown[0]}'; choose from {', '.join(METHODS)}.")
 
+    @property
+    def size(self) -> int:
+        """How many trials it has."""
+        return self.seeds * (len(self.methods) * max(1, len(self.budgets)) + len(self.single) + len(self.reduced))
+
     @classmethod
     def read(cls, arguments: Mapping[str, Any]) -> "Comparison":
         """A comparison from a config. Raises ConfigError for an argument that there is not."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 import torch
-from torch.utils.benchmark import Timer
 
 from nni_blockswap.blocks import BlockSpace
 from nni_blockswap.scoring import resolve_device
@@ -29,17 +28,19 @@ def measure(networks: Mapping[str, BlockSpace], batch_size: int = 1, device: str
     Each runs ``SECONDS`` in each of ``ROUNDS``; a GPU is waited for before the clock is read.
     """
     where = resolve_device(device)
-    timers = {name: _timer(network.to(where).eval(), batch_size, where) for name, network in networks.items()}
+    from torch.utils.benchmark import Timer  # it looks for a CUDA compiler, and says so
+
+    def timer(network: BlockSpace) -> Timer:
+        images = torch.zeros(batch_size, *network.input_size, device=where)
+        variables = {"network": network, "images": images}
+        return Timer("network(images)", globals=variables, num_threads=torch.get_num_threads())
+
+    timers = {name: timer(network.to(where).eval()) for name, network in networks.items()}
     times: dict[str, list[float]] = {name: [] for name in networks}
     with torch.inference_mode():
-        for timer in timers.values():
-            timer.timeit(3)
+        for one in timers.values():
+            one.timeit(3)
         for _ in range(ROUNDS):
-            for name, timer in timers.items():
-                times[name].append(timer.blocked_autorange(min_run_time=SECONDS).median)
+            for name, one in timers.items():
+                times[name].append(one.blocked_autorange(min_run_time=SECONDS).median)
     return {name: Latency(mean(found), stdev(found)) for name, found in times.items()}
-
-
-def _timer(network: BlockSpace, batch_size: int, device: torch.device) -> Timer:
-    images = torch.zeros(batch_size, *network.input_size, device=device)
-    return Timer("network(images)", globals={"network": network, "images": images}, num_threads=torch.get_num_threads())

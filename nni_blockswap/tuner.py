@@ -11,7 +11,7 @@ from nni import NoMoreTrialError
 from nni.tuner import Tuner
 
 from nni_blockswap.dispatcher import code_directory, release_gpu, restore_gpus, share_cores, tell
-from nni_blockswap.errors import BlockSwapError, BudgetError, ConfigError
+from nni_blockswap.errors import BlockSwapError, BudgetError
 from nni_blockswap.files import write_json, write_text
 from nni_blockswap.students import Students, identity, result_of
 
@@ -130,11 +130,6 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         from nni_blockswap.comparison import Comparison, contestants
 
         trials = contestants(Comparison.read(self._settings["comparison"]), settings, self._folder() / SEARCH, watch)
-        if len(trials) < count:
-            raise ConfigError(
-                f"{count} students are asked for and the comparison has {len(trials)}; "
-                "set students and maxTrialNumber to that."
-            )
         release_gpu()
         return Students.of(self._folder() / STUDENTS, trials[:count])
 

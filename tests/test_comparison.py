@@ -12,7 +12,9 @@ from nni_blockswap.comparison import METHODS, Comparison, contestants
 from nni_blockswap.errors import BudgetError, ConfigError, SpaceError
 from nni_blockswap.search import SearchSettings, search
 from nni_blockswap.students import FAILED, SUCCEEDED, Students, read, result_of
-from trial import distill
+from tests.test_trial_experiments import command, draw_images, load
+from trial import distill, options
+from trial.options import Recipe
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
 ARGUMENTS = {"depth": 10, "width": 1, "in_channels": 1, "image_size": 8}
@@ -28,13 +30,14 @@ SETTINGS = SearchSettings(
     device="cpu",
 )
 
+COMPARISON = Comparison(
+    methods=METHODS, budgets=["30K", "40K"], single=["G(4)"], reduced=[{"depth": 10, "width": 2}], seeds=2
+)
+
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    comparison = Comparison(
-        methods=METHODS, budgets=["30K", "40K"], single=["G(4)"], reduced=[{"depth": 10, "width": 2}], seeds=2
-    )
-    return contestants(comparison, SETTINGS, tmp_path_factory.mktemp("searches"))
+    return contestants(COMPARISON, SETTINGS, tmp_path_factory.mktemp("searches"))
 
 
 def one(compared, method, variant, seed=0):
@@ -48,7 +51,7 @@ def architecture(parameters):
 
 
 def test_every_method_competes_at_every_budget_and_seed(compared):
-    assert len(compared) == 2 * (2 * len(METHODS) + 2)
+    assert len(compared) == 2 * (2 * len(METHODS) + 2) == COMPARISON.size
     assert [p["seed"] for p in compared] == sorted(p["seed"] for p in compared)
     for parameters in compared:
         assert architecture(parameters).id == parameters["architecture_id"]
@@ -117,6 +120,7 @@ def test_a_faulty_comparison_is_named_in_one_sentence(arguments, error, match):
 def test_check_names_a_faulty_comparison_before_anything_starts():
     arguments = {"space": SPACE, "data": "digits", "budget": "40K"}
     assert argument_faults({**arguments, "comparison": {"seeds": 3}}) == []
+    assert "has 6 trials and students is 7" in argument_faults({**arguments, "students": 7, "comparison": {}})[0]
     assert "no method 'magic'" in argument_faults({**arguments, "comparison": {"methods": ["magic"]}})[0]
     assert "comparison is a mapping" in argument_faults({**arguments, "comparison": 3})[0]
 
@@ -167,3 +171,28 @@ def test_the_trial_trains_what_the_method_says(method, more, tmp_path, monkeypat
         json.loads(path.read_text()) for path in tmp_path.glob("*/architecture.json") if path.parent.name != "out"
     ]
     assert teacher["space_args"]["width"] == (2 if method == "reduced" else 1)
+
+
+def test_the_shipped_comparison_is_the_papers_and_counts_its_trials():
+    config = load("cifar10_comparison")
+    arguments = config["tuner"]["classArgs"]
+    assert argument_faults(arguments) == []
+    comparison = Comparison.read(arguments["comparison"])
+    assert comparison.size == arguments["students"] == config["maxTrialNumber"]
+    for substitute in comparison.single:
+        Architecture.from_choices(arguments["space"], [substitute] * 18, arguments["space_args"])
+    given = distill.parser().parse_args(command(config))
+    assert options.recipe_from(given) == Recipe(200, 128, 0.1, 0.9, 5e-4, "cosine", 1000.0, "mse")
+    assert options.pairs(given.space_args, "--space-args") == arguments["space_args"]
+
+
+def test_the_shipped_command_trains_a_reduced_network_from_the_spaces_teacher(tmp_path, monkeypatch):
+    for part in ("train", "test"):
+        draw_images(tmp_path / "data" / part, classes=10, size=32)
+    Architecture.from_choices(SPACE, ["S"] * 6, {"depth": 16, "width": 1}).save(tmp_path / "a.json")
+    given = ["--architecture", str(tmp_path / "a.json"), "--out", str(tmp_path / "out"), "--teacher-dir", str(tmp_path)]
+    given += [*command(load("cifar10_comparison")), "--data-root", str(tmp_path / "data"), "--batch-size", "4"]
+    monkeypatch.setattr(sys, "argv", ["distill", *given, "--epochs", "1", "--limit-steps", "1", "--method", "reduced"])
+    distill.run()
+    teacher = json.loads(next(path for path in tmp_path.glob("*-cifar10-*/architecture.json")).read_text())
+    assert teacher["space_args"]["depth"] == 40
