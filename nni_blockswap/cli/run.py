@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     if any(fault.fatal for fault in faults):
         return 2
     config = check.Config(Path(options.config))
-    for name in (signal.SIGTERM, signal.SIGHUP):
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, _interrupt)
     print("Starting NNI ...", flush=True)
     experiment, manager = start(config.path, options.port)
