@@ -33,5 +33,9 @@ class ScoreError(BlockSwapError):
     """No candidate of a search has a usable score."""
 
 
+class WorkerError(BlockSwapError):
+    """A process that scores candidates beside the main one died."""
+
+
 class TrainingError(BlockSwapError):
     """A training run diverged or could not go on."""

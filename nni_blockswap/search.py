@@ -28,7 +28,7 @@ Indices = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSettings:
-    """What a score depends on.
+    """What a score depends on, and how it is computed.
 
     Attributes:
         space: the search space's class as "module:Class".
@@ -45,6 +45,8 @@ class ScoreSettings:
         augment: whether minibatches pass the training augmentation.
         device: "auto", "cpu", "cuda", ...
         precision: "auto", "float32", "bf16" or "float64".
+        processes: that score side by side on a CPU; None is one a core. Scores do not depend on it.
+        recompute: less memory and more time for the same scores; see ``Scorer``.
     """
 
     space: str
@@ -61,10 +63,14 @@ class ScoreSettings:
     augment: bool = True
     device: str = "auto"
     precision: str = "auto"
+    processes: int | None = None
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "inits", "minibatches", "train_minibatches"):
             check_count(name, getattr(self, name))
+        if self.processes is not None:
+            check_count("processes", self.processes)
         if self.seed < 0:
             raise ConfigError(f"seed is at least 0, not {self.seed!r}.")
 
@@ -205,6 +211,8 @@ def _scorer(settings: ScoreSettings) -> Scorer:
         augment=settings.augment,
         device=settings.device,
         precision=settings.precision,
+        processes=settings.processes,
+        recompute=settings.recompute,
     )
 
 

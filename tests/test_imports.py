@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors", "files", "substitutes", "cost", "budget", "tables", "counting", "sampler", "architecture", "searchspace",
-    "blocks", "tasks", "proxies", "scoring", "ranking", "journal", "board", "search",
+    "blocks", "tasks", "proxies", "fast_fisher", "cpu_layers", "workers", "scoring", "ranking",
+    "journal", "board", "search",
 ]  # fmt: skip
 NNI_ROOMS = {"blocks", "strategy", "tuner"}
 

@@ -50,6 +50,8 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     parser.add_argument("--precision", default="auto", help="auto (default), float32, bf16, float64")
+    parser.add_argument("--processes", type=int, metavar="P", help="side by side on a CPU (default: one a core)")
+    parser.add_argument("--recompute", action="store_true", help="less memory, more time, the same scores")
 
 
 def score_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -67,6 +69,8 @@ def score_settings(options: argparse.Namespace) -> dict[str, Any]:
         "augment": options.augment,
         "device": options.device,
         "precision": options.precision,
+        "processes": options.processes,
+        "recompute": options.recompute,
     }
 
 
