@@ -27,13 +27,14 @@ def print_students(folder: Path, config: Config) -> bool:
         cells = [text.rjust(width) for text, width in zip(figures, widths[1:], strict=False)]
         print("  ".join([name.ljust(widths[0]), *cells, files]).rstrip())
     print("\nEach folder holds architecture.json, result.json, weights.pt and TensorBoard's curves.")
-    return all(student.state == SUCCEEDED for student in students)
+    return all(student.state == SUCCEEDED or student.id in ended for student in students)
 
 
 def _row(student: Student, folder: Path | str, result: dict[str, Any]) -> tuple[str, ...]:
     given = student.parameters
     score = "" if given["score"] is None else f"{given['score']:.4g}"
-    accuracy = student.state if student.accuracy is None else f"{student.accuracy:.2%}"
+    found = result.get("accuracy", student.accuracy)  # the tuner may not have heard of it yet
+    accuracy = student.state if found is None else f"{found:.2%}"
     return student.name, f"{given['params']:,}", f"{given['macs']:,}", score, accuracy, str(folder)
 
 
