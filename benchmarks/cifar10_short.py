@@ -24,7 +24,7 @@ from nni_blockswap.architecture import Architecture, cost_table  # noqa: E402
 from nni_blockswap.comparison import Comparison, contestants  # noqa: E402
 from nni_blockswap.files import read_json, write_json, write_text  # noqa: E402
 from nni_blockswap.report import points, read_trials, report  # noqa: E402
-from nni_blockswap.search import SearchSettings  # noqa: E402
+from nni_blockswap.searching import SearchSettings  # noqa: E402
 from nni_blockswap.students import identity  # noqa: E402
 
 SPACE, ARGUMENTS = "search_spaces.wide_resnet:WideResNetSpace", {"depth": 16, "width": 2}

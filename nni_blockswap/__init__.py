@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nni_blockswap.architecture import Architecture
     from nni_blockswap.budget import Budget
-    from nni_blockswap.search import search
+    from nni_blockswap.searching import search
     from nni_blockswap.strategy import BlockSwapStrategy
     from nni_blockswap.tuner import BlockSwapTuner
 
@@ -22,7 +22,7 @@ _HOMES = {
     "BlockSwapStrategy": "strategy",
     "BlockSwapTuner": "tuner",
     "Budget": "budget",
-    "search": "search",
+    "search": "searching",
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from nni_blockswap.comparison import Comparison
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.search import SearchSettings, check_count
+from nni_blockswap.searching import SearchSettings, check_count
 from nni_blockswap.searchspace import from_nni
 
 

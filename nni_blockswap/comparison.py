@@ -13,7 +13,7 @@ from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.budget import Budget
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.proxies import PROXIES
-from nni_blockswap.search import Progress, SearchSettings, check_count, sample, search, table_of
+from nni_blockswap.searching import Progress, SearchSettings, check_count, sample, search, table_of
 from nni_blockswap.students import parameters_of
 
 BLOCKSWAP, RANDOM = "blockswap", "random"

@@ -19,7 +19,7 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import DataError
 from nni_blockswap.files import write_text
 from nni_blockswap.proxies import make_proxy
-from nni_blockswap.search import Progress, ScoreSettings, score
+from nni_blockswap.searching import Progress, ScoreSettings, score
 from nni_blockswap.tables import markdown, write_csv, write_png
 
 if TYPE_CHECKING:

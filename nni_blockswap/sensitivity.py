@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.files import write_text
-from nni_blockswap.search import Progress, ScoreSettings, score
+from nni_blockswap.searching import Progress, ScoreSettings, score
 from nni_blockswap.tables import markdown, write_csv, write_png
 
 if TYPE_CHECKING:

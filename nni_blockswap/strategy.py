@@ -15,7 +15,7 @@ from nni.nas.strategy.base import Strategy
 from nni_blockswap.architecture import Architecture, load_space
 from nni_blockswap.classargs import argument_faults, read_settings
 from nni_blockswap.errors import BlockSwapError, ConfigError, SpaceError
-from nni_blockswap.search import Progress, search
+from nni_blockswap.searching import Progress, search
 
 PERIOD = 10.0
 """Seconds between two lines about how far the search is."""
@@ -32,7 +32,7 @@ class BlockSwapStrategy(Strategy):  # type: ignore[misc]  # NNI is not typed
     Args:
         students: how many of the best to submit; the experiment's budget may allow fewer.
         out: folder that keeps the scores, so that a killed search goes on where it was; None keeps them in memory.
-        settings: the fields of ``nni_blockswap.search.SearchSettings`` but ``space``, ``space_args`` and
+        settings: the fields of ``nni_blockswap.searching.SearchSettings`` but ``space``, ``space_args`` and
             ``candidates``, with one ``budget`` for ``budgets``.
 
     Raises:

@@ -16,7 +16,7 @@ from nni_blockswap.files import write_json, write_text
 from nni_blockswap.students import Students, identity, result_of
 
 if TYPE_CHECKING:  # torch is imported when the search begins: NNI gives a tuner ten seconds to connect
-    from nni_blockswap.search import Progress, SearchSettings
+    from nni_blockswap.searching import Progress, SearchSettings
 
 STUDENTS, PROGRESS, ERROR, SEARCH = "students.json", "progress.json", "error.txt", "search"
 """Files, and the folder of the search, in an experiment's checkpoint folder."""
@@ -36,7 +36,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
     ``nnictl create``, in the checkpoint folder's error.txt, and in dispatcher.log, which the web page shows.
 
     Args:
-        settings: the fields of ``nni_blockswap.search.SearchSettings``, with one ``budget`` for ``budgets``; and
+        settings: the fields of ``nni_blockswap.searching.SearchSettings``, with one ``budget`` for ``budgets``; and
             ``students``, how many of the best to hand out (default 3; maxTrialNumber should be the same). A relative
             ``data_root`` is below the tuner's codeDirectory. ``candidates`` are those of the experiment's search space.
             With ``comparison``, the fields of ``nni_blockswap.comparison.Comparison``, its contestants are handed out.
@@ -108,7 +108,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         restore_gpus()
         (self._folder() / ERROR).unlink(missing_ok=True)
         from nni_blockswap.classargs import read_settings
-        from nni_blockswap.search import search
+        from nni_blockswap.searching import search
 
         settings, count = read_settings(self._settings, self._search_space, code_directory())
         _log.info("Searching: %s", settings)

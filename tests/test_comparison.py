@@ -10,7 +10,7 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.classargs import argument_faults
 from nni_blockswap.comparison import METHODS, Comparison, contestants
 from nni_blockswap.errors import BudgetError, ConfigError, SpaceError
-from nni_blockswap.search import SearchSettings, search
+from nni_blockswap.searching import SearchSettings, search
 from nni_blockswap.students import FAILED, SUCCEEDED, Students, read, result_of
 from tests.test_trial_experiments import command, draw_images, load
 from trial import distill, options

@@ -17,7 +17,7 @@ import yaml
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.classargs import read_settings
 from nni_blockswap.errors import ConfigError, TrainingError
-from nni_blockswap.search import search
+from nni_blockswap.searching import search
 from nni_blockswap.searchspace import read_candidates, to_nni
 from nni_blockswap.tasks.coco import Coco
 from trial.coco_metrics import average_precision, results_of

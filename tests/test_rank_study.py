@@ -8,7 +8,7 @@ import pytest
 
 from nni_blockswap.errors import ConfigError, DataError, SpaceError
 from nni_blockswap.rank_study import bootstrap_interval, correlate, rank_study, read_trained, table
-from nni_blockswap.search import ScoreSettings
+from nni_blockswap.searching import ScoreSettings
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
 ARGUMENTS = {"depth": 10, "width": 1, "in_channels": 1, "image_size": 8}

@@ -6,7 +6,7 @@ import pytest
 
 from nni_blockswap.cli import main
 from nni_blockswap.errors import SpaceError
-from nni_blockswap.search import ScoreSettings, score
+from nni_blockswap.searching import ScoreSettings, score
 from nni_blockswap.sensitivity import one_swap, sensitivity
 
 SETTINGS = ScoreSettings(

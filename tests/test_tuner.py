@@ -170,7 +170,7 @@ def test_an_unexpected_error_ends_the_experiment_too(folder, monkeypatch):
     def explode(*_):
         raise ZeroDivisionError("boom")
 
-    monkeypatch.setattr("nni_blockswap.search.search", explode)
+    monkeypatch.setattr("nni_blockswap.searching.search", explode)
     dispatcher = Dispatcher()
     assert ask(started(), 0, dispatcher=dispatcher) == []
     assert dispatcher.errors == ["the search failed unexpectedly, ZeroDivisionError: boom; see dispatcher.log."]

@@ -84,7 +84,7 @@ class Follower:
 
     def _show_search(self) -> None:
         from nni_blockswap.cli.search import describe
-        from nni_blockswap.search import Progress
+        from nni_blockswap.searching import Progress
 
         checkpoint = self._experiment.folder / CHECKPOINT
         if (checkpoint / "students.json").exists():

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     """Study and print the table."""
     from nni_blockswap.cli.search import ProgressLine
     from nni_blockswap.rank_study import rank_study, read_trained, table
-    from nni_blockswap.search import ScoreSettings
+    from nni_blockswap.searching import ScoreSettings
 
     settings = ScoreSettings(**score_settings(options))
     trained = read_trained(options.csv, settings.space, settings.space_args)

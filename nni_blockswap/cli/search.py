@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from nni_blockswap.cli.options import add_score_options, add_search_space_file, add_space_options, score_settings
 
 if TYPE_CHECKING:  # torch is imported when a search starts, not for --help
-    from nni_blockswap.search import Progress, SearchSettings
+    from nni_blockswap.searching import Progress, SearchSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Search and print the winners."""
-    from nni_blockswap.search import search
+    from nni_blockswap.searching import search
 
     start = time.monotonic()
     rankings = search(settings_of(options), options.out, ProgressLine())
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
 
 def settings_of(options: argparse.Namespace) -> SearchSettings:
     """Search settings from the command line."""
-    from nni_blockswap.search import SearchSettings
+    from nni_blockswap.searching import SearchSettings
     from nni_blockswap.searchspace import read_candidates
 
     return SearchSettings(

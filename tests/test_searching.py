@@ -12,7 +12,7 @@ import pytest
 
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.errors import BlockSwapError, StateError
-from nni_blockswap.search import Progress, SearchSettings, search
+from nni_blockswap.searching import Progress, SearchSettings, search
 from tests.conftest import SMALL, WRN
 
 SPACE_ARGS = {**SMALL, "image_size": 16}
@@ -54,7 +54,7 @@ def test_same_seed_same_ranking_in_another_process_and_another_seed_another(tmp_
     here = run(tmp_path / "here")
     program = (
         "import torch; torch.set_num_threads(1)\n"
-        "from nni_blockswap.search import *\n"
+        "from nni_blockswap.searching import *\n"
         f"search(SearchSettings(**{SETTINGS!r}), {str(tmp_path / 'there')!r})"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
