@@ -1,8 +1,8 @@
 """Does Fisher potential in lower precision rank as float64 does? WRN-40-2, batch 128 of CIFAR-10, three budgets.
 
-Scores the same random architectures in float64, float32 and bfloat16, all with the same weights and minibatch, and writes
-Spearman's correlation with float64 and the overlap of the ten best to benchmarks/results/precision.md, anew after every
-thirty. The work folder keeps all scores; the same command goes on where it was stopped. Some two hours on two cores.
+Scores the same random architectures in float64, float32 and bfloat16, all with the same weights and minibatch, and
+writes Spearman's correlation with float64 and the overlap of the ten best to benchmarks/results/precision.md, anew
+after every thirty. The work folder keeps all scores; the same command goes on where it was stopped. An hour on two cores.
 
     nice python benchmarks/precision.py --data-root data/cifar10 --work /tmp/precision
 """
@@ -35,8 +35,8 @@ BUDGETS, TOLERANCE, CHUNK = ("200K", "400K", "800K"), 0.025, 30
 PRECISIONS = ("float64", "float32", "bf16")
 HEADER = """# Precision
 
-Fisher potential in lower precision against float64: WRN-40-2, parameters within 2.5 % of the budget, batch 128 of CIFAR-10
-with training augmentation, one draw of the weights, seed 0. Weights and minibatch are shared by all.
+Fisher potential in lower precision against float64: WRN-40-2, parameters within 2.5 % of the budget, batch 128 of
+CIFAR-10 with training augmentation, one draw of the weights, seed 0. Weights and minibatch are shared by all.
 
 `auto` takes bfloat16 only where every correlation is at least 0.99.
 

@@ -82,7 +82,7 @@ class Scorer:
         self.fingerprint = "+".join(task.fingerprint(batch) for batch in drawn)[:256]
         dtype = torch.float64 if self.precision == "float64" else None
         batches = [task.to(batch, self.device, dtype) for batch in drawn]
-        self._training, self._measured = batches[: train_minibatches - 1], batches[train_minibatches - 1 :]
+        self._training, self.measured = batches[: train_minibatches - 1], batches[train_minibatches - 1 :]
 
     def scores(self, init: int, candidates: Sequence[Mapping[str, str]]) -> Iterator[tuple[int, Score]]:
         """Score ``candidates`` (canonical choices by label) under the ``init``-th draw of the weights.
@@ -96,9 +96,9 @@ class Scorer:
                 yield position, self.score(network, choices)
             return
         start = partial(
-            _start_fast,
+            start_fast,
             partial(draw, self.space, self.space_args, self._draw_seed(init), self.precision, self.device),
-            self._measured,
+            self.measured,
             self.precision,
             self._recompute,
         )
@@ -118,7 +118,7 @@ class Scorer:
             and isinstance(self.task, Classification)
             and type(self.task).loss is Classification.loss  # type: ignore[comparison-overlap]  # not a loss of its own
             and not self._training
-            and is_chain(network, self._measured[0][0][:2])
+            and is_chain(network, self.measured[0][0][:2])
         )
 
     def score(self, network: BlockSpace, choices: Mapping[str, str]) -> Score:
@@ -131,7 +131,7 @@ class Scorer:
             self._train(network)
         network.requires_grad_(self.proxy.needs_weight_gradients)
         scores = []
-        for batch in self._measured:
+        for batch in self.measured:
             with autocast(self.device, self.precision):
                 scores.append(self.proxy.measure(network, self.task, batch))
         with torch.no_grad():
@@ -166,7 +166,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def _start_fast(
+def start_fast(
     draw_network: Callable[[], BlockSpace], batches: Sequence[Labelled], precision: str, recompute: bool
 ) -> Measure:
     """A function from choices to Fisher potential, the mean over ``batches``; see ``fast_fisher``."""

@@ -93,7 +93,7 @@ def test_rounding_of_the_fast_way(space, precision: str) -> None:
     tolerance = {"float32": 1e-2, "bf16": 0.6}[precision]
     network, data = super_network(space, torch.float64), batch(space, torch.float32)
     draw = partial(super_network, space, torch.float32)
-    measure = scoring._start_fast(draw, [data], precision, recompute=False)
+    measure = scoring.start_fast(draw, [data], precision, recompute=False)
     rounded = {name: value.double() for name, value in draw().state_dict().items()}
     network.load_state_dict(rounded)
     ratios = []
@@ -191,7 +191,7 @@ def test_helpers_find_the_same_scores_as_this_process() -> None:
     candidates = covering(super_network(WRN, torch.float32))
     network = partial(scoring.draw, *WRN, 0, "float32", torch.device("cpu"))
     data = [batch(WRN, torch.float32)]
-    start = partial(scoring._start_fast, network, data, "float32", False)
+    start = partial(scoring.start_fast, network, data, "float32", False)
     mine = start()
     alone = {position: mine(choices) for position, choices in enumerate(candidates)}
 
@@ -285,7 +285,7 @@ def test_only_chains_go_the_fast_way(monkeypatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError("the fast way was taken")
 
-    monkeypatch.setattr(scoring, "_start_fast", refuse)
+    monkeypatch.setattr(scoring, "start_fast", refuse)
     candidates = covering(skipping)[:1]
     for proxy in ("grad_norm", "l2_norm", "accuracy"):
         judge = scorer()

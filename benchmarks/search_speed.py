@@ -1,0 +1,251 @@
+"""How fast is a search? WRN-40-2, 400K parameters +- 2.5 %, batch 128 of CIFAR-10, one draw of the weights.
+
+In one run, side by side:
+
+- the whole command `blockswap search`, start to end, in float32 and in bfloat16;
+- the straightforward way, as the paper's authors' script goes: propose random architectures, build each, count its
+  parameters, and give those in the budget a full backward pass, weights and all, with hooks at the probes; a few
+  before, between and after, so that a machine that gets busier shows;
+- what a candidate's convolutions alone take, forward and backward to their input;
+- the memory that a process needs at its peak.
+
+Writes benchmarks/results/search_speed.md. A quarter of an hour on two quiet cores; `--samples 100` for a quick look.
+
+    python benchmarks/search_speed.py --data-root data/cifar10
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.precision import SPACE, processor  # noqa: E402
+from nni_blockswap.architecture import complete_args, cost_table  # noqa: E402
+from nni_blockswap.blocks import BlockSpace  # noqa: E402
+from nni_blockswap.budget import Budget  # noqa: E402
+from nni_blockswap.files import write_text  # noqa: E402
+from nni_blockswap.proxies import make_proxy  # noqa: E402
+from nni_blockswap.sampler import Sampler  # noqa: E402
+from nni_blockswap.scoring import Scorer, autocast, start_fast  # noqa: E402
+from nni_blockswap.tasks import make_task  # noqa: E402
+from search_spaces.wide_resnet import WideResNetSpace  # noqa: E402
+
+BUDGET, TOLERANCE, BATCH = "400K", 0.025, 128
+
+
+def main() -> None:
+    """Measure, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", required=True)
+    parser.add_argument("--samples", type=int, default=1000, help="candidates of the whole command")
+    parser.add_argument("--plain", type=int, default=4, help="candidates of the straightforward way, three times")
+    parser.add_argument("--floor", type=int, default=6, help="candidates whose convolutions are timed alone")
+    parser.add_argument("--peak", choices=["start", "keep", "recompute"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        print(peak(options.data_root, options.peak))
+        return
+    plain = straightforward(options.data_root, options.plain, seed=0)
+    whole: dict[str, float] = {}
+    for seed, precision in enumerate(("float32", "bf16"), start=1):
+        whole[precision] = command(options.data_root, options.samples, precision)
+        plain += straightforward(options.data_root, options.plain, seed)
+    floors = {precision: floor(options.data_root, precision, options.floor) for precision in whole}
+    peaks = {stage: peak_of_a_process(options.data_root, stage) for stage in ("start", "keep", "recompute")}
+    text = report(options.samples, plain, whole, floors, peaks)
+    write_text(ROOT / "benchmarks" / "results" / "search_speed.md", text)
+    print(text)
+
+
+@dataclass
+class Plain:
+    """Seconds of one candidate found and scored the straightforward way."""
+
+    proposals: int
+    proposing: float
+    scoring: float
+
+
+def straightforward(data_root: str, count: int, seed: int) -> list[Plain]:
+    """Propose, build, count, reject; then hooks and a full backward pass. On all of PyTorch's threads, in float32."""
+    rng = np.random.default_rng(seed)
+    images, labels = make_task("cifar10", data_root).minibatch(BATCH, seed=0)
+    low, high = 400_000 * (1 - TOLERANCE), 400_000 * (1 + TOLERANCE)
+    table = cost_table(SPACE)
+    found = []
+    for turn in range(count + 1):  # the first warms up
+        start, proposals, network = time.perf_counter(), 0, None
+        while network is None or not low <= sum(p.numel() for p in network.parameters()) <= high:
+            network = WideResNetSpace.build(table.names([int(rng.integers(len(names))) for names in table.candidates]))
+            proposals += 1
+        middle = time.perf_counter()
+        full_backward(network, images, labels)
+        if turn:
+            found.append(Plain(proposals, middle - start, time.perf_counter() - middle))
+    return found
+
+
+def full_backward(network: BlockSpace, images: Tensor, labels: Tensor) -> float:
+    """Fisher potential by hooks on the last convolutions, with the gradients of all weights."""
+    activations: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        output.retain_grad()
+        activations.append(output)
+
+    for block in network.blocks():
+        block.probe.register_forward_hook(keep)
+    F.cross_entropy(network.train()(images), labels).backward()
+    terms = [(a * a.grad).sum((2, 3)).square().sum() / (2 * BATCH) for a in activations if a.grad is not None]
+    return float(torch.stack(terms).sum())
+
+
+def command(data_root: str, samples: int, precision: str) -> float:
+    """Seconds of the whole command, the start of Python included."""
+    arguments = f"search --space {SPACE} --data cifar10 --budget {BUDGET} --tolerance {TOLERANCE} --batch-size {BATCH}"
+    more = ["--data-root", data_root, "--samples", str(samples), "--precision", precision, "--device", "cpu"]
+    program = "import sys; from nni_blockswap.cli import main; sys.exit(main())"
+    with tempfile.TemporaryDirectory() as out:
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-c", program, *arguments.split(), *more, "--out", out],
+            check=True,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+        )
+        return time.perf_counter() - start
+
+
+def scorer(data_root: str, **settings: Any) -> Scorer:
+    """Of the fixed piece of work."""
+    task = make_task("cifar10", data_root)
+    return Scorer(
+        SPACE, complete_args(SPACE, {}), task, make_proxy("fisher"), batch_size=BATCH, device="cpu", **settings
+    )
+
+
+def samples_of(count: int) -> list[dict[str, str]]:
+    """Random candidates in the budget."""
+    table = cost_table(SPACE)
+    found = Sampler(table, Budget.parse(BUDGET, TOLERANCE)).sample(count, np.random.default_rng(0))
+    return [table.names(indices) for indices in found]
+
+
+def floor(data_root: str, precision: str, count: int) -> tuple[float, float]:
+    """Processor seconds of a candidate that shares no block with the one before, and of its convolutions alone."""
+    torch.set_num_threads(1)
+    judge = scorer(data_root, precision=precision)
+    network = judge.super_network(0)
+    measure = start_fast(lambda: network, judge.measured, precision, recompute=False)
+    distinct = {choices["block_00"]: choices for choices in samples_of(200)}
+    whole, alone = [], []
+    for choices in [*distinct.values()][: count + 1]:
+        start = time.process_time()
+        measure(choices)
+        whole.append(time.process_time() - start)
+        alone.append(convolutions_alone(network, choices, judge))
+    return sum(whole[1:]) / count, sum(alone[1:]) / count  # the first warms up
+
+
+def convolutions_alone(network: BlockSpace, choices: Mapping[str, str], judge: Scorer) -> float:
+    """Processor seconds of the convolutions in the candidate's branches and shells, in the form in which they run."""
+    seen: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
+    network.select(choices)
+    handles = [
+        conv.register_forward_hook(lambda conv, inputs, output: seen.append((conv, inputs[0], output)))
+        for block in network.blocks()
+        for conv in block.modules()
+        if isinstance(conv, nn.Conv2d)
+    ]
+    with torch.no_grad(), autocast(judge.device, judge.precision):
+        network(judge.measured[0][0].contiguous(memory_format=torch.channels_last))
+    for handle in handles:
+        handle.remove()
+    start = time.process_time()
+    for conv, x, output in seen:
+        x = x.to(conv.weight.dtype)
+        geometry = conv.stride, conv.padding, conv.dilation
+        F.conv2d(x, conv.weight, None, *geometry, conv.groups)
+        torch.ops.aten.convolution_backward(
+            output, x, conv.weight, None, *geometry, False, [0, 0], conv.groups, [True, False, False]
+        )
+    return time.process_time() - start
+
+
+def peak(data_root: str, stage: str) -> int:
+    """Bytes that this process has held at most, once the super-network stands or some candidates are scored."""
+    judge = scorer(data_root, precision="float32", processes=1, recompute=stage == "recompute")
+    if stage == "start":
+        judge.super_network(0)
+    else:
+        list(judge.scores(0, samples_of(5)))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_of_a_process(data_root: str, stage: str) -> int:
+    """``peak`` in a process of its own."""
+    arguments = [sys.executable, __file__, "--data-root", data_root, "--peak", stage]
+    return int(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
+
+
+def report(
+    samples: int,
+    plain: list[Plain],
+    whole: dict[str, float],
+    floors: dict[str, tuple[float, float]],
+    peaks: dict[str, int],
+) -> str:
+    """The table, in Markdown."""
+    scoring = float(np.mean([one.scoring for one in plain]))
+    proposing = float(np.mean([one.proposing for one in plain]))
+    proposals = float(np.mean([one.proposals for one in plain]))
+    lines = [
+        "# Speed of a search",
+        "",
+        f"WRN-40-2, {BUDGET} parameters within 2.5 %, batch {BATCH} of CIFAR-10, one draw of the weights, "
+        f"{samples} candidates.",
+        f"{processor()}; PyTorch {torch.__version__}; load at the end {os.getloadavg()[0]:.1f}.",
+        "Command: `python benchmarks/search_speed.py --data-root data/cifar10`.",
+        "",
+        "| | seconds | candidates/s | times the straightforward way | ... its rejected proposals not counted |",
+        "|---|---|---|---|---|",
+        f"| straightforward, a candidate | {proposing:.2f} ({proposals:.0f} proposals) + {scoring:.2f} "
+        f"| {1 / (proposing + scoring):.3f} | 1 | 1 |",
+    ]
+    for precision, seconds in whole.items():
+        rate = samples / seconds
+        lines.append(
+            f"| `blockswap search`, {precision}, whole command | {seconds:.0f} | {rate:.2f} "
+            f"| {rate * (proposing + scoring):.1f} | {rate * (proposing / proposals + scoring):.1f} |"
+        )
+    lines += ["", "| one process, no block shared | processor s | convolutions alone | ratio |", "|---|---|---|---|"]
+    for precision, (run, alone) in floors.items():
+        lines.append(f"| {precision} | {run:.2f} | {alone:.2f} | {run / alone:.2f} |")
+    start, keep, recompute = (peaks[stage] / 2**20 for stage in ("start", "keep", "recompute"))
+    lines += [
+        "",
+        f"Peak memory of a process, float32: {start:.0f} MiB with Python, PyTorch and the super-network; "
+        f"{keep:.0f} MiB with candidates scored; {recompute:.0f} MiB with `--recompute`.",
+        "",
+        "GPU: open.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
