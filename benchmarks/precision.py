@@ -2,7 +2,8 @@
 
 Scores the same random architectures in float64, float32 and bfloat16, all with the same weights and minibatch, and
 writes Spearman's correlation with float64 and the overlap of the ten best to benchmarks/results/precision.md, anew
-after every thirty. The work folder keeps all scores; the same command goes on where it was stopped. An hour on two cores.
+after every thirty. The work folder keeps all scores; the same command goes on where it was stopped. An hour on two
+cores.
 
     nice python benchmarks/precision.py --data-root data/cifar10 --work /tmp/precision
 """
