@@ -46,7 +46,8 @@ class Scorer:
             initialisation, T after T - 1 steps of SGD (Table 1).
         augment: whether minibatches pass the training augmentation.
         device: "auto" (a GPU if there is one), "cpu", "cuda", ...
-        precision: of the convolutions, one of ``PRECISIONS``; Fisher information is summed in float32 at least.
+        precision: of the convolutions, one of ``PRECISIONS``; Fisher information is summed in float32 at least. "auto"
+            is bf16 where it is native to a CPU and known to rank as float64 does (``_is_bf16_known``), else float32.
         processes: that score side by side on a CPU, the fast way; None is one for each of PyTorch's threads. Each holds
             a super-network and the activations of one candidate. Scores do not depend on it.
         recompute: the fast way only: run each block a second time in the backward pass instead of keeping its
@@ -73,7 +74,7 @@ class Scorer:
         self.space, self.space_args = space, dict(space_args)
         self.task, self.proxy, self.seed = task, proxy, seed
         self.device = resolve_device(device)
-        self.precision = resolve_precision(precision, self.device)
+        self.precision = resolve_precision(precision, self.device, self._is_bf16_known(train_minibatches))
         self._processes, self._recompute = processes, recompute
         drawn = [
             task.minibatch(batch_size, seed=seed, index=index, augment=augment)
@@ -111,6 +112,11 @@ class Scorer:
 
     def _draw_seed(self, init: int) -> int:
         return self.seed * 1_000_003 + init
+
+    def _is_bf16_known(self, train_minibatches: int) -> bool:
+        """Whether bf16 was measured to rank as float64 does: benchmarks/results/precision.md."""
+        measured = isinstance(self.proxy, FisherPotential) and isinstance(self.task, Classification)
+        return measured and train_minibatches == 1
 
     def _is_fast(self, network: BlockSpace) -> bool:
         return (
@@ -204,8 +210,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
-    """The precision called ``name``; "auto" is float32. Raises ConfigError where there is none of that name."""
+def resolve_precision(name: str, device: torch.device, bf16_known: bool = False) -> str:
+    """The precision called ``name``; "auto" is bf16 where it is native to a CPU and ``bf16_known`` to do, else float32.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
     if name not in PRECISIONS:
         raise ConfigError(f"there is no precision '{name}'; choose from {', '.join(PRECISIONS)}.")
-    return "float32" if name == "auto" else name
+    if name != "auto":
+        return name
+    return "bf16" if bf16_known and device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "float32"

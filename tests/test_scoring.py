@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from nni_blockswap.blocks import seeded
 from nni_blockswap.errors import ConfigError, DataError
 from nni_blockswap.proxies import PROXIES, Score, make_proxy
-from nni_blockswap.scoring import Scorer, mean_score, resolve_device
+from nni_blockswap.scoring import Scorer, mean_score, resolve_device, resolve_precision
 from nni_blockswap.tasks import make_task
 from search_spaces.wide_resnet import WideResNetSpace
 
@@ -157,3 +157,15 @@ def test_settings_that_cannot_be(settings: dict[str, object], error: type[Except
 
 def test_auto_takes_a_gpu_if_there_is_one() -> None:
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_is_bf16_only_where_it_is_native_and_was_measured_to_rank_alike(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert resolve_precision("auto", cpu, bf16_known=True) == ("bf16" if native else "float32")
+    assert resolve_precision("auto", cpu, bf16_known=False) == "float32"
+    assert resolve_precision("auto", gpu, bf16_known=True) == "float32"
+    assert resolve_precision("float64", cpu, bf16_known=True) == "float64"

@@ -49,7 +49,9 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         "--no-augment", dest="augment", action="store_false", help="take the minibatch without training augmentation"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
-    parser.add_argument("--precision", default="auto", help="auto (default), float32, bf16, float64")
+    parser.add_argument(
+        "--precision", default="auto", help="auto (default: bf16 on CPUs that have it), float32, bf16, float64"
+    )
     parser.add_argument("--processes", type=int, metavar="P", help="side by side on a CPU (default: one a core)")
     parser.add_argument("--recompute", action="store_true", help="less memory, more time, the same scores")
 
