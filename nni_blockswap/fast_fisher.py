@@ -48,7 +48,7 @@ class FisherChain:
         self._blocks = network.blocks()
         self._recompute = recompute
         self._batches = [(images.contiguous(memory_format=torch.channels_last), labels) for images, labels in batches]
-        self._stems = [_passing(network, images)[0][0] for images, _ in self._batches]
+        self._stems = [passing(network, images)[0][0] for images, _ in self._batches]
         self._steps: list[Step] = []
         self._at = 0
 
@@ -57,7 +57,7 @@ class FisherChain:
         if index != self._at:
             self._steps, self._at = [], index
         self._forward([choices[block.label] for block in self._blocks])
-        gradient = self._head_gradient()
+        gradient = head_gradient(self._network, self._steps[-1].out, self._batches[self._at])
         information = []
         for position in reversed(range(len(self._blocks))):
             at_probe, gradient = self._block_gradients(position, gradient)
@@ -73,35 +73,36 @@ class FisherChain:
         for block, name in zip(self._blocks[shared:], names[shared:], strict=True):
             block.select(name)
             x = self._steps[-1].out.detach().requires_grad_() if self._steps else self._stems[self._at]
-            activation, out = _run(block, x)
+            activation, out = run_block(block, x)
             self._steps.append(Step(name, x, *(t.detach() if self._recompute else t for t in (activation, out))))
-
-    def _head_gradient(self) -> Tensor:
-        """Gradient of the loss with respect to what the last block gives."""
-        out = self._steps[-1].out.detach().requires_grad_()
-        images, labels = self._batches[self._at]
-        with _bypassed(self._blocks, lambda x: out):  # so that the images play no part: one is enough
-            loss = Classification().loss(self._network, (images[:1], labels))
-        (gradient,) = torch.autograd.grad(loss, out)
-        return gradient
 
     def _block_gradients(self, position: int, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """From the gradient at a block's output: its Fisher information (1,), and the gradient at its input."""
         step = self._steps[position]
-        activation, out = _run(self._blocks[position], step.x) if self._recompute else (step.activation, step.out)
+        activation, out = run_block(self._blocks[position], step.x) if self._recompute else (step.activation, step.out)
         inputs = [activation, step.x] if position else [activation]  # nothing is wanted of what lies before the first
         at_probe, *before = torch.autograd.grad(out, inputs, gradient, retain_graph=True)
         return fisher_information([activation.detach()], [at_probe]), before[0] if before else gradient
 
 
+def head_gradient(network: BlockSpace, out: Tensor, batch: Labelled) -> Tensor:
+    """Gradient of the loss with respect to ``out``, what the last block gives; of the images one is enough."""
+    out = out.detach().requires_grad_()
+    images, labels = batch
+    with _bypassed(network.blocks(), lambda x: out):  # so that the images play no part
+        loss = Classification().loss(network, (images[:1], labels))
+    (gradient,) = torch.autograd.grad(loss, out)
+    return gradient
+
+
 def is_chain(network: BlockSpace, images: Tensor) -> bool:
     """Whether the blocks run one after the other, each once, on nothing but what the one before gave."""
-    inputs, outputs = _passing(network, images)
+    inputs, outputs = passing(network, images)
     blocks = len(network.blocks())
     return len(inputs) == blocks and all(after is before for after, before in zip(inputs[1:], outputs, strict=False))
 
 
-def _passing(network: BlockSpace, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def passing(network: BlockSpace, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """What goes into the blocks and what comes out, as they run."""
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
@@ -120,7 +121,8 @@ def _passing(network: BlockSpace, images: Tensor) -> tuple[list[Tensor], list[Te
     return inputs, outputs
 
 
-def _run(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
+def run_block(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What passes the probe, ready for gradients, and what the block gives."""
     with probed([block]) as activations:
         out: Tensor = block(x)
     return activations[0], out

@@ -19,6 +19,7 @@ from torch import Tensor
 from nni_blockswap import cpu_layers
 from nni_blockswap.architecture import load_space
 from nni_blockswap.blocks import BlockSpace, seeded
+from nni_blockswap.cuda_graphs import GraphedFisherChain, graphed
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.fast_fisher import FisherChain, is_chain
 from nni_blockswap.proxies import Proxy, Score
@@ -169,7 +170,8 @@ def draw(space: str, space_args: Mapping[str, Any], seed: int, precision: str, d
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Convolutions in bfloat16 if ``precision`` says so."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    # No cache: it would hand a CUDA graph casts of weights that are gone when it is replayed.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if precision == "bf16" else nullcontext()
 
 
 def start_fast(
@@ -181,8 +183,13 @@ def start_fast(
     if device.type == "cpu" and precision != "float64":
         cpu_layers.prepare(network, precision == "bf16")
         cpu_layers.keep_freed_memory()
+    elif device.type == "cuda":
+        network.to(memory_format=torch.channels_last)
+    chain: FisherChain | GraphedFisherChain
     with autocast(device, precision):
         chain = FisherChain(network, batches, recompute)
+        if device.type == "cuda" and not recompute:
+            chain = graphed(chain, network, batches)
 
     def measure(choices: Mapping[str, str]) -> Score:
         with autocast(device, precision):
