@@ -16,7 +16,6 @@ Writes benchmarks/results/search_speed.md. A quarter of an hour on two quiet cor
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.precision import SPACE, processor  # noqa: E402
-from nni_blockswap.architecture import complete_args, cost_table  # noqa: E402
+from nni_blockswap.architecture import complete_args, cost_table, load_space  # noqa: E402
 from nni_blockswap.blocks import BlockSpace  # noqa: E402
 from nni_blockswap.budget import Budget  # noqa: E402
 from nni_blockswap.files import write_text  # noqa: E402
@@ -67,7 +66,7 @@ def main() -> None:
         plain += straightforward(options.data_root, options.plain, seed)
     floors = {precision: floor(options.data_root, precision, options.floor) for precision in whole}
     peaks = {stage: peak_of_a_process(options.data_root, stage) for stage in ("start", "keep", "recompute")}
-    text = report(options.samples, plain, whole, floors, peaks)
+    text = report(options.samples, plain, whole, floors, peaks, around(options.data_root))
     write_text(ROOT / "benchmarks" / "results" / "search_speed.md", text)
     print(text)
 
@@ -112,7 +111,7 @@ def full_backward(network: BlockSpace, images: Tensor, labels: Tensor) -> float:
         block.probe.register_forward_hook(keep)
     F.cross_entropy(network.train()(images), labels).backward()
     terms = [(a * a.grad).sum((2, 3)).square().sum() / (2 * BATCH) for a in activations if a.grad is not None]
-    return float(torch.stack(terms).sum())
+    return float(torch.stack(terms).detach().sum())
 
 
 def command(data_root: str, samples: int, precision: str) -> float:
@@ -194,7 +193,8 @@ def peak(data_root: str, stage: str) -> int:
         judge.super_network(0)
     else:
         list(judge.scores(0, samples_of(5)))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text()  # getrusage would tell the peak of the process that started this one
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def peak_of_a_process(data_root: str, stage: str) -> int:
@@ -203,12 +203,35 @@ def peak_of_a_process(data_root: str, stage: str) -> int:
     return int(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
 
 
+def around(data_root: str) -> dict[str, float]:
+    """Seconds of what is done once in a search."""
+    found = {}
+    for module in ("torch", "nni_blockswap"):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True, cwd=ROOT)
+        found[f"`import {module}`, Python's start included"] = time.perf_counter() - start
+    space = load_space(SPACE)
+    start = time.perf_counter()
+    table = space.cost_table()
+    found["tables of costs"] = time.perf_counter() - start
+    for budget in ("150K", BUDGET):
+        start = time.perf_counter()
+        Sampler(table, Budget.parse(budget, TOLERANCE)).sample(1000, np.random.default_rng(0))
+        found[f"1000 architectures at {budget}"] = time.perf_counter() - start
+    judge = scorer(data_root)
+    start = time.perf_counter()
+    judge.super_network(0)
+    found["super-network with its weights"] = time.perf_counter() - start
+    return found
+
+
 def report(
     samples: int,
     plain: list[Plain],
     whole: dict[str, float],
     floors: dict[str, tuple[float, float]],
     peaks: dict[str, int],
+    once: dict[str, float],
 ) -> str:
     """The table, in Markdown."""
     scoring = float(np.mean([one.scoring for one in plain]))
@@ -241,6 +264,10 @@ def report(
         "",
         f"Peak memory of a process, float32: {start:.0f} MiB with Python, PyTorch and the super-network; "
         f"{keep:.0f} MiB with candidates scored; {recompute:.0f} MiB with `--recompute`.",
+        "",
+        "| once a search | seconds |",
+        "|---|---|",
+        *(f"| {what} | {seconds:.3f} |" for what, seconds in once.items()),
         "",
         "GPU: open.",
     ]

@@ -199,7 +199,7 @@ def initialise(network: nn.Module) -> None:
     BN keeps scale 1 and shift 0; a linear layer keeps PyTorch's uniform weights. As in the paper's authors' networks.
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # there nothing is drawn, slowly
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)

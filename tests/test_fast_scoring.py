@@ -1,5 +1,6 @@
 """The fast way to Fisher potential: equal to the plain one; the same whatever the order and the number of processes."""
 
+import math
 import os
 import signal
 import subprocess
@@ -142,6 +143,23 @@ def test_batch_norm_equals_pytorchs(relu: bool) -> None:
     out.backward(gradient)
     assert torch.allclose(out.double(), expected, atol=2e-6)
     assert torch.allclose(x.grad.double(), expected_x.grad, atol=2e-6)
+
+
+def test_relu_of_bfloat16_is_pytorchs() -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    numbers = every[~every.isnan()]
+    assert torch.equal(cpu_layers.relu_(numbers.clone()), numbers.relu())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("nan")])
+def test_what_is_not_finite_shows_in_the_score(precision: str, value: float) -> None:
+    images, labels = batch(WRN, torch.float32)
+    images[0, 0, 3, 3] = value
+    measure = scoring.start_fast(
+        partial(super_network, WRN, torch.float32), [(images, labels)], precision, recompute=False
+    )
+    assert math.isnan(measure(covering(super_network(WRN, torch.float32))[0]).value)
 
 
 def test_statistics_are_exact_where_a_plain_sum_in_float32_is_not() -> None:

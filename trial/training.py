@@ -60,7 +60,7 @@ class ImageTraining(LightningModule):
         self.teacher = teacher
         self.accuracy = 0.0
         """On the validation set after the last epoch."""
-        self._watched = torch.zeros(())
+        self._sums = torch.zeros(())
         self._draws: torch.Generator | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -72,7 +72,6 @@ class ImageTraining(LightningModule):
 
     def on_fit_start(self) -> None:
         """Put the teacher where the student is."""
-        self._watched = torch.zeros((), device=self.device)
         if self.teacher is not None:
             self.teacher.network.to(self.device)
 
@@ -84,6 +83,7 @@ class ImageTraining(LightningModule):
         if isinstance(sampler, RandomSampler):  # under DDP Lightning's own sampler goes by the epoch too
             sampler.generator = torch.Generator().manual_seed(seed)
         self._draws = torch.Generator(self.device).manual_seed(seed * self.trainer.world_size + self.global_rank)
+        self._sums = torch.zeros(len(self._shown), device=self.device)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.recipe.learning_rate(self.current_epoch)
         self.log("learning_rate", self.recipe.learning_rate(self.current_epoch), sync_dist=True)
@@ -101,24 +101,32 @@ class ImageTraining(LightningModule):
         with captured(self.network, points) as activations:
             logits = self.network(images).float()
         loss = cross_entropy = F.cross_entropy(logits, labels)
-        shown = {"train/cross_entropy": cross_entropy, "train/accuracy": (logits.argmax(1) == labels).float().mean()}
+        shown = [cross_entropy, (logits.argmax(1) == labels).float().mean()]
         if self.teacher is not None:
             distances = attention_distances(
                 list(activations.values()), self.teacher.activations(images), self.recipe.attention
             )
             loss = cross_entropy + self.recipe.beta * distances.sum()
-            shown |= {f"train/attention/{point}": distance for point, distance in zip(points, distances, strict=True)}
-        self._watched += loss.detach()
-        shown["train/loss"] = loss
-        self.log_dict(shown, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
+            shown += distances.unbind()
+        self._sums += torch.stack([loss, *shown]).detach()  # on the device: Lightning's log of each would cost more
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Stop a diverged run before it replaces a good checkpoint."""
-        if self.trainer.is_last_batch or (batch_idx + 1) % CHECK_EVERY == 0:
-            total = self.trainer.strategy.reduce(self._watched.clone(), reduce_op="sum")  # one process tells all
-            self._stop_unless_finite(total)
-            self._watched.zero_()
+        """Stop a diverged run before it replaces a good checkpoint; log the epoch's means."""
+        last = self.trainer.is_last_batch
+        if last or (batch_idx + 1) % CHECK_EVERY == 0:
+            total: Any = self.trainer.strategy.reduce(self._sums.clone(), reduce_op="sum")  # one process tells all
+            self._stop_unless_finite(total.sum())
+        if last:
+            means = (self._sums / (batch_idx + 1)).unbind()
+            named = {f"train/{name}": mean for name, mean in zip(self._shown, means, strict=True)}
+            self.log_dict(named, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    @property
+    def _shown(self) -> list[str]:
+        """Names of the figures whose means over an epoch are logged."""
+        points = self.teacher.points if self.teacher else ()
+        return ["loss", "cross_entropy", "accuracy", *(f"attention/{point}" for point in points)]
 
     def _stop_unless_finite(self, loss: Any) -> None:
         if not bool(torch.isfinite(torch.as_tensor(loss))):
