@@ -56,6 +56,9 @@ A step of distillation: WRN-40-2 teaches students of {BUDGET} parameters; batch 
 Cutout; attention transfer at three points. Command, on either device:
 `python benchmarks/training_speed.py --data-root data/cifar10`.
 
+Tried on the CPU and not kept: `torch.compile` of both networks, 2 % faster in bfloat16 and slower in float32, after one
+to two minutes of compilation for each student.
+
 """
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
