@@ -109,7 +109,7 @@ def full_backward(network: BlockSpace, images: Tensor, labels: Tensor) -> float:
 
     for block in network.blocks():
         block.probe.register_forward_hook(keep)
-    F.cross_entropy(network.train()(images), labels).backward()
+    F.cross_entropy(network.train()(images), labels).backward()  # type: ignore[no-untyped-call]
     terms = [(a * a.grad).sum((2, 3)).square().sum() / (2 * BATCH) for a in activations if a.grad is not None]
     return float(torch.stack(terms).detach().sum())
 
@@ -178,7 +178,7 @@ def convolutions_alone(network: BlockSpace, choices: Mapping[str, str], judge: S
     start = time.process_time()
     for conv, x, output in seen:
         x = x.to(conv.weight.dtype)
-        geometry = conv.stride, conv.padding, conv.dilation
+        geometry: Any = conv.stride, conv.padding, conv.dilation
         F.conv2d(x, conv.weight, None, *geometry, conv.groups)
         torch.ops.aten.convolution_backward(
             output, x, conv.weight, None, *geometry, False, [0, 0], conv.groups, [True, False, False]

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,9 @@ def main() -> None:
     quiet()
     images = BATCH * (WARM_UP + options.steps)
     task = make_task("cifar10", options.data_root, limit=images, held_out=BATCH)
-    ways: dict[str, Callable[[Architecture], float]] = {"plain loop, float32": lambda one: plain(one, task)}
+    ways: dict[str, Callable[[Architecture], float]] = {"plain loop, float32": partial(plain, task=task)}
     for precision in ("32-true", "bf16-mixed"):
-        ways[f"trial, {precision}"] = lambda one, precision=precision: trial(one, task, precision)
+        ways[f"trial, {precision}"] = partial(trial, task=task, precision=precision)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for student in students(options.students):
         for way, measure in ways.items():
@@ -150,7 +151,7 @@ def plain(student: Architecture, task: Task) -> float:
         for one, other in zip(found, wanted, strict=True):
             loss = loss + 1000 * (attention(one) - attention(other)).square().mean()
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         loss.item(), (logits.argmax(1) == labels).float().mean().item()  # the figures on the progress bar
         marks.append(time.perf_counter())
