@@ -178,10 +178,20 @@ def convolutions_alone(network: BlockSpace, choices: Mapping[str, str], judge: S
     start = time.process_time()
     for conv, x, output in seen:
         x = x.to(conv.weight.dtype)
-        geometry: Any = conv.stride, conv.padding, conv.dilation
-        F.conv2d(x, conv.weight, None, *geometry, conv.groups)
+        padding: Any = conv.padding
+        F.conv2d(x, conv.weight, None, conv.stride, padding, conv.dilation, conv.groups)
         torch.ops.aten.convolution_backward(
-            output, x, conv.weight, None, *geometry, False, [0, 0], conv.groups, [True, False, False]
+            output,
+            x,
+            conv.weight,
+            None,
+            conv.stride,
+            padding,
+            conv.dilation,
+            False,
+            [0, 0],
+            conv.groups,
+            [True, False, False],
         )
     return time.process_time() - start
 
