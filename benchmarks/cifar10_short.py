@@ -1,8 +1,8 @@
 """Section 5 of the paper, shortened to what two CPU cores do in an hour: WRN-16-2 on a subset of CIFAR-10.
 
 Trains one teacher, then at 400K parameters: BlockSwap's student, a random architecture and the single type that comes
-closest to the budget, G(2) in every block, for each seed. The work folder keeps all of it; the same command goes on where it was stopped, and writes the
-results anew after each trial.
+closest to the budget, G(2) in every block, for each seed. The work folder keeps all of it; the same command goes on
+where it was stopped, and writes the results anew after each trial.
 
     nice python benchmarks/cifar10_short.py --data-root data/cifar10
 """
