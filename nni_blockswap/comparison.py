@@ -6,13 +6,15 @@ many non-zero parameters. At no budget of their own: one substitute in every blo
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.budget import Budget
-from nni_blockswap.errors import ConfigError
+from nni_blockswap.errors import BlockSwapError, ConfigError
 from nni_blockswap.proxies import PROXIES
+from nni_blockswap.sampler import Sampler
 from nni_blockswap.searching import Progress, SearchSettings, check_count, sample, search, table_of
 from nni_blockswap.students import parameters_of
 
@@ -82,13 +84,44 @@ def contestants(
         BlockSwapError: a search cannot be made, a substitute does not fit every block, or a budget to prune to is not
             one of parameters.
     """
-    settings = replace(settings, budgets=[str(budget) for budget in comparison.budgets] or settings.budgets)
+    for error in faults(comparison, settings):  # before any search: those take long
+        raise error
+    settings = _at_its_budgets(comparison, settings)
     compared = list(_compared(comparison, settings, Path(out), on_progress))
     return [
         {**trained[seed % len(trained)], "method": method, "variant": variant, "seed": seed}
         for seed in range(comparison.seeds)
         for method, variant, trained in compared
     ]
+
+
+def faults(comparison: Comparison, settings: SearchSettings) -> list[BlockSwapError]:
+    """Every budget that cannot be met, substitute that does not fit, and original that cannot be."""
+    settings = _at_its_budgets(comparison, settings)
+    attempts: list[Callable[[], object]] = [
+        *(partial(_everywhere, substitute, settings) for substitute in comparison.single),
+        *(partial(_original, settings, arguments) for arguments in comparison.reduced),
+    ]
+    for text in settings.budgets:
+        if set(comparison.methods) - set(PRUNED):
+            attempts.append(partial(_reached, text, settings))
+        if set(comparison.methods) & set(PRUNED):
+            attempts.append(partial(_count, text, settings))
+    found = []
+    for attempt in attempts:
+        try:
+            attempt()
+        except BlockSwapError as error:
+            found.append(error)
+    return found
+
+
+def _reached(text: str, settings: SearchSettings) -> None:
+    Sampler(table_of(settings), Budget.parse(text, settings.tolerance))
+
+
+def _at_its_budgets(comparison: Comparison, settings: SearchSettings) -> SearchSettings:
+    return replace(settings, budgets=[str(budget) for budget in comparison.budgets] or settings.budgets)
 
 
 Compared = tuple[str, str, Sequence[dict[str, Any]]]
@@ -98,7 +131,6 @@ Compared = tuple[str, str, Sequence[dict[str, Any]]]
 def _compared(
     comparison: Comparison, settings: SearchSettings, out: Path, on_progress: Callable[[Progress], None]
 ) -> Iterator[Compared]:
-    table = table_of(settings)
     for method in comparison.methods:
         if method == RANDOM:
             yield from _random(settings, comparison.seeds)
@@ -113,8 +145,7 @@ def _compared(
             for text, ranking in zip(settings.budgets, rankings, strict=True):
                 yield method, text, [parameters_of(ranking.best, 1)]
     for substitute in comparison.single:
-        everywhere = Architecture.from_choices(settings.space, [substitute] * len(table.labels), settings.space_args)
-        yield "single", substitute, [parameters_of(everywhere)]
+        yield "single", substitute, [parameters_of(_everywhere(substitute, settings))]
     for arguments in comparison.reduced:
         variant = " ".join(f"{name}={value}" for name, value in arguments.items())
         yield "reduced", variant, [parameters_of(_original(settings, arguments))]
@@ -130,6 +161,12 @@ def _random(settings: SearchSettings, count: int) -> Iterator[Compared]:
             text,
             [parameters_of(Architecture.from_choices(settings.space, one, settings.space_args)) for one in names],
         )
+
+
+def _everywhere(substitute: str, settings: SearchSettings) -> Architecture:
+    """One substitute in every block."""
+    blocks = len(table_of(settings).labels)
+    return Architecture.from_choices(settings.space, [substitute] * blocks, settings.space_args)
 
 
 def _original(settings: SearchSettings, changed: Mapping[str, Any]) -> Architecture:

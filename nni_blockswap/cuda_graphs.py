@@ -11,7 +11,8 @@ Captures of one block share their memory, as a candidate runs but one of them: t
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -120,21 +121,33 @@ class CudaRecorder:
         pool = self._pools.setdefault(place, torch.cuda.graph_pool_handle())
         here = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(here)
-        with torch.cuda.stream(self._stream):
-            given = None
-            for step in steps:  # once without recording: what libraries set up on first use cannot be captured
-                given = step(given)
-            given, replays = None, list[Replay]()
-            for step in steps:
-                graph = torch.cuda.CUDAGraph()
-                graph.capture_begin(pool)
-                try:
+        try:
+            with torch.cuda.stream(self._stream):
+                given = None
+                for step in steps:  # once without recording: what libraries set up on first use cannot be captured
                     given = step(given)
-                finally:
-                    graph.capture_end()
-                replays.append(graph.replay)
-        here.wait_stream(self._stream)
+                given, replays = None, list[Replay]()
+                for step in steps:
+                    graph = torch.cuda.CUDAGraph()
+                    with _capturing(graph, pool):
+                        given = step(given)
+                    replays.append(graph.replay)
+        finally:
+            here.wait_stream(self._stream)  # nothing that it uses may be freed before it is done
         return replays
+
+
+@contextmanager
+def _capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
+    """``torch.cuda.graph`` without its freeing of all unused memory each time."""
+    graph.capture_begin(pool)
+    try:
+        yield
+    except BaseException:
+        with suppress(RuntimeError):  # the failed step's own error says more
+            graph.capture_end()
+        raise
+    graph.capture_end()
 
 
 def graphed(chain: FisherChain, network: BlockSpace, batches: Sequence[Labelled]) -> FisherChain | GraphedFisherChain:

@@ -4,7 +4,7 @@ A point is a method with a budget or setting, and the mean and spread over its t
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLOCKSWAP, REDUCED, TEACHER = "blockswap", "reduced", "teacher"
+COMPARABLE = ("data", "data_options", "epochs")
+"""What trials must have in common for their errors to be compared."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Trial:
     params: int
     error: float
     teacher_error: float | None
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    """Of ``COMPARABLE``, what its settings say."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,19 @@ def read_trials(folders: Iterable[str | Path]) -> list[Trial]:
     """The trials below ``folders``; of two with the same architecture, method, variant and seed the later.
 
     Raises:
-        StateError: none has come to an end, or a result is damaged.
+        StateError: none has come to an end, a result is damaged, or two are of other data or other numbers of epochs.
     """
     paths = [path for folder in folders for path in Path(folder).rglob("result.json")]
     found: dict[tuple[str, str, str, int], Trial] = {}
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
         one = _read(path)
+        first = next(iter(found.values()), one)
+        for name in first.setting.keys() & one.setting.keys():
+            if one.setting[name] != first.setting[name]:
+                raise StateError(
+                    f"errors are compared at the same {name}; '{path.parent}' has {one.setting[name]!r} and an earlier "
+                    f"trial {first.setting[name]!r}: report them apart."
+                )
         found[one.architecture.id, one.method, one.variant, one.seed] = one
     if not found:
         raise StateError("no trial of these experiments has come to an end; train one first.")
@@ -90,16 +101,18 @@ def _read(path: Path) -> Trial:
     architecture = Architecture.load(path.with_name("architecture.json"))
     try:
         result = read_json(path)
-        settings = path.with_name("settings.json")
+        kept = path.with_name("settings.json")
+        settings = read_json(kept) if kept.exists() else {}
         teacher = result.get("teacher_accuracy")
         return Trial(
             method=result.get("method", BLOCKSWAP),
             variant=result.get("variant", architecture.id),
-            seed=(read_json(settings) if settings.exists() else result).get("seed", 0),
+            seed=(settings or result).get("seed", 0),
             architecture=architecture,
             params=result["params"],
             error=100 * (1 - result["accuracy"]),
             teacher_error=None if teacher is None else 100 * (1 - teacher),
+            setting={name: settings[name] for name in COMPARABLE if name in settings},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StateError(
@@ -143,7 +156,11 @@ def report(folders: Iterable[str | Path], out: str | Path, latency_batch: int | 
     compared = [*points(trials), *([teacher] if teacher is not None else [])]
     latencies = _latencies(compared, latency_batch) if latency_batch else {}
     table = markdown([_readable(row) for row in _rows(compared, latencies)])
-    note = f"\n\nLatency: a batch of {latency_batch}, on this machine." if latency_batch else ""
+    note = (
+        f"\n\nLatency: of each line's first architecture, a batch of {latency_batch}, on this machine."
+        if latency_batch
+        else ""
+    )
     folder = Path(out)
     write_text(
         folder / "report.md", f"Error in percent, mean and standard deviation over the trials.{note}\n\n{table}\n"

@@ -120,6 +120,14 @@ def test_all_faults_come_at_once(written, capsys):
     assert all(line.startswith(f"{path}: ") for line in lines)
 
 
+def test_a_comparisons_faults_come_at_once(written):
+    compared = {"budgets": ["200K", "1K", "abc"], "single": ["G(3)"], "methods": ["blockswap", "snip"], "seeds": 1}
+    path = written(tuner__classArgs__comparison=compared, tuner__classArgs__students=12)
+    fatal = [fault.sentence for fault in find_faults(path) if fault.fatal]
+    for part in ("has 7 trials and students is 12", "G(3)", "1,000", "'abc'"):
+        assert sum(part in sentence for sentence in fatal) == 1, (part, fatal)
+
+
 def test_harmless_oddities_are_warnings(written, capsys):
     assert main(["check", str(written(trialConcurrency=2, maxTrialNumber=2))]) == 0
     warnings = capsys.readouterr().err.splitlines()

@@ -6,9 +6,10 @@ import sys
 import pytest
 import torch
 
+from nni_blockswap import comparison
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.classargs import argument_faults
-from nni_blockswap.comparison import METHODS, Comparison, contestants
+from nni_blockswap.comparison import METHODS, Comparison, contestants, faults
 from nni_blockswap.errors import BudgetError, ConfigError, SpaceError
 from nni_blockswap.searching import SearchSettings, search
 from nni_blockswap.students import FAILED, SUCCEEDED, Students, read, result_of
@@ -115,6 +116,27 @@ def test_the_papers_reduced_networks_have_the_papers_sizes(space, arguments, par
 def test_a_faulty_comparison_is_named_in_one_sentence(arguments, error, match):
     with pytest.raises(error, match=match):
         contestants(Comparison.read(arguments), SETTINGS, "unused")
+
+
+def test_all_faults_are_found_at_once_and_before_any_search(monkeypatch):
+    faulty = Comparison(
+        methods=["blockswap", "snip"],
+        budgets=["40K", "1K", "abc", "macs=300K"],
+        single=["G(3)", "G(4)"],
+        reduced=[{"depth": 11}],
+    )
+    found = [str(error) for error in faults(faulty, SETTINGS)]
+    assert len(found) == 6, found  # "abc" is no budget to search and none to prune to
+    assert sum("abc" in sentence for sentence in found) == 2
+    for part in ("G(3)", "11", "800 to 1,200", "pruning counts parameters"):
+        assert sum(part in sentence for sentence in found) == 1, (part, found)
+
+    def refuse(*arguments):
+        raise AssertionError("a search was started")
+
+    monkeypatch.setattr(comparison, "search", refuse)
+    with pytest.raises(SpaceError):
+        contestants(faulty, SETTINGS, "unused")
 
 
 def test_check_names_a_faulty_comparison_before_anything_starts():

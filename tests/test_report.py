@@ -79,6 +79,17 @@ def test_an_ordinary_experiment_has_a_point_for_each_student(tmp_path):
     assert {point.variant for point in found} == set(ids)
 
 
+@pytest.mark.parametrize(
+    ("name", "one", "other"), [("data", "cifar10", "digits"), ("epochs", 200, 3), ("data_options", {}, {"limit": 9})]
+)
+def test_errors_that_cannot_be_compared_are_not(tmp_path, name, one, other):
+    for folder, value in (("a", one), ("b", other)):
+        trial(tmp_path / folder, MIXED, 0.9, seed=0, method=folder, variant="40K")
+        (tmp_path / folder / "settings.json").write_text(json.dumps({"seed": 0, name: value}))
+    with pytest.raises(StateError, match=rf"errors are compared at the same {name}; .*: report them apart"):
+        read_trials([tmp_path])
+
+
 def test_the_teacher_is_the_students_original_and_not_a_reduced_one(tmp_path):
     trial(tmp_path / "r", ORIGINAL, 0.9, 0.96, {**ARGUMENTS, "width": 2}, method="reduced", variant="width=2")
     trial(tmp_path / "b", MIXED, 0.9, 0.96, method="blockswap", variant="40K")

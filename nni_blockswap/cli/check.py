@@ -191,6 +191,8 @@ def _search(config: Config) -> Iterator[Fault]:
     """Space, substitutes, budget, data and the machine: what the search would stumble over."""
     from nni_blockswap.architecture import cost_table
     from nni_blockswap.budget import Budget
+    from nni_blockswap.classargs import read_settings
+    from nni_blockswap.comparison import Comparison, faults
     from nni_blockswap.proxies import make_proxy
     from nni_blockswap.sampler import Sampler
     from nni_blockswap.scoring import resolve_device, resolve_precision
@@ -203,11 +205,19 @@ def _search(config: Config) -> Iterator[Fault]:
         candidates = from_nni(config.search_space() or {})
         Sampler(table.narrowed(candidates), Budget.parse(arguments["budget"], arguments.get("tolerance")))
 
+    def comparable() -> Iterator[Fault]:
+        settings, _ = read_settings(arguments | {"students": 1}, config.search_space(), config.code_directory)
+        yield from (Fault(str(error)) for error in faults(Comparison.read(arguments["comparison"]), settings))
+
     def usable() -> None:
         resolve_precision(arguments.get("precision", "auto"), resolve_device(arguments.get("device", "auto")))
 
     if isinstance(arguments.get("space"), str) and "budget" in arguments:
         yield from _attempt(affordable)
+        if arguments.get("comparison"):
+            compared: list[Fault] = []
+            yield from _attempt(lambda: compared.extend(comparable()))
+            yield from compared
     if isinstance(arguments.get("data"), str):
         root = arguments.get("data_root")
         batch = arguments.get("batch_size", 128)
