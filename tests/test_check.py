@@ -124,7 +124,7 @@ def test_a_comparisons_faults_come_at_once(written):
     compared = {"budgets": ["200K", "1K", "abc"], "single": ["G(3)"], "methods": ["blockswap", "snip"], "seeds": 1}
     path = written(tuner__classArgs__comparison=compared, tuner__classArgs__students=12)
     fatal = [fault.sentence for fault in find_faults(path) if fault.fatal]
-    for part in ("has 7 trials and students is 12", "G(3)", "1,000", "'abc'"):
+    for part in ("has 7 trials and students is 12", "G(3)", "950 to 1,050", "'abc'"):
         assert sum(part in sentence for sentence in fatal) == 1, (part, fatal)
 
 
