@@ -9,8 +9,6 @@ cores.
 """
 
 import argparse
-import os
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from scipy.stats import spearmanr
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.machine import processor  # noqa: E402
 from nni_blockswap.architecture import complete_args, cost_table  # noqa: E402
 from nni_blockswap.budget import Budget  # noqa: E402
 from nni_blockswap.files import write_text  # noqa: E402
@@ -111,14 +110,6 @@ def report(done: dict[str, list[str]], journals: dict[str, Journal]) -> str:
             )
     machine = f"{processor()}, PyTorch {torch.__version__}"
     return HEADER + "\n".join(rows) + f"\n\nMachine: {machine}. Written by `benchmarks/precision.py`.\n"
-
-
-def processor() -> str:
-    """Its name, and whether it multiplies bfloat16 natively."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    native = "with" if any("avx512_bf16" in line for line in lines) else "without"
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {native} AVX512-BF16"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.precision import SPACE, processor  # noqa: E402
+from benchmarks.machine import processor  # noqa: E402
+from benchmarks.precision import SPACE  # noqa: E402
 from benchmarks.search_speed import full_backward, samples_of, scorer  # noqa: E402
 from nni_blockswap import cpu_layers  # noqa: E402
 from nni_blockswap.architecture import Architecture  # noqa: E402

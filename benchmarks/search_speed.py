@@ -6,10 +6,11 @@ In one run, side by side:
 - the straightforward way, as the paper's authors' script goes: propose random architectures, build each, count its
   parameters, and give those in the budget a full backward pass, weights and all, with hooks at the probes; a few
   before, between and after, so that a machine that gets busier shows;
-- what a candidate's convolutions alone take, forward and backward to their input;
+- what a candidate's convolutions alone take, forward and backward to their input; on a GPU also its launches;
 - the memory that a process needs at its peak.
 
-Writes benchmarks/results/search_speed.md. A quarter of an hour on two quiet cores; `--samples 100` for a quick look.
+Writes the section of the device, a GPU where there is one, into benchmarks/results/search_speed.md, and leaves the
+other. A quarter of an hour on two quiet cores; `--samples 100` for a quick look.
 
     python benchmarks/search_speed.py --data-root data/cifar10
 """
@@ -33,11 +34,12 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.precision import SPACE, processor  # noqa: E402
+from benchmarks.machine import processor, wait, write_section  # noqa: E402
+from benchmarks.precision import SPACE  # noqa: E402
 from nni_blockswap.architecture import complete_args, cost_table, load_space  # noqa: E402
 from nni_blockswap.blocks import BlockSpace  # noqa: E402
 from nni_blockswap.budget import Budget  # noqa: E402
-from nni_blockswap.files import write_text  # noqa: E402
+from nni_blockswap.cuda_graphs import CudaRecorder  # noqa: E402
 from nni_blockswap.proxies import make_proxy  # noqa: E402
 from nni_blockswap.sampler import Sampler  # noqa: E402
 from nni_blockswap.scoring import Scorer, autocast, start_fast  # noqa: E402
@@ -45,6 +47,14 @@ from nni_blockswap.tasks import make_task  # noqa: E402
 from search_spaces.wide_resnet import WideResNetSpace  # noqa: E402
 
 BUDGET, TOLERANCE, BATCH = "400K", 0.025, 128
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HEADER = f"""# Speed of a search
+
+WRN-40-2, {BUDGET} parameters within {100 * TOLERANCE} %, batch {BATCH} of CIFAR-10, one draw of the weights.
+Command, on either device: `python benchmarks/search_speed.py --data-root data/cifar10`. What each idea brings on a CPU
+is in search_ideas.md.
+
+"""
 
 
 def main() -> None:
@@ -66,9 +76,8 @@ def main() -> None:
         plain += straightforward(options.data_root, options.plain, seed)
     floors = {precision: floor(options.data_root, precision, options.floor) for precision in whole}
     peaks = {stage: peak_of_a_process(options.data_root, stage) for stage in ("start", "keep", "recompute")}
-    text = report(options.samples, plain, whole, floors, peaks, around(options.data_root))
-    write_text(ROOT / "benchmarks" / "results" / "search_speed.md", text)
-    print(text)
+    found = section(options.samples, plain, whole, floors, peaks, around(options.data_root))
+    write_section(ROOT / "benchmarks" / "results" / "search_speed.md", HEADER, found)
 
 
 @dataclass
@@ -83,7 +92,8 @@ class Plain:
 def straightforward(data_root: str, count: int, seed: int) -> list[Plain]:
     """Propose, build, count, reject; then hooks and a full backward pass. On all of PyTorch's threads, in float32."""
     rng = np.random.default_rng(seed)
-    images, labels = make_task("cifar10", data_root).minibatch(BATCH, seed=0)
+    task = make_task("cifar10", data_root)
+    images, labels = task.to(task.minibatch(BATCH, seed=0), DEVICE)
     low, high = 400_000 * (1 - TOLERANCE), 400_000 * (1 + TOLERANCE)
     table = cost_table(SPACE)
     found = []
@@ -93,7 +103,7 @@ def straightforward(data_root: str, count: int, seed: int) -> list[Plain]:
             network = WideResNetSpace.build(table.names([int(rng.integers(len(names))) for names in table.candidates]))
             proposals += 1
         middle = time.perf_counter()
-        full_backward(network, images, labels)
+        full_backward(network.to(DEVICE), images, labels)
         if turn:
             found.append(Plain(proposals, middle - start, time.perf_counter() - middle))
     return found
@@ -117,7 +127,7 @@ def full_backward(network: BlockSpace, images: Tensor, labels: Tensor) -> float:
 def command(data_root: str, samples: int, precision: str) -> float:
     """Seconds of the whole command, the start of Python included."""
     arguments = f"search --space {SPACE} --data cifar10 --budget {BUDGET} --tolerance {TOLERANCE} --batch-size {BATCH}"
-    more = ["--data-root", data_root, "--samples", str(samples), "--precision", precision, "--device", "cpu"]
+    more = ["--data-root", data_root, "--samples", str(samples), "--precision", precision, "--device", DEVICE.type]
     program = "import sys; from nni_blockswap.cli import main; sys.exit(main())"
     with tempfile.TemporaryDirectory() as out:
         start = time.perf_counter()
@@ -134,7 +144,7 @@ def scorer(data_root: str, **settings: Any) -> Scorer:
     """Of the fixed piece of work."""
     task = make_task("cifar10", data_root)
     return Scorer(
-        SPACE, complete_args(SPACE, {}), task, make_proxy("fisher"), batch_size=BATCH, device="cpu", **settings
+        SPACE, complete_args(SPACE, {}), task, make_proxy("fisher"), batch_size=BATCH, device=DEVICE.type, **settings
     )
 
 
@@ -145,20 +155,39 @@ def samples_of(count: int) -> list[dict[str, str]]:
     return [table.names(indices) for indices in found]
 
 
+def now() -> float:
+    """Seconds: of the processor, as other processes disturb those least, or on a GPU of the clock, when it is done."""
+    wait(DEVICE)
+    return time.process_time() if DEVICE.type == "cpu" else time.perf_counter()
+
+
 def floor(data_root: str, precision: str, count: int) -> tuple[float, float]:
-    """Processor seconds of a candidate that shares no block with the one before, and of its convolutions alone."""
+    """Seconds of a candidate that shares no block with the one before, and of its convolutions alone."""
     torch.set_num_threads(1)
     judge = scorer(data_root, precision=precision)
     network = judge.super_network(0)
     measure = start_fast(lambda: network, judge.measured, precision, recompute=False)
     distinct = {choices["block_00"]: choices for choices in samples_of(200)}
+    candidates = [*distinct.values()][: count + 1]
+    for choices in candidates:
+        measure(choices)  # warms up; on a GPU it is recorded
     whole, alone = [], []
-    for choices in [*distinct.values()][: count + 1]:
-        start = time.process_time()
+    for choices in candidates:
+        start = now()
         measure(choices)
-        whole.append(time.process_time() - start)
+        whole.append(now() - start)
         alone.append(convolutions_alone(network, choices, judge))
-    return sum(whole[1:]) / count, sum(alone[1:]) / count  # the first warms up
+    return sum(whole[1:]) / count, sum(alone[1:]) / count
+
+
+def launches(blocks: int) -> float:
+    """Seconds that it takes to launch a candidate's CUDA graphs, each with as little in it as can be."""
+    x = torch.zeros(1, device=DEVICE)
+    (replay,) = CudaRecorder(DEVICE)(0, [lambda given: x.add_(1)])
+    start = now()
+    for _ in range(100 * (2 * blocks + 1)):
+        replay()
+    return (now() - start) / 100
 
 
 def convolutions_alone(network: BlockSpace, choices: Mapping[str, str], judge: Scorer) -> float:
@@ -175,7 +204,7 @@ def convolutions_alone(network: BlockSpace, choices: Mapping[str, str], judge: S
         network(judge.measured[0][0].contiguous(memory_format=torch.channels_last))
     for handle in handles:
         handle.remove()
-    start = time.process_time()
+    start = now()
     for conv, x, output in seen:
         x = x.to(conv.weight.dtype)
         padding: Any = conv.padding
@@ -193,16 +222,18 @@ def convolutions_alone(network: BlockSpace, choices: Mapping[str, str], judge: S
             conv.groups,
             [True, False, False],
         )
-    return time.process_time() - start
+    return now() - start
 
 
 def peak(data_root: str, stage: str) -> int:
-    """Bytes that this process has held at most, once the super-network stands or some candidates are scored."""
+    """Bytes held at most, on a GPU in its memory, once the super-network stands or some candidates are scored."""
     judge = scorer(data_root, precision="float32", processes=1, recompute=stage == "recompute")
     if stage == "start":
         judge.super_network(0)
     else:
         list(judge.scores(0, samples_of(5)))
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()  # getrusage would tell the peak of the process that started this one
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
@@ -235,7 +266,7 @@ def around(data_root: str) -> dict[str, float]:
     return found
 
 
-def report(
+def section(
     samples: int,
     plain: list[Plain],
     whole: dict[str, float],
@@ -243,17 +274,16 @@ def report(
     peaks: dict[str, int],
     once: dict[str, float],
 ) -> str:
-    """The table, in Markdown."""
+    """The results on this device, in Markdown."""
+    gpu = DEVICE.type == "cuda"
     scoring = float(np.mean([one.scoring for one in plain]))
     proposing = float(np.mean([one.proposing for one in plain]))
     proposals = float(np.mean([one.proposals for one in plain]))
     lines = [
-        "# Speed of a search",
+        f"## {'GPU' if gpu else 'CPU'}",
         "",
-        f"WRN-40-2, {BUDGET} parameters within 2.5 %, batch {BATCH} of CIFAR-10, one draw of the weights, "
-        f"{samples} candidates.",
-        f"{processor()}; PyTorch {torch.__version__}; load at the end {os.getloadavg()[0]:.1f}.",
-        "Command: `python benchmarks/search_speed.py --data-root data/cifar10`.",
+        f"{torch.cuda.get_device_name() if gpu else processor()}; PyTorch {torch.__version__}; {samples} candidates; "
+        f"load at the end {os.getloadavg()[0]:.1f}.",
         "",
         "| | seconds | candidates/s | times the straightforward way | ... its rejected proposals not counted |",
         "|---|---|---|---|---|",
@@ -266,21 +296,23 @@ def report(
             f"| `blockswap search`, {precision}, whole command | {seconds:.0f} | {rate:.2f} "
             f"| {rate * (proposing + scoring):.1f} | {rate * (proposing / proposals + scoring):.1f} |"
         )
-    lines += ["", "| one process, no block shared | processor s | convolutions alone | ratio |", "|---|---|---|---|"]
+    unit = "s" if gpu else "processor s"
+    lines += ["", f"| one process, no block shared | {unit} | convolutions alone | ratio |", "|---|---|---|---|"]
     for precision, (run, alone) in floors.items():
         lines.append(f"| {precision} | {run:.2f} | {alone:.2f} | {run / alone:.2f} |")
     start, keep, recompute = (peaks[stage] / 2**20 for stage in ("start", "keep", "recompute"))
     lines += [
         "",
-        f"Peak memory of a process, float32: {start:.0f} MiB with Python, PyTorch and the super-network; "
+        f"Peak memory of a process{' on the GPU' if gpu else ''}, float32: {start:.0f} MiB with the super-network, "
+        "Python and PyTorch included; "
         f"{keep:.0f} MiB with candidates scored; {recompute:.0f} MiB with `--recompute`.",
         "",
         "| once a search | seconds |",
         "|---|---|",
         *(f"| {what} | {seconds:.3f} |" for what, seconds in once.items()),
-        "",
-        "GPU: open.",
     ]
+    if gpu:
+        lines += ["", f"Launching a candidate's graphs alone takes {1e3 * launches(18):.2f} ms."]
     return "\n".join(lines) + "\n"
 
 

@@ -37,11 +37,11 @@ from torchvision import transforms
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.precision import SPACE, processor  # noqa: E402
+from benchmarks.machine import processor, wait, write_section  # noqa: E402
+from benchmarks.precision import SPACE  # noqa: E402
 from nni_blockswap.architecture import Architecture, cost_table  # noqa: E402
 from nni_blockswap.blocks import seeded  # noqa: E402
 from nni_blockswap.budget import Budget  # noqa: E402
-from nni_blockswap.files import write_text  # noqa: E402
 from nni_blockswap.sampler import Sampler  # noqa: E402
 from nni_blockswap.tasks import Task, make_task  # noqa: E402
 from trial.options import Machine, Recipe  # noqa: E402
@@ -82,8 +82,7 @@ def main() -> None:
         for way, measure in ways.items():
             seconds[way].append(measure(student))
             print(f"{student.id} ({student.params:,} parameters), {way}: {1000 * seconds[way][-1]:.0f} ms a step")
-    write_text(RESULTS, with_section(RESULTS, section(seconds, options.steps)))
-    print(RESULTS.read_text())
+    write_section(RESULTS, HEADER, section(seconds, options.steps))
 
 
 def students(count: int) -> list[Architecture]:
@@ -198,12 +197,6 @@ def outputs(network: nn.Module, points: tuple[str, ...]) -> Iterator[list[Tensor
         handle.remove()
 
 
-def wait(device: torch.device) -> None:
-    """Until the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def section(seconds: dict[str, list[float]], steps: int) -> str:
     """The results on this device, in Markdown."""
     gpu = torch.cuda.is_available()
@@ -228,16 +221,6 @@ def section(seconds: dict[str, list[float]], steps: int) -> str:
         )
         lines.append(f"| {way} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def with_section(path: Path, new: str) -> str:
-    """The results file with the section of this device replaced."""
-    heads = {"## CPU": "open\n", "## GPU": "open: no GPU was at hand.\n"}
-    text = path.read_text() if path.exists() else "\n".join(f"{head}\n\n{body}" for head, body in heads.items())
-    parts = {part.splitlines()[0]: part.rstrip() + "\n" for part in ("\n" + text).split("\n## ")[1:]}
-    sections = {f"## {head}": f"## {part}" for head, part in parts.items()}
-    sections[new.splitlines()[0]] = new
-    return HEADER + "\n".join(sections[head] for head in heads)
 
 
 if __name__ == "__main__":
