@@ -178,7 +178,11 @@ def test_parameters_of_nnis_own_tuners_are_understood() -> None:
         (["--data", "mnist"], "no data set 'mnist'"),
         (["--data-option", "colour=red"], "no option 'colour'"),
         (["--devices", "two"], "--devices is a number of devices or 'auto', not 'two'"),
-        (["--precision", "8"], "the machine cannot run this: .*8"),
+        (["--precision", "bf16-true"], "--precision is one of auto, 32-true, 16-mixed, bf16-mixed, not 'bf16-true'"),
+        (["--precision", "64-true"], "--precision is one of .*, not '64-true'"),
+        (["--workers", "-1"], "--workers must not be negative, as -1 is"),
+        (["--limit-steps", "0"], "--limit-steps must be above 0, not 0"),
+        (["--batch-size", "1438"], "1438"),
     ],
 )
 def test_faults_end_in_one_sentence(

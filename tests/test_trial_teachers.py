@@ -109,7 +109,7 @@ def test_another_recipe_is_another_teacher(task, tmp_path: Path, monkeypatch: py
 
 
 def test_two_processes_train_one_teacher(task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = f"{STUDENT.teacher().id}-digits-{teachers._fingerprint(QUICK, OPTIONS)}"
+    name = f"{STUDENT.teacher().id}-digits-{teachers._fingerprint(task, OPTIONS, QUICK, Machine())}"
     log = tmp_path / "other.log"
     with FileLock(tmp_path / f"{name}.lock"):  # hold the other process back until it waits
         command = [sys.executable, *TRIAL, "--teacher-dir", str(tmp_path)]

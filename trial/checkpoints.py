@@ -35,13 +35,20 @@ def read(path: str | Path) -> Any:
     """What a checkpoint holds, on the CPU.
 
     Raises:
-        CheckpointError: it is missing, damaged, or holds more than tensors and plain values.
+        CheckpointError: it is missing, damaged, or holds more than tensors and plain values, which could run code.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint '{path}'.") from None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        if "GLOBAL " in str(error):  # torch names the class that it does not allow
+            raise CheckpointError(
+                f"the checkpoint '{path}' holds more than tensors and plain values, and is not read because it could "
+                "run code; save the network's state_dict alone."
+            ) from error
+        raise CheckpointError(f"the checkpoint '{path}' cannot be read, it may be damaged.") from error
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"the checkpoint '{path}' cannot be read, it may be damaged: {reason}") from error
 
@@ -56,7 +63,7 @@ def to_resume(out: Path, say: Callable[[str], None]) -> Path | None:
     damaged: CheckpointError | None = None
     for path in present:
         try:
-            epoch = int(read(path)["epoch"]) + 1
+            epoch = _epoch_of(path) + 1
         except CheckpointError as error:
             say(str(error))
             damaged = error
@@ -68,8 +75,17 @@ def to_resume(out: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
+def _epoch_of(path: Path) -> int:
+    content = read(path)
+    if not isinstance(content, Mapping) or not isinstance(content.get("epoch"), int):
+        raise CheckpointError(f"the checkpoint '{path}' names no epoch, so it is not of a training run.")
+    return int(content["epoch"])
+
+
 def weights_of(checkpoint: Any) -> dict[str, Tensor]:
     """The state_dict in a checkpoint: plain, of this project's or another's Lightning module, or of a DDP wrapper.
+
+    A Lightning module may have other parts beside its network, which are left out.
 
     Raises:
         CheckpointError: it holds none.
@@ -77,9 +93,10 @@ def weights_of(checkpoint: Any) -> dict[str, Tensor]:
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError("a checkpoint holds a state_dict: a mapping from parameter names to tensors.")
+    enough = any if "pytorch-lightning_version" in checkpoint else all
     for prefix in ("network.", "model.", "module."):
-        if all(key.startswith(prefix) for key in state):
-            return {key.removeprefix(prefix): value for key, value in state.items()}
+        if enough(key.startswith(prefix) for key in state):
+            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return dict(state)
 
 

@@ -10,7 +10,7 @@ the same folder goes on where a killed run stopped.
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     )
     recipe.add_argument("--clip", type=float, default=None, metavar="NORM", help="clip gradients to this norm")
     recipe.add_argument("--seed", type=int, default=default.seed)
-    options.add_machine(command)
+    options.add_machine(command, auto="32-true, as boxes need it")
     return command
 
 
@@ -89,8 +89,11 @@ def run() -> None:
 def detect(architecture: Architecture, given: argparse.Namespace, out: Path, link: NNILink | None) -> None:
     """Train ``architecture`` and write its results to ``out``."""
     recipe, machine = _recipe(given), options.machine_from(given)
+    if machine.precision == "auto":  # torchvision decodes boxes in its heads' type; bfloat16 steps 4 pixels from 512 on
+        machine = replace(machine, precision="32-true")
     if is_first_process():
-        claim(out, architecture, {"data": given.data, **asdict(recipe), "milestones": list(recipe.milestones)})
+        settings = options.data_settings(given) | asdict(recipe) | {"milestones": list(recipe.milestones)}
+        claim(out, architecture, settings)
     say(f"detector {architecture.id}: {architecture.params:,} parameters, {architecture.macs:,} MACs.")
     task = cast(Coco, make_task(given.data, given.data_root, **options.pairs(given.data_option, "--data-option")))
     if architecture.space_args["num_classes"] < task.num_classes:

@@ -10,6 +10,7 @@ from torch import Tensor, distributed, nn
 from nni_blockswap.errors import ConfigError, TrainingError
 from nni_blockswap.tasks.coco import Coco
 from trial.coco_metrics import Result, average_precision, results_of
+from trial.training import seed_epoch
 
 CHECK_EVERY = 50
 """Steps between two looks at the loss; each look waits for the device."""
@@ -75,13 +76,7 @@ class DetectionTraining(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Set order, flips and sampled proposals from the epoch alone, so that a resumed run repeats no draw."""
-        seed = self.recipe.seed * 1_000_003 + self.current_epoch
-        loader: Any = self.trainer.train_dataloader
-        if loader.generator is not None:
-            loader.generator.manual_seed(seed)
-        own = seed * self.trainer.world_size + self.global_rank
-        self._draws = torch.Generator(self.device).manual_seed(own)
-        torch.manual_seed(own)
+        self._draws = seed_epoch(self.trainer, self.recipe.seed, self.device)
         self._watched = torch.zeros((), device=self.device)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -63,8 +63,8 @@ def distill(architecture: Architecture, given: argparse.Namespace, out: Path, li
     recipe, machine = options.recipe_from(given), options.machine_from(given)
     data_options = options.pairs(given.data_option, "--data-option")
     if is_first_process():
-        settings = {"data": given.data, "data_options": data_options, "teacher": given.teacher, **asdict(recipe)}
-        claim(out, architecture, settings | _compared(given))
+        of_teacher = {"teacher": given.teacher, "teacher_epochs": given.teacher_epochs}
+        claim(out, architecture, options.data_settings(given) | of_teacher | asdict(recipe) | _compared(given))
     say(f"student {architecture.id}: {architecture.params:,} parameters, {architecture.macs:,} MACs.")
     task = make_task(given.data, given.data_root, **data_options)
     with seeded(recipe.seed):
@@ -92,14 +92,15 @@ def distill(architecture: Architecture, given: argparse.Namespace, out: Path, li
         callbacks=[report, Description(architecture, teacher), AttentionPictures()],
     )
     if finished.trainer.is_global_zero:
-        say(f"done: accuracy {module.accuracy:.2%} (best epoch {finished.best:.2%}); results in '{out}'.")
-        figures = {"accuracy": module.accuracy, "best_accuracy": finished.best, **_compared(given)}
+        accuracy = module.figures["accuracy"]
+        say(f"done: accuracy {accuracy:.2%} (best epoch {finished.best:.2%}); results in '{out}'.")
+        figures = {**module.figures, "best_accuracy": finished.best, **_compared(given)}
         if teacher is not None:
             figures["teacher_accuracy"] = teacher.accuracy
         if given.method in sparse.METHODS:
             sparse.make_permanent(student)
             figures["params"] = given.nonzero
-        publish(architecture, student, finished, out, link, default=module.accuracy, figures=figures)
+        publish(architecture, student, finished, out, link, default=accuracy, figures=figures)
 
 
 def _compared(given: argparse.Namespace) -> dict[str, Any]:

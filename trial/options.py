@@ -5,12 +5,15 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, get_args
 
 from nni_blockswap.distillation import Mode
 from nni_blockswap.errors import ConfigError
 
 SCHEDULES = ("cosine", "step")
+PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
+"""Lightning's, as far as weights stay in float32: a step of SGD is often too small to change a bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,14 @@ class Machine:
     workers: int = 0
     limit_steps: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"--precision is one of {', '.join(PRECISIONS)}, not '{self.precision}'.")
+        if self.workers < 0:
+            raise ConfigError(f"--workers must not be negative, as {self.workers} is.")
+        if self.limit_steps is not None and self.limit_steps < 1:
+            raise ConfigError(f"--limit-steps must be above 0, not {self.limit_steps}; leave it out for no limit.")
+
 
 def add_data(parser: argparse.ArgumentParser, default: str = "cifar10") -> None:
     """Options that name a data set."""
@@ -91,11 +102,11 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--seed", type=int, default=default.seed)
 
 
-def add_machine(parser: argparse.ArgumentParser) -> None:
-    """Options of ``Machine``."""
+def add_machine(parser: argparse.ArgumentParser, auto: str = "bf16-mixed on a GPU that has it") -> None:
+    """Options of ``Machine``; ``auto`` is what the help says of the precision of that name."""
     machine = parser.add_argument_group("machine")
     machine.add_argument("--devices", default="1", help="how many GPUs of this machine, or 'auto' for all of them")
-    machine.add_argument("--precision", default="auto", help="Lightning's; auto: bf16-mixed on a GPU that has it")
+    machine.add_argument("--precision", default="auto", help=f"one of {', '.join(PRECISIONS)}; auto: {auto}")
     machine.add_argument("--workers", type=int, default=0, help="processes that read images (image folders)")
     machine.add_argument("--limit-steps", type=int, metavar="N", help="at most N steps an epoch, to try a command out")
 
@@ -120,6 +131,17 @@ def recipe_from(options: argparse.Namespace) -> Recipe:
 def machine_from(options: argparse.Namespace) -> Machine:
     """The machine that the command line gives."""
     return Machine(options.devices, options.precision, options.workers, options.limit_steps)
+
+
+def data_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of the data, as JSON knows it: which set, where, and how much of it an epoch takes."""
+    root = options.data_root
+    return {
+        "data": options.data,
+        "data_root": None if root is None else str(Path(root).resolve()),
+        "data_options": pairs(options.data_option, "--data-option"),
+        "limit_steps": options.limit_steps,
+    }
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, Any]:

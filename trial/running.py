@@ -1,7 +1,6 @@
 """How every trial runs: Lightning's trainer, this project's checkpoints, resumption, one sentence for each failure."""
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,17 +12,18 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, Timer, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch import distributed
 from torch.utils.data import DataLoader
 
-from nni_blockswap.errors import BlockSwapError, ConfigError
+from nni_blockswap.errors import BlockSwapError, ConfigError, DataError
 from trial.checkpoints import BEST, LAST, AtomicCheckpoints, to_resume
-from trial.nni_link import under_nni
+from trial.nni_link import is_first_process, under_nni
 from trial.options import Machine
 
 
 def say(text: str) -> None:
     """A line for whoever watches: the terminal, or the trial's log under NNI."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first_process():
         print(text, flush=True)
 
 
@@ -114,6 +114,9 @@ def fit(
         loaders: from the batch size of one process to its loaders of training and validation batches.
         batch_size: over all processes.
         monitor: the logged metric, higher is better, that decides what the best epoch is.
+
+    Raises:
+        DataError: the training set is smaller than a batch.
     """
     best = ModelCheckpoint(
         out,
@@ -130,6 +133,9 @@ def fit(
     trainer = make_trainer(out, epochs, machine, clip=clip, callbacks=[*callbacks, timer, best, last, *_bar()])
     checkpoint = to_resume(out, say)
     training, validation = loaders(share(batch_size, trainer))
+    examples: Any = training.dataset
+    if len(examples) < batch_size:
+        raise DataError(f"the training set has {len(examples)} images, less than one batch; lower --batch-size.")
     trainer.fit(module, training, validation, ckpt_path=checkpoint, weights_only=True)
     return Run(trainer, float(best.best_model_score or 0.0), timer.time_elapsed("train"))
 
@@ -161,16 +167,31 @@ def quiet() -> None:
 
 
 def main(name: str, run: Callable[[], None]) -> None:
-    """Run a trial; end with one sentence on stderr and a non-zero exit code where it fails."""
+    """Run a trial; end with one sentence on stderr and a non-zero exit code where it fails.
+
+    Of several processes the first speaks; another one does so only of what it alone may have met.
+    """
     quiet()
     try:
         run()
-    except BlockSwapError as error:
+    except (BlockSwapError, RuntimeError, OSError) as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        met_alone = isinstance(error, DataError | torch.OutOfMemoryError | OSError)
+        sys.exit(f"{name}: {sentence}" if is_first_process() or met_alone else 1)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user of ``error``; None where it is a fault of the program."""
+    text = str(error).strip()
+    if isinstance(error, BlockSwapError):
         # A process that reads images passes on its whole traceback; the last line is the sentence.
-        sys.exit(f"{name}: {str(error).strip().splitlines()[-1].rpartition('Error: ')[2]}")
-    except torch.OutOfMemoryError as error:
-        sys.exit(f"{name}: the GPU's memory is too small; lower --batch-size ({str(error).partition('.')[0]}).")
-    except OSError as error:
-        sys.exit(
-            f"{name}: {error}; what was written before is kept: the same command goes on after the last whole epoch."
-        )
+        return text.splitlines()[-1].rpartition("Error: ")[2]
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU's memory is too small; lower --batch-size ({text.partition('.')[0]})."
+    if isinstance(error, OSError):
+        return f"{text}; what was written before is kept: the same command goes on after the last whole epoch."
+    if isinstance(error, distributed.DistError) or "gloo" in text:  # what gloo says of a lost peer has no type
+        return "another process of this run has failed; what it said tells why."
+    return None

@@ -20,6 +20,8 @@ from trial.running import Run
 COMPARISON = ("method", "variant", "seed", "nonzero")
 """What a comparison's parameters say of how a network came about and is trained; see ``nni_blockswap.comparison``."""
 
+SETTINGS = "settings.json"
+
 NOT_A_BLOCK = ("space", "space_args", "params", "macs", "score", "rank", "architecture_id", *COMPARISON)
 """What a tuner's parameters hold beside one substitute for each block label."""
 
@@ -46,7 +48,7 @@ def begin(given: argparse.Namespace) -> tuple[Architecture, Path, NNILink | None
         _take(given, link.parameters)
         return architecture_from(link.parameters, given), out, link
     if not is_first_process():
-        _take(given, read_json(out / "settings.json"))
+        _take(given, _settings_in(out))
         return Architecture.load(out / "architecture.json"), out, link
     if given.architecture is None:
         raise ConfigError("--architecture FILE says what to train; 'blockswap search' writes one.")
@@ -73,15 +75,29 @@ def architecture_from(parameters: Mapping[str, Any], given: argparse.Namespace) 
 
 
 def claim(out: Path, architecture: Architecture, settings: dict[str, Any]) -> None:
-    """Write down whose folder ``out`` is; refuse to mix two runs in it."""
+    """Write down whose folder ``out`` is.
+
+    Raises:
+        StateError: another run's, with which this one would be mixed, or that cannot be told.
+    """
     settings = {"architecture_id": architecture.id, **settings}
-    kept = out / "settings.json"
-    if kept.exists():
-        other = [name for name, value in read_json(kept).items() if settings.get(name) != value]
+    if (out / SETTINGS).exists():
+        kept = _settings_in(out)
+        other = [name for name in {**kept, **settings} if kept.get(name) != settings.get(name)]
         if other:
             raise StateError(f"'{out}' holds a run with another {', '.join(other)}; give this one a folder of its own.")
-    write_json(kept, settings)
+    write_json(out / SETTINGS, settings)
     architecture.save(out / "architecture.json")
+
+
+def _settings_in(out: Path) -> dict[str, Any]:
+    try:
+        return dict(read_json(out / SETTINGS))
+    except (ValueError, TypeError) as error:
+        raise StateError(
+            f"'{out / SETTINGS}' is damaged ({error}), so that nobody can tell whose run '{out}' holds; "
+            "give this one a folder of its own."
+        ) from error
 
 
 def publish(

@@ -89,7 +89,7 @@ def trained_teacher(
     One process trains and any others wait: the lock is the operating system's, so it falls with the process that holds
     it, and the next one goes on from the last checkpoint. Training takes one device.
     """
-    path = plan.folder / f"{original.id}-{task.name}-{_fingerprint(plan.recipe, data_options)}.pt"
+    path = plan.folder / f"{original.id}-{task.name}-{_fingerprint(task, data_options, plan.recipe, machine)}.pt"
     if path.exists():
         return path
     if not is_first_process():
@@ -140,8 +140,10 @@ def _train(original: Architecture, task: Task, recipe: Recipe, machine: Machine,
     checkpoints.save(checkpoints.plain_state(network), path)
 
 
-def _fingerprint(recipe: Recipe, data_options: Mapping[str, Any]) -> str:
-    text = json.dumps([asdict(recipe), dict(data_options)], sort_keys=True)
+def _fingerprint(task: Task, data_options: Mapping[str, Any], recipe: Recipe, machine: Machine) -> str:
+    """Of all that makes a teacher what it is; an image tells data sets of the same name apart."""
+    image = task.fingerprint(task.minibatch(1, seed=0, augment=False))
+    text = json.dumps([asdict(recipe), dict(data_options), image, machine.limit_steps], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
 from nni_blockswap.distillation import attention_distances, captured
 from nni_blockswap.errors import ConfigError, TrainingError
@@ -58,9 +58,9 @@ class ImageTraining(LightningModule):
         self.task = task
         self.recipe = recipe
         self.teacher = teacher
-        self.accuracy = 0.0
-        """On the validation set after the last epoch."""
-        self._sums = torch.zeros(())
+        self.figures: dict[str, float] = {}
+        """On the validation set after the last epoch: ``accuracy`` and, from ten classes on, ``top5``."""
+        self._sums = torch.zeros(len(self._shown))
         self._draws: torch.Generator | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -77,12 +77,7 @@ class ImageTraining(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Set learning rate, order and augmentation from the epoch alone, so that a resumed run repeats no draw."""
-        seed = self.recipe.seed * 1_000_003 + self.current_epoch
-        loader: Any = self.trainer.train_dataloader
-        sampler = loader.sampler
-        if isinstance(sampler, RandomSampler):  # under DDP Lightning's own sampler goes by the epoch too
-            sampler.generator = torch.Generator().manual_seed(seed)
-        self._draws = torch.Generator(self.device).manual_seed(seed * self.trainer.world_size + self.global_rank)
+        self._draws = seed_epoch(self.trainer, self.recipe.seed, self.device)
         self._sums = torch.zeros(len(self._shown), device=self.device)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.recipe.learning_rate(self.current_epoch)
@@ -146,19 +141,39 @@ class ImageTraining(LightningModule):
         self.log_dict(shown, batch_size=len(labels), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Remember the accuracy."""
+        """Remember the figures."""
         metrics = self.trainer.callback_metrics
         if self.trainer.training:
             self._stop_unless_finite(metrics["val/loss"])
-        self.accuracy = float(metrics["val/accuracy"])
+        self.figures = {
+            name: float(metrics[f"val/{name}"]) for name in ("accuracy", "top5") if f"val/{name}" in metrics
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the accuracy with the weights that it belongs to."""
-        checkpoint["val_accuracy"] = self.accuracy
+        """Keep the figures with the weights that they belong to."""
+        checkpoint["figures"] = self.figures
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back, for a run that was complete already."""
-        self.accuracy = checkpoint["val_accuracy"]
+        """Take them back, for a run that was complete already."""
+        self.figures = checkpoint["figures"]
+
+
+def seed_epoch(trainer: Trainer, seed: int, device: torch.device) -> torch.Generator:
+    """At the start of an epoch, set the order of its examples and all its draws from ``seed`` and the epoch alone.
+
+    Returns:
+        A generator for what this process draws on ``device``.
+    """
+    of_epoch = seed * 1_000_003 + trainer.current_epoch
+    own = of_epoch * trainer.world_size + trainer.global_rank
+    loader: Any = trainer.train_dataloader
+    if isinstance(loader.sampler, RandomSampler):
+        loader.sampler.generator = torch.Generator().manual_seed(of_epoch)
+    elif isinstance(loader.sampler, DistributedSampler):  # one order for all processes; Lightning adds the epoch
+        loader.sampler.seed = seed
+    loader.generator = torch.Generator().manual_seed(own)  # the reading processes take their seeds from it
+    torch.manual_seed(own)
+    return torch.Generator(device).manual_seed(own)
 
 
 def channels_last(network: nn.Module) -> nn.Module:

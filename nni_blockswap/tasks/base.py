@@ -1,7 +1,7 @@
 """What every task offers. Proxies, search and trials see a task and a batch, never images and labels."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +11,16 @@ from torch.utils.data import DataLoader
 Batch = Any
 """What a task's loaders yield and its loss takes: (images, labels) in classification, a list of images and a list of
 targets in detection."""
+
+
+class Batches(DataLoader[Batch]):
+    """A DataLoader whose order and reading processes start with the first batch asked for, not with its iterator.
+
+    Lightning makes the iterator before a run's first epoch begins, thus before the epoch has set its seeds.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator, which does as well
+        yield from super().__iter__()
 
 
 class Task(Protocol):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from nni_blockswap.errors import DataError
-from nni_blockswap.tasks.base import fingerprint
+from nni_blockswap.tasks.base import Batches, fingerprint
 from nni_blockswap.tasks.classification import minibatch_indices
 
 Target = dict[str, Tensor]
@@ -59,9 +59,9 @@ class Coco:
         if len(self._train) < batch_size:
             raise DataError(f"a batch of {batch_size} needs as many training images; coco has {len(self._train)} here.")
         order = torch.Generator().manual_seed(seed)
-        return DataLoader(
+        return Batches(
             self._train, batch_size, shuffle=True, drop_last=True, generator=order, num_workers=workers,
-            persistent_workers=workers > 0, collate_fn=_as_lists,
+            collate_fn=_as_lists,
         )  # fmt: skip
 
     def val_loader(self, batch_size: int, *, workers: int = 0) -> "DataLoader[Detection]":

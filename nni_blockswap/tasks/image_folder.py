@@ -8,8 +8,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from nni_blockswap.errors import DataError
+from nni_blockswap.tasks.base import Batches
 from nni_blockswap.tasks.classification import Classification, Labelled, minibatch_indices
-from nni_blockswap.tasks.images import labelled_files
+from nni_blockswap.tasks.images import class_names, labelled_files
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images; torchvision's pretrained networks expect them."""
@@ -34,8 +35,9 @@ class ImageFolderTask(Classification):
         self.name = name
         self.root = Path(root)
         self.image_size = image_size
-        self._files = labelled_files(self.root / "train")
-        found = 1 + max(label for _, label in self._files)
+        self._classes = class_names(self.root / "train")
+        self._files = labelled_files(self.root / "train", self._classes)
+        found = len(self._classes)
         if classes is not None and found > classes:
             raise DataError(f"{name} has {classes} classes; there are {found} folders in '{self.root / 'train'}'.")
         self.num_classes = classes or found
@@ -44,17 +46,17 @@ class ImageFolderTask(Classification):
         """Shuffled, augmented batches; the last, incomplete one is dropped."""
         order = torch.Generator().manual_seed(seed)
         data = _Files(self._files, _transform(self.image_size, train=True))
-        return DataLoader(
+        return Batches(
             data, batch_size, shuffle=True, drop_last=True, generator=order, num_workers=workers,
-            persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 
     def val_loader(self, batch_size: int, *, workers: int = 0) -> "DataLoader[Labelled]":
-        """Batches of val/ (or test/), centre-cropped, in order."""
+        """Batches of val/ (or test/), centre-cropped, in order. Raises DataError where it has a class of its own."""
         folder = next((self.root / part for part in ("val", "test") if (self.root / part).is_dir()), None)
         if folder is None:
             raise DataError(f"validation needs a folder val/<class>/ (or test/<class>/) in '{self.root}'.")
-        data = _Files(labelled_files(folder), _transform(self.image_size, train=False))
+        data = _Files(labelled_files(folder, self._classes), _transform(self.image_size, train=False))
         return DataLoader(data, batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
 
     def minibatch(self, batch_size: int, *, seed: int, index: int = 0, augment: bool = True) -> Labelled:

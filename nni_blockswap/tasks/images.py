@@ -43,11 +43,6 @@ class FileImages:
         self.labels = torch.tensor([label for _, label in files])
         self._size = size
 
-    @classmethod
-    def below(cls, folder: Path, size: tuple[int, int]) -> "FileImages":
-        """All images of ``folder``/<class>/, classes in the order of their names."""
-        return cls(labelled_files(folder), size)
-
     def __len__(self) -> int:
         return len(self.files)
 
@@ -69,15 +64,35 @@ class FileImages:
         return torch.stack(images)
 
 
-def labelled_files(folder: Path) -> list[tuple[str, int]]:
-    """(path, class) of all images of ``folder``/<class>/, classes in the order of their names."""
+def class_names(folder: Path) -> list[str]:
+    """Names of the folders in ``folder``, sorted: class 0, class 1 and so on."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+
+
+def labelled_files(folder: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
+    """(path, class) of all images of ``folder``/<class>/.
+
+    Args:
+        folder: of the training set or of a held-out set, which need not have every class.
+        classes: the training set's, in the order of their numbers.
+
+    Raises:
+        DataError: it holds no images, or a folder that is none of ``classes``.
+    """
     from torchvision.datasets import ImageFolder
 
     try:
-        samples: list[tuple[str, int]] = ImageFolder(str(folder)).samples
+        found = ImageFolder(str(folder))
     except FileNotFoundError as error:
         raise DataError(f"'{folder}' must hold one folder of images for each class: {error}.") from error
-    return samples
+    number = {name: index for index, name in enumerate(classes)}
+    unknown = [name for name in found.classes if name not in number]
+    if unknown:
+        raise DataError(
+            f"'{folder}' has a class '{unknown[0]}' that the training set has not; "
+            "take its folder away, or add one of the same name to train/."
+        )
+    return [(path, number[found.classes[label]]) for path, label in found.samples]
 
 
 def limited(images: Images, limit: int | None) -> Images:

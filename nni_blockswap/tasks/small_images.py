@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from nni_blockswap.errors import DataError
 from nni_blockswap.tasks.augmentation import Augmentation
+from nni_blockswap.tasks.base import Batches
 from nni_blockswap.tasks.classification import Classification, Labelled, minibatch_indices
-from nni_blockswap.tasks.images import FileImages, Images, InMemoryImages, limited
+from nni_blockswap.tasks.images import FileImages, Images, InMemoryImages, class_names, labelled_files, limited
 
 
 class SmallImages(Classification):
@@ -53,7 +54,7 @@ class SmallImages(Classification):
         if len(data) < batch_size:
             raise DataError(f"a batch of {batch_size} needs as many training images; {self.name} has {len(data)}.")
         order = torch.Generator().manual_seed(seed)
-        return DataLoader(data, batch_size, shuffle=True, drop_last=True, generator=order, collate_fn=_as_fetched)
+        return Batches(data, batch_size, shuffle=True, drop_last=True, generator=order, collate_fn=_as_fetched)
 
     def val_loader(self, batch_size: int, *, workers: int = 0) -> "DataLoader[Labelled]":
         """Batches of bytes, in order."""
@@ -131,7 +132,8 @@ def _cifar(
     folder = Path(root)
     read: Callable[[bool], Images]
     if (folder / "train").is_dir():
-        read = lambda train: FileImages.below(folder / ("train" if train else "test"), (32, 32))  # noqa: E731
+        names = class_names(folder / "train")
+        read = lambda train: FileImages(labelled_files(folder / ("train" if train else "test"), names), (32, 32))  # noqa: E731
     else:
         read = lambda train: _from_torchvision(name, folder, train)  # noqa: E731
     classes = int(name.removeprefix("CIFAR"))
