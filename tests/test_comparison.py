@@ -195,16 +195,23 @@ def test_the_trial_trains_what_the_method_says(method, more, tmp_path, monkeypat
     assert teacher["space_args"]["width"] == (2 if method == "reduced" else 1)
 
 
-def test_the_shipped_comparison_is_the_papers_and_counts_its_trials():
-    config = load("cifar10_comparison")
+@pytest.mark.parametrize(
+    ("name", "blocks", "recipe"),
+    [
+        ("cifar10_comparison", 18, Recipe(200, 128, 0.1, 0.9, 5e-4, "cosine", 1000.0, "mse")),
+        ("imagenet_comparison", 16, Recipe(100, 256, 0.1, 0.9, 1e-4, "step", 750.0, "mse")),
+    ],
+)
+def test_the_shipped_comparisons_are_the_papers_and_count_their_trials(name, blocks, recipe):
+    config = load(name)
     arguments = config["tuner"]["classArgs"]
     assert argument_faults(arguments) == []
     comparison = Comparison.read(arguments["comparison"])
     assert comparison.size == arguments["students"] == config["maxTrialNumber"]
     for substitute in comparison.single:
-        Architecture.from_choices(arguments["space"], [substitute] * 18, arguments["space_args"])
+        Architecture.from_choices(arguments["space"], [substitute] * blocks, arguments["space_args"])
     given = distill.parser().parse_args(command(config))
-    assert options.recipe_from(given) == Recipe(200, 128, 0.1, 0.9, 5e-4, "cosine", 1000.0, "mse")
+    assert options.recipe_from(given) == recipe
     assert options.pairs(given.space_args, "--space-args") == arguments["space_args"]
 
 
