@@ -153,10 +153,17 @@ def complete_args(space: str, space_args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cost_table(space: str, space_args: Mapping[str, Any] | None = None) -> CostTable:
-    """Costs of every candidate of every block of ``space``; remembered."""
+    """Costs of every candidate of every block of ``space``; remembered.
+
+    Raises:
+        SpaceError: no such space, or its constructor cannot take these arguments.
+    """
     return _prepare(space, json.dumps(complete_args(space, space_args or {})))
 
 
 @lru_cache(maxsize=16)
 def _prepare(space: str, arguments: str) -> CostTable:
-    return load_space(space).cost_table(**json.loads(arguments))
+    try:
+        return load_space(space).cost_table(**json.loads(arguments))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SpaceError(f"the arguments {json.loads(arguments)} do not fit {space}: {error}.") from error

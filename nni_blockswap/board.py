@@ -13,7 +13,10 @@ EVERY = 25
 
 
 class Board:
-    """Writes below ``folder``/tensorboard; with no folder it only keeps the best score."""
+    """Writes below ``folder``/tensorboard; with no folder it only keeps the best score.
+
+    A search that goes on adds its earlier scores first: its curves take the place of those drawn before.
+    """
 
     def __init__(self, folder: Path | None, higher_is_better: bool) -> None:
         self._higher_is_better = higher_is_better
@@ -23,7 +26,7 @@ class Board:
         if folder is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"))
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=0)
 
     def __enter__(self) -> "Board":
         return self
@@ -32,6 +35,8 @@ class Board:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._writer is not None:
+            if len(self._scores) % EVERY:
+                self._draw()
             self._writer.close()
 
     def add(self, score: float) -> float | None:
@@ -41,15 +46,20 @@ class Board:
             choose = max if self._higher_is_better else min
             self._best = score if self._best is None else choose(self._best, score)
             if self._writer is not None and len(self._scores) % EVERY == 0:
-                self._writer.add_scalar("search/best_score", self._best, len(self._scores))
-                self._writer.add_histogram("search/scores", _array(self._scores), len(self._scores))
+                self._draw()
         return self._best
+
+    def _draw(self) -> None:
+        self._writer.add_scalar("search/best_score", self._best, len(self._scores))
+        self._writer.add_histogram("search/scores", _array(self._scores), len(self._scores))
 
     def show(self, rankings: Sequence[Ranking]) -> None:
         """Scatter plots of score against parameters and MACs, and each winner as text."""
         if self._writer is None:
             return
         for ranking in rankings:
+            if not ranking.top(1):  # no finite score: nothing to show
+                continue
             best = ranking.best
             choices = "\n".join(f"| {label} | {name} |" for label, name in best.choices.items())
             self._writer.add_text(

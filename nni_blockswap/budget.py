@@ -1,7 +1,8 @@
 """Budgets: how many parameters and MACs an architecture may cost (counted as in ``cost.py``).
 
 A budget limits one resource or both, in absolute figures or as a share of the teacher, the network with ``S`` in every
-block. Without a tolerance each figure is a cap. With a tolerance t each is the middle of a band:
+block, whatever the search space is narrowed to. Without a tolerance each figure is a cap. With a tolerance t each is
+the middle of a band:
 
     cap:   0 <= cost <= figure            band:   (1 - t) figure <= cost <= (1 + t) figure
 """
@@ -101,7 +102,7 @@ class Budget:
     def _window(self, resource: str, figure: int | float, table: "CostTable") -> tuple[int, int]:
         target = _exact(figure)
         if isinstance(figure, float):
-            target *= table.total(resource, table.teacher())
+            target *= table.original(resource)
         if self.tolerance is None:
             return 0, floor(target)
         margin = target * _exact(self.tolerance)

@@ -46,6 +46,8 @@ class CostTable:
     fixed_params: int
     fixed_macs: int
     sites: tuple[Site, ...] = ()
+    whole: "CostTable | None" = None
+    """The table that this one was narrowed from, if any."""
 
     def index(self, choices: Mapping[str, str] | Sequence[str]) -> tuple[int, ...]:
         """Candidate indices of ``choices``: substitutes in any spelling, in block order or by label.
@@ -91,11 +93,16 @@ class CostTable:
         return {label: names[index] for label, names, index in zip(self.labels, self.candidates, indices, strict=True)}
 
     def teacher(self) -> tuple[int, ...]:
-        """The original network: ``S`` in every block, or where a narrowed space lacks it the dearest candidate."""
+        """The original network: ``S`` in every block, or where the table lacks it the dearest candidate."""
         return tuple(
             names.index(IDENTITY) if IDENTITY in names else int(np.argmax(table))
             for names, table in zip(self.candidates, self.params, strict=True)
         )
+
+    def original(self, resource: str) -> int:
+        """Cost of the space's original network, also where the table was narrowed and no longer offers it."""
+        table = self if self.whole is None else self.whole
+        return table.total(resource, table.teacher())
 
     def narrowed(self, allowed: Mapping[str, Sequence[str]]) -> "CostTable":
         """The same table with only the candidates in ``allowed`` (substitutes by label), in the table's order.
@@ -115,6 +122,7 @@ class CostTable:
             candidates=tuple(tuple(names[i] for i in rows) for names, rows in zip(self.candidates, keep, strict=True)),
             params=tuple(table[rows] for table, rows in zip(self.params, keep, strict=True)),
             macs=tuple(table[rows] for table, rows in zip(self.macs, keep, strict=True)),
+            whole=self if self.whole is None else self.whole,
         )
 
 

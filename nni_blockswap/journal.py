@@ -1,15 +1,16 @@
 """Scores on disk as they come, so that a search that was killed goes on where it was.
 
-``scores.jsonl`` is only ever appended to, a line a score; a last line that was cut short is dropped. ``search.json``
-names what the scores depend on: scores found under other settings are never mixed in.
+``scores.jsonl`` is only ever appended to, a line a score; a last line that was cut short is dropped. This is safe
+against a killed process; what the operating system had not yet written when the power failed is scored again.
+``search.json`` names what the scores depend on: scores found under other settings are never mixed in.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nni_blockswap.errors import StateError
+from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.files import read_json, write_json
 from nni_blockswap.proxies import Score
 
@@ -23,16 +24,22 @@ class Journal:
 
     Raises:
         StateError: the folder holds scores that were found under another identity.
+        ConfigError: the folder cannot be made or written to.
     """
 
     def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
         self._scores: dict[tuple[int, str], Score] = {}
         self._stream = None
         if folder is not None:
-            _check_identity(folder, json.loads(json.dumps(identity)))
             path = folder / "scores.jsonl"
-            self._read(path)
-            self._stream = path.open("a", encoding="utf-8")
+            try:
+                _check_identity(folder, json.loads(json.dumps(identity)))
+                self._read(path)
+                self._stream = path.open("a", encoding="utf-8")
+            except OSError as error:
+                raise ConfigError(
+                    f"'{folder}' is no folder that can be written to ({error.strerror}); choose another output folder."
+                ) from error
 
     def __len__(self) -> int:
         return len(self._scores)
@@ -40,11 +47,15 @@ class Journal:
     def __contains__(self, key: tuple[int, str]) -> bool:
         return key in self._scores
 
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        """The keys, in the order in which the scores came."""
+        return iter(self._scores)
+
     def __getitem__(self, key: tuple[int, str]) -> Score:
         return self._scores[key]
 
     def add(self, init: int, choices: str, score: Score) -> None:
-        """Record a score; it is on disk when this returns."""
+        """Record a score; no kill of this process can lose it once this returns."""
         self._scores[init, choices] = score
         if self._stream is not None:
             record = {"init": init, "choices": choices, "score": score.value, "blocks": score.blocks}

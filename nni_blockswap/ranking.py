@@ -3,12 +3,13 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.errors import ScoreError, SpaceError
+from nni_blockswap.errors import ScoreError, SpaceError, StateError
 from nni_blockswap.files import write_text
 
 NON_FINITE = "non-finite"
@@ -55,11 +56,12 @@ class Ranking:
         return tuple(architecture for architecture in self.architectures[:count] if _is_finite(architecture))
 
     def save(self, folder: str | Path) -> None:
-        """Write ``folder``/ranking.csv and ``folder``/best.json, each atomically."""
+        """Write ``folder``/ranking.csv and, where a score is finite, ``folder``/best.json, each atomically."""
         stream = io.StringIO()
         csv.writer(stream, lineterminator="\n").writerows(self._rows())
         write_text(Path(folder) / "ranking.csv", stream.getvalue())
-        self.best.save(Path(folder) / "best.json")
+        for best in self.top(1):
+            best.save(Path(folder) / "best.json")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Ranking":
@@ -84,6 +86,22 @@ class Ranking:
         for rank, one in enumerate(self.architectures, start=1):
             flag = "" if _is_finite(one) else NON_FINITE
             yield [rank, repr(one.score), one.params, one.macs, *one.choices.values(), one.id, flag]
+
+
+def check_overwrites(folder: Path, extent: Mapping[str, Any]) -> None:
+    """Raise StateError where ``folder`` holds the best of a ranking whose provenance differs from ``extent``."""
+    path = folder / "best.json"
+    if not path.exists():
+        return
+    before = Architecture.load(path).provenance
+    changed = [
+        f"{name} was {before[name]}, now {value}" for name, value in extent.items() if before.get(name, value) != value
+    ]
+    if changed:
+        raise StateError(
+            f"'{folder}' holds another ranking ({', '.join(changed)}); choose another output folder, or delete "
+            "best.json and ranking.csv there to have them replaced: the scores are kept and used again."
+        )
 
 
 def _is_finite(architecture: Architecture) -> bool:

@@ -9,7 +9,7 @@ case, takes the fast one: ``fast_fisher``, on a CPU with ``cpu_layers`` and ``wo
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nni_blockswap import cpu_layers
-from nni_blockswap.architecture import load_space
+from nni_blockswap.architecture import cost_table, load_space
 from nni_blockswap.blocks import BlockSpace, seeded
 from nni_blockswap.cuda_graphs import GraphedFisherChain, graphed
 from nni_blockswap.errors import ConfigError
@@ -53,6 +53,10 @@ class Scorer:
             a super-network and the activations of one candidate. Scores do not depend on it.
         recompute: the fast way only: run each block a second time in the backward pass instead of keeping its
             activations: less memory, more time, the same scores.
+
+    Raises:
+        ConfigError: settings that do not exist, or a classifier that does not take the task's images or classes.
+        DataError: the training set is too small for the minibatches.
     """
 
     def __init__(
@@ -77,10 +81,13 @@ class Scorer:
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device, self._is_bf16_known(train_minibatches))
         self._processes, self._recompute = processes, recompute
+        self._frozen: set[str] = set()
         drawn = [
             task.minibatch(batch_size, seed=seed, index=index, augment=augment)
             for index in range(train_minibatches - 1 + minibatches)
         ]
+        if isinstance(task, Classification):
+            check_fit(space, space_args, task, drawn[0][0])
         self.fingerprint = "+".join(task.fingerprint(batch) for batch in drawn)[:256]
         dtype = torch.float64 if self.precision == "float64" else None
         batches = [task.to(batch, self.device, dtype) for batch in drawn]
@@ -109,7 +116,9 @@ class Scorer:
 
     def super_network(self, init: int) -> BlockSpace:
         """The space with the ``init``-th draw of its weights, in training mode, on the device."""
-        return draw(self.space, self.space_args, self._draw_seed(init), self.precision, self.device)
+        network = draw(self.space, self.space_args, self._draw_seed(init), self.precision, self.device)
+        self._frozen = {name for name, weight in network.named_parameters() if not weight.requires_grad}
+        return network
 
     def _draw_seed(self, init: int) -> int:
         return self.seed * 1_000_003 + init
@@ -133,10 +142,13 @@ class Scorer:
         network.select(choices)
         saved: list[Tensor] = []
         if self._training:
-            network.requires_grad_(True)
+            self._thaw(network)
             saved = [weight.detach().clone() for weight in network.active_parameters()]
             self._train(network)
-        network.requires_grad_(self.proxy.needs_weight_gradients)
+        if self.proxy.needs_weight_gradients:
+            self._thaw(network)
+        else:
+            network.requires_grad_(False)
         scores = []
         for batch in self.measured:
             with autocast(self.device, self.precision):
@@ -145,6 +157,11 @@ class Scorer:
             for weight, before in zip(network.active_parameters() if saved else [], saved, strict=True):
                 weight.copy_(before)
         return mean_score(scores)
+
+    def _thaw(self, network: BlockSpace) -> None:
+        """Let weights have gradients, but for those that the space itself froze."""
+        for name, weight in network.named_parameters():
+            weight.requires_grad_(name not in self._frozen)
 
     def _train(self, network: BlockSpace) -> None:
         optimiser = torch.optim.SGD(
@@ -169,9 +186,26 @@ def draw(space: str, space_args: Mapping[str, Any], seed: int, precision: str, d
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Convolutions in bfloat16 if ``precision`` says so."""
-    # No cache: it would hand a CUDA graph casts of weights that are gone when it is replayed.
-    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if precision == "bf16" else nullcontext()
+    """Convolutions in bfloat16 if ``precision`` says so, else in just that precision."""
+    if precision == "bf16":
+        # No cache: it would hand a CUDA graph casts of weights that are gone when it is replayed.
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+    return _without_tf32() if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Convolutions that multiply in float32: by default PyTorch lets cuDNN round to TF32's 10 bits of mantissa."""
+    cudnn: Any = torch.backends.cudnn
+    owner, name, off = (
+        (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
+    )
+    before = getattr(owner, name)
+    setattr(owner, name, off)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 def start_fast(
@@ -202,6 +236,22 @@ def mean_score(scores: Sequence[Score]) -> Score:
     """The mean of scores, block by block."""
     blocks = tuple(sum(terms) / len(scores) for terms in zip(*(score.blocks for score in scores), strict=True))
     return Score(sum(score.value for score in scores) / len(scores), blocks)
+
+
+def check_fit(space: str, space_args: Mapping[str, Any], task: Classification, images: Tensor) -> None:
+    """Raise ConfigError unless the space's networks take ``images`` (N, C, H, W) and tell the task's classes apart."""
+    table = cost_table(space, space_args)
+    with torch.device("meta"), torch.no_grad():
+        network: Any = load_space(space).build(table.names(table.teacher()), **space_args).eval()
+        classes = network(torch.empty(1, *network.input_size)).shape[1]
+    if tuple(images.shape[1:]) != tuple(network.input_size):
+        expected, given = ("x".join(map(str, size)) for size in (network.input_size, images.shape[1:]))
+        raise ConfigError(
+            f"the search space is for images of {expected} and {task.name} has {given}; "
+            "set in_channels and image_size in the space's arguments."
+        )
+    if classes < task.num_classes:
+        raise ConfigError(f"{task.name} has {task.num_classes} classes and the network {classes}; set num_classes.")
 
 
 def resolve_device(name: str) -> torch.device:

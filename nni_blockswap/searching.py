@@ -18,10 +18,10 @@ from nni_blockswap.cost import CostTable
 from nni_blockswap.errors import BudgetError, ConfigError
 from nni_blockswap.journal import Journal
 from nni_blockswap.proxies import Score, make_proxy
-from nni_blockswap.ranking import Ranking
+from nni_blockswap.ranking import Ranking, check_overwrites
 from nni_blockswap.sampler import Sampler
 from nni_blockswap.scoring import Scorer, mean_score
-from nni_blockswap.tasks import make_task
+from nni_blockswap.tasks import Task, make_task
 
 Indices = tuple[int, ...]
 
@@ -133,16 +133,21 @@ def search(
     """Sample architectures within each budget, score them all, and rank them.
 
     With ``out`` every score is on disk as it comes; a second call with the same settings scores only what is missing
-    and gives the same rankings bit for bit. ``out`` then holds ranking.csv and best.json, for several budgets in a
-    folder each.
+    and gives the same rankings: bit for bit on a CPU, on a GPU as far as its kernels are deterministic. ``out`` then
+    holds ranking.csv and best.json, for several budgets in a folder each. A ranking of another budget or another number
+    of samples or draws is not overwritten; its scores are used.
 
     Raises:
+        ScoreError: at some budget no score is finite; the other rankings are saved.
         BlockSwapError: settings that do not fit the space, the data or what ``out`` holds already.
     """
     table = table_of(settings)
     samples = sample(settings, table)
     scorer = _scorer(settings)
     folder = Path(out) if out is not None else None
+    homes = [folder / str(budget) if len(samples) > 1 else folder for budget in samples] if folder else []
+    for home, budget in zip(homes, samples, strict=False):
+        check_overwrites(home, _extent(settings, budget))
     journal = Journal(folder, _identity(settings, scorer))
     wanted = sorted(set().union(*samples.values()))  # in order, neighbours share their first blocks
     with Board(folder, scorer.proxy.higher_is_better) as board:
@@ -151,10 +156,11 @@ def search(
         finally:
             journal.close()
         rankings = [_rank(settings, scorer, table, budget, found, journal) for budget, found in samples.items()]
+        for home, ranking in zip(homes, rankings, strict=False):
+            ranking.save(home)
         board.show(rankings)
-    if folder is not None:
-        for ranking in rankings:
-            ranking.save(folder / ranking.budget if len(rankings) > 1 else folder)
+    for ranking in rankings:
+        _ = ranking.best  # raises where there is none
     return rankings
 
 
@@ -202,7 +208,7 @@ def _scorer(settings: ScoreSettings) -> Scorer:
     return Scorer(
         settings.space,
         complete_args(settings.space, settings.space_args),
-        make_task(settings.data, settings.data_root, **settings.data_options),
+        _task(settings),
         make_proxy(settings.proxy),
         batch_size=settings.batch_size,
         seed=settings.seed,
@@ -214,6 +220,14 @@ def _scorer(settings: ScoreSettings) -> Scorer:
         processes=settings.processes,
         recompute=settings.recompute,
     )
+
+
+def _task(settings: ScoreSettings) -> Task:
+    try:
+        return make_task(settings.data, settings.data_root, **settings.data_options)
+    except (TypeError, ValueError) as error:
+        options = " ".join(f"{name}={value}" for name, value in settings.data_options.items())
+        raise ConfigError(f"the data set '{settings.data}' cannot take the options {options}: {error}.") from error
 
 
 def _identity(settings: ScoreSettings, scorer: Scorer) -> dict[str, Any]:
@@ -245,16 +259,17 @@ def _score(
 ) -> None:
     """Bring every wanted score into the journal, one draw of the weights after the other."""
     spelled = {_spell(choices): choices for choices in wanted}
-    done = sum((init, text) in journal for init in range(settings.inits) for text in spelled)
-    already, total, start = done, settings.inits * len(spelled), time.monotonic()
-    best: float | None = None
+    earlier = [(init, text) for init, text in journal if init < settings.inits and text in spelled]
+    for key in earlier:
+        board.add(journal[key].value)
+    done, total, start = len(earlier), settings.inits * len(spelled), time.monotonic()
     for init in range(settings.inits):
         missing = [text for text in spelled if (init, text) not in journal]
         for position, score in scorer.scores(init, [spelled[text] for text in missing]) if missing else ():
             journal.add(init, missing[position], score)
             done += 1
             best = board.add(score.value)
-            on_progress(Progress(done, total, time.monotonic() - start, done - already, best))
+            on_progress(Progress(done, total, time.monotonic() - start, done - len(earlier), best))
 
 
 def _rank(
@@ -265,12 +280,7 @@ def _rank(
     found: Iterable[Indices],
     journal: Journal,
 ) -> Ranking:
-    provenance = {
-        **_identity(settings, scorer),
-        "inits": settings.inits,
-        "samples": settings.samples,
-        "budget": str(budget),
-    }
+    provenance = {**_identity(settings, scorer), **_extent(settings, budget)}
     del provenance["space"], provenance["space_args"]
     scored = []
     for indices in found:
@@ -278,6 +288,11 @@ def _rank(
         score = _mean(settings, journal, architecture.choices)
         scored.append(architecture.scored(score.value, {**provenance, "block_scores": list(score.blocks)}))
     return Ranking.of(str(budget), scored, higher_is_better=scorer.proxy.higher_is_better)
+
+
+def _extent(settings: SearchSettings, budget: Budget) -> dict[str, Any]:
+    """What a ranking depends on beside the scores."""
+    return {"inits": settings.inits, "samples": settings.samples, "budget": str(budget)}
 
 
 def _mean(settings: ScoreSettings, journal: Journal, choices: Mapping[str, str]) -> Score:

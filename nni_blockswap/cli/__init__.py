@@ -42,5 +42,5 @@ def quieten() -> None:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    warnings.filterwarnings("ignore", message=".*Buffer is found to be not a nn.Module.*")
+    warnings.filterwarnings("ignore", message=".*Buffer'> is found to be not a nn.Module")
     logging.getLogger("nni").setLevel(logging.ERROR)

@@ -47,7 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="score on the T-th minibatch of training (default 1: untrained)",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for scores, ranking and TensorBoard curves")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder for scores, ranking and TensorBoard curves; a ranking of another budget or number of samples "
+        "there is never overwritten, its scores are used",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -45,8 +45,7 @@ def run(options: argparse.Namespace) -> int:
     for what, pick in (("cheapest", min), ("dearest", max)):
         totals = {name: _extreme(*table.columns(name), pick) for name in RESOURCES}
         print(f"{what:8s}  {totals['params']:,} parameters; {totals['macs']:,} MACs")
-    teacher = table.teacher()
-    print(f"original  {table.total('params', teacher):,} parameters, {table.total('macs', teacher):,} MACs")
+    print(f"original  {table.original('params'):,} parameters, {table.original('macs'):,} MACs")
     everything = math.prod(len(names) for names in table.candidates)
     print(f"{everything:.4g} architectures")
     for text in options.budget:
