@@ -17,13 +17,14 @@ import yaml
 
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.classargs import read_settings
-from nni_blockswap.errors import ConfigError, TrainingError
+from nni_blockswap.errors import ConfigError, StateError, TrainingError
 from nni_blockswap.searching import search
 from nni_blockswap.searchspace import read_candidates, to_nni
 from nni_blockswap.tasks.coco import Coco
 from trial.coco_metrics import average_precision, results_of
 from trial.detect import detector, run
 from trial.detection import DetectionRecipe
+from trial.options import Machine
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENT = ROOT / "experiments" / "coco_mask_rcnn.yml"
@@ -220,6 +221,26 @@ def test_experiments_trial_trains_reports_and_is_complete(
     run()  # complete already: nothing to train, the same result
     assert "epoch 2/2" not in capsys.readouterr().out
     assert json.loads((out / "result.json").read_text())["box_AP"] == result["box_AP"]
+    monkeypatch.setattr(sys, "argv", ["trial.detect", *command(coco_tiny, classifier, out, "--limit-steps", "3")])
+    with pytest.raises(StateError, match="another limit_steps;"):
+        run()
+
+
+def test_boxes_are_decoded_in_float32_unless_told_otherwise(
+    coco_tiny: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precisions = []
+
+    def fit(*args: object, machine: Machine, **more: object) -> None:
+        precisions.append(machine.precision)
+        raise TrainingError("seen enough")
+
+    monkeypatch.setattr("trial.detect.fit", fit)
+    for more in ([], ["--precision", "bf16-mixed"]):
+        monkeypatch.setattr(sys, "argv", ["trial.detect", *command(coco_tiny, classifier, tmp_path / "out", *more)])
+        with pytest.raises(TrainingError, match="seen enough"):
+            run()
+    assert precisions == ["32-true", "bf16-mixed"]
 
 
 def test_a_diverged_run_says_so(

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,30 @@ def test_image_folder(tiny_cifar: Path) -> None:
     (tiny_cifar / "test").rename(tiny_cifar / "elsewhere")
     with pytest.raises(DataError, match="validation needs a folder val/<class>/"):
         task.val_loader(2)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "image-folder"])
+def test_held_out_classes_have_the_numbers_of_the_training_set(tiny_cifar: Path, name: str) -> None:
+    shutil.rmtree(tiny_cifar / "test" / "class0")
+    shutil.rmtree(tiny_cifar / "test" / "class4")
+    options = {"image_size": 24} if name == "image-folder" else {}
+    _, labels = next(iter(make_task(name, str(tiny_cifar), **options).val_loader(16)))
+    assert labels.tolist() == [label for label in (1, 2, 3, 5, 6, 7, 8, 9) for _ in range(2)]
+    (tiny_cifar / "test" / "class9").rename(tiny_cifar / "test" / "class99")
+    with pytest.raises(DataError, match=r"test' has a class 'class99' that the training set has not"):
+        make_task(name, str(tiny_cifar), **options).val_loader(16)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loaders_order_is_drawn_at_its_first_batch(tiny_cifar: Path, workers: int) -> None:
+    loader = make_task("image-folder", str(tiny_cifar), image_size=24).train_loader(10, workers=workers)
+    batches = iter(loader)
+    loader.generator.manual_seed(7)
+    torch.manual_seed(7)
+    late = next(batches)
+    loader.generator.manual_seed(7)
+    torch.manual_seed(7)
+    assert all(torch.equal(a, b) for a, b in zip(late, next(iter(loader)), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,12 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save({"state_dict": Harmful()}, tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError):
+    torch.save({"state_dict": {}, "hyper_parameters": Harmful()}, tmp_path / "x.ckpt")
+    with pytest.raises(
+        CheckpointError, match=r"holds more than tensors and plain values, .*state_dict alone\.$"
+    ) as said:
         read(tmp_path / "x.ckpt")
+    assert str(said.value).isprintable()  # no escape codes
     assert "this ran" not in capsys.readouterr().out
 
 
@@ -65,6 +68,26 @@ def test_weights_are_found_in_plain_and_wrapped_checkpoints(prefix: str, wrapped
     found = weights_of({"epoch": 1, "state_dict": state} if wrapped else state)
     assert found.keys() == {"weight", "bias"}
     load_weights(nn.Linear(2, 3), found, "x")
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, {"epoch": "two"}, [1]])
+def test_a_checkpoint_without_its_epoch_is_passed_over(tmp_path: Path, content: object) -> None:
+    said: list[str] = []
+    save(content, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        to_resume(tmp_path, said.append)
+    save({"epoch": 4}, tmp_path / "best.ckpt")
+    assert to_resume(tmp_path, said.append) == tmp_path / "best.ckpt"
+    assert "last.ckpt' names no epoch" in said[-2]
+
+
+@pytest.mark.parametrize("prefix", ["network.", "model.", "module."])
+def test_a_lightning_modules_other_parts_are_left_out(prefix: str) -> None:
+    state = {prefix + name: value for name, value in nn.Linear(2, 3).state_dict().items()}
+    state["criterion.weight"] = torch.ones(3)
+    found = weights_of({"pytorch-lightning_version": "2.0.0", "state_dict": state})
+    assert found.keys() == {"weight", "bias"}
+    assert weights_of({"state_dict": state}).keys() == state.keys()  # another's plain network may have such names
 
 
 @pytest.mark.parametrize("content", [[], {}, {"epoch": 3}, {"state_dict": {}}])

@@ -10,10 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import distributed
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.errors import ConfigError, DataError
+from nni_blockswap.errors import ConfigError, DataError, TrainingError
 from tests.conftest import SMALL, WRN
 from trial import distill, teacher
 from trial.checkpoints import read
@@ -131,6 +133,7 @@ def test_under_nni(tmp_path: Path) -> None:
     assert (values[-1]["params"], values[-1]["macs"]) == (STUDENT.params, STUDENT.macs)
     assert result["teacher_accuracy"] == values[-1]["teacher_accuracy"]
     assert result["score"] == 1.5
+    assert result["accuracy"] <= result["top5"] == values[-1]["top5"] == values[-2]["val_top5"]
     assert Architecture.load(trial / "architecture.json").id == STUDENT.id
     built = STUDENT.build()
     built.load_state_dict(read(trial / "weights.pt"))
@@ -149,6 +152,55 @@ def test_under_nni(tmp_path: Path) -> None:
         2 + 7 * 10,
         2 + 4 * 10,
     )  # 7 columns, 4 images of 8x8, borders of 2
+
+
+def test_a_training_set_smaller_than_a_batch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "class0").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / part / "class0" / "0.png")
+    Architecture.from_choices(WRN, ["S"] * 3, {**SMALL, "in_channels": 3}).save(tmp_path / "a.json")
+    arguments = ["--architecture", str(tmp_path / "a.json"), "--out", str(tmp_path / "out"), "--beta", "0"]
+    data = ["--data", "image-folder", "--data-root", str(tmp_path), "--data-option", "image_size=8"]
+    with pytest.raises(
+        SystemExit, match=r"^trial: the training set has 1 images, less than one batch; lower --batch-size"
+    ):
+        run_here(monkeypatch, [*arguments, *data, "--batch-size", "2"])
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+LOST = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2301"
+
+
+@pytest.mark.parametrize(
+    ("error", "first", "other"),
+    [
+        (TrainingError("it diverged."), "trial: it diverged.", 1),
+        (ConfigError("no."), "trial: no.", 1),
+        (RuntimeError(LOST), "trial: another process of this run has failed; what it said tells why.", 1),
+        (distributed.DistBackendError("NCCL error"), "trial: another process of this run has failed; .*", 1),
+        (DataError("'a.jpg' cannot be read."), r"trial: 'a\.jpg' cannot be read\.", "trial: 'a.jpg' cannot be read."),
+    ],
+)
+def test_of_several_processes_one_speaks(
+    error: Exception, first: str, other: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> None:
+        raise error
+
+    with pytest.raises(SystemExit, match=f"^{first}$"):
+        main("trial", run)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as quiet:
+        main("trial", run)
+    assert quiet.value.code == other
+
+
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    def run() -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        main("trial", run)
 
 
 def _metrics(trial: Path) -> list[str]:
@@ -182,7 +234,6 @@ def test_parameters_of_nnis_own_tuners_are_understood() -> None:
         (["--precision", "64-true"], "--precision is one of .*, not '64-true'"),
         (["--workers", "-1"], "--workers must not be negative, as -1 is"),
         (["--limit-steps", "0"], "--limit-steps must be above 0, not 0"),
-        (["--batch-size", "1438"], "1438"),
     ],
 )
 def test_faults_end_in_one_sentence(
@@ -215,6 +266,15 @@ def test_two_processes_share_each_batch(trained: list[str], tmp_path: Path) -> N
     assert read(tmp_path / "out" / "last.ckpt")["global_step"] == 1437 // 128  # as with one process
 
 
+@pytest.mark.slow  # starts two processes: half a minute
+def test_a_diverged_run_of_two_processes_says_so_once(trained: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trial.distill", *trained, "--devices", "2", "--out", str(tmp_path / "out")]
+    ended = subprocess.run([*command, "--lr", "1e20"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode != 0
+    (sentence,) = ended.stderr.strip().splitlines()
+    assert "no longer finite" in sentence
+
+
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(ConfigError, match="--batch-size 7 cannot be shared evenly by 2 processes"):
         share(7, SimpleNamespace(world_size=2))
@@ -232,6 +292,15 @@ def test_two_runs_do_not_mix_in_one_folder(trained: list[str], tmp_path: Path, m
     run_here(monkeypatch, arguments)
     with pytest.raises(SystemExit, match=r"out' holds a run with another lr, beta; give this one a folder of its own"):
         run_here(monkeypatch, [*arguments, "--lr", "0.2", "--beta", "3"])
+    more = ["--limit-steps", "2", "--teacher-epochs", "9", "--data-root", str(tmp_path), "--method", "reduced"]
+    with pytest.raises(SystemExit, match=r"with another data_root, limit_steps, teacher_epochs, method, variant;"):
+        run_here(monkeypatch, [*arguments, *more])
+    for damaged in ("{", "[3]", "\N{SNOWMAN}"):
+        (tmp_path / "out" / "settings.json").write_text(damaged)
+        with pytest.raises(
+            SystemExit, match=r"^trial: '.*settings\.json' is damaged .*; give this one a folder of its own"
+        ):
+            run_here(monkeypatch, arguments)
 
 
 def test_without_attention_transfer_there_is_no_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

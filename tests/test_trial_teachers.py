@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import CheckpointError
@@ -106,6 +108,22 @@ def test_another_recipe_is_another_teacher(task, tmp_path: Path, monkeypatch: py
     # What a student alone is trained with does not make another teacher.
     beta = Recipe(epochs=9, beta=3.0, attention="norm").of_teacher(1)
     assert trained_teacher(STUDENT.teacher(), task, OPTIONS, TeacherPlan(None, tmp_path, beta), Machine()) in paths
+
+
+def test_other_images_or_fewer_steps_make_another_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teachers, "fit", lambda *args, **kwargs: None)
+    draw = np.random.default_rng(0)
+    for place in ("here", "there"):
+        (tmp_path / place / "train" / "class0").mkdir(parents=True)
+        pixels = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / place / "train" / "class0" / "0.png")
+    original = STUDENT.from_choices(WRN, ["S"] * 3, {**SMALL, "in_channels": 3})
+    paths = {
+        trained_teacher(original, make_task("image-folder", str(tmp_path / place), **OPTIONS), OPTIONS, plan(tmp_path),
+                        Machine(limit_steps=limit))
+        for place in ("here", "there") for limit in (None, 1) for _ in range(2)
+    }  # fmt: skip
+    assert len(paths) == 4
 
 
 def test_two_processes_train_one_teacher(task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,10 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from nni_blockswap.architecture import Architecture
@@ -113,6 +115,47 @@ def test_every_epoch_reports_numbers_with_its_learning_rate(task, teacher, tmp_p
     assert last["train_loss"] == pytest.approx(last["train_cross_entropy"] + 1000 * sum(distances), rel=1e-4)
     assert run.best == max(metrics["default"] for _, metrics in seen)
     assert run.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+class Watched(ImageTraining):
+    """Keeps the training batches of each epoch, as the network sees them."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.seen: dict[int, list[torch.Tensor]] = {}
+
+    def training_step(self, batch, batch_idx: int) -> torch.Tensor:
+        self.seen.setdefault(self.current_epoch, []).append(batch[0].clone())
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_sees_the_batches_of_an_unbroken_one(tmp_path: Path, workers: int) -> None:
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 2)):
+        (tmp_path / part / "class0").mkdir(parents=True)
+        for index in range(count):
+            pixels = draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / part / "class0" / f"{index}.png")
+    task = make_task("image-folder", str(tmp_path), image_size=8)
+    original = Architecture.from_choices(WRN, ["S"] * 3, {**SMALL, "in_channels": 3})
+
+    def batches(out: str, epochs: int) -> dict[int, torch.Tensor]:
+        module = Watched(original.build(), task, Recipe(lr=1e-3, epochs=2))
+        machine = Machine(workers=workers)
+        fit(
+            module, loaders(task, workers), tmp_path / out, epochs=epochs, batch_size=4, machine=machine,
+            monitor="val/accuracy",
+        )  # fmt: skip
+        return {epoch: torch.cat(seen) for epoch, seen in module.seen.items()}
+
+    whole = batches("whole", 2)
+    torch.rand(3)  # another process would have other draws behind it
+    first, second = batches("cut", 1), batches("cut", 2)
+    assert (list(first), list(second)) == ([0], [1])
+    assert torch.equal(first[0], whole[0])
+    assert torch.equal(second[1], whole[1])
+    assert len({tuple(image.flatten().tolist()) for image in torch.cat([whole[0], whole[1]])}) == 16  # no draw twice
 
 
 @pytest.mark.parametrize(
