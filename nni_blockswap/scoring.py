@@ -197,11 +197,10 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 def _without_tf32() -> Iterator[None]:
     """Convolutions that multiply in float32: by default PyTorch lets cuDNN round to TF32's 10 bits of mantissa."""
     cudnn: Any = torch.backends.cudnn
-    owner, name, off = (
-        (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
-    )
+    modern = hasattr(cudnn, "conv")  # since PyTorch 2.9
+    owner, name = (cudnn.conv, "fp32_precision") if modern else (cudnn, "allow_tf32")
     before = getattr(owner, name)
-    setattr(owner, name, off)
+    setattr(owner, name, "ieee" if modern else False)
     try:
         yield
     finally:

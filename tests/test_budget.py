@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 
+from nni_blockswap.architecture import cost_table
 from nni_blockswap.budget import Budget
 from nni_blockswap.cost import CostTable
 from nni_blockswap.errors import BudgetError
+from search_spaces.wide_resnet import WideResNetSpace
+from tests.conftest import SMALL, WRN
 
 TABLE = CostTable(
     labels=("block_00", "block_01"),
@@ -93,12 +96,17 @@ def test_bounds(text: str, tolerance: float | None, bounds: dict[str, tuple[int,
     assert Budget.parse(text, tolerance).bounds(TABLE) == bounds
 
 
-def test_a_share_is_of_the_dearest_network_where_a_space_lacks_the_original_one() -> None:
-    without = CostTable(
-        labels=("a",), candidates=(("B(2)", "B(4)"),), params=(np.array([90, 40]),), macs=(np.array([30, 20]),),
-        fixed_params=10, fixed_macs=0,
-    )  # fmt: skip
-    assert Budget(params=0.5, macs=0.5).bounds(without) == {"params": (0, 50), "macs": (0, 15)}
+def test_a_share_is_of_the_original_network_also_where_the_space_is_narrowed_to_others() -> None:
+    table = cost_table(WRN, SMALL)
+    params = sum(
+        weight.numel() for weight in WideResNetSpace.build(dict.fromkeys(table.labels, "S"), **SMALL).parameters()
+    )
+    narrow = table.narrowed({label: [name for name in table.candidates[block] if name != "S"]
+                             for block, label in enumerate(table.labels)})  # fmt: skip
+    assert not any("S" in names for names in narrow.candidates)
+    for one in (table, narrow, narrow.narrowed({"block_00": ["B(2)"]})):
+        assert Budget(params=0.5).bounds(one) == {"params": (0, params // 2)}
+        assert Budget(macs=1.0).bounds(one) == Budget(macs=1.0).bounds(table)
 
 
 @pytest.mark.parametrize(

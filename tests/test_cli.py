@@ -1,6 +1,8 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,22 @@ def test_space_json_is_what_nni_reads(capsys: pytest.CaptureFixture[str], tmp_pa
     assert json.loads(capsys.readouterr().out) == content
 
 
+def test_space_tells_the_originals_size_also_where_it_is_narrowed_away(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "space.json"
+    path.write_text(json.dumps({"block_00": {"_type": "choice", "_value": ["G(N)"]}}))
+    assert main(["space", WRN, "--search-space-file", str(path)]) == 0
+    assert "original  2,243,546 parameters, 327,599,360 MACs" in capsys.readouterr().out
+
+
+def test_search_says_nothing_but_progress(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nni_blockswap", "search", "--space", WRN, *SPACE_ARGS, "--data", "digits"]
+    command += ["--budget", "30K", "--samples", "4", "--batch-size", "4", "--device", "cpu", "--processes", "2"]
+    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=True)
+    assert [line for line in done.stderr.splitlines() if "candidates" not in line] == []
+
+
 def test_search_writes_ranking_and_best(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["--data", "digits", "--data-option", "held_out=400", "--budget", "30K", "20K", "--samples", "5"]
     arguments += ["--batch-size", "8", "--seed", "3", "--inits", "2", "--out", str(tmp_path), "--device", "cpu"]
@@ -56,6 +74,7 @@ def test_search_writes_ranking_and_best(capsys: pytest.CaptureFixture[str], tmp_
     ("arguments", "sentence"),
     [
         (["space", "nowhere:Space"], "the space 'nowhere:Space' cannot be imported"),
+        (["space", WRN, "--space-arg", "depth=abc"], "the arguments {'depth': 'abc', "),
         (["space", WRN, "--space-arg", "depth"], "write NAME=VALUE, not 'depth'"),
         (["space", WRN, "--budget", "lots"], "'lots' is not a budget"),
         (["space", WRN, "--search-space-file", "absent.json"], "no search space can be read from 'absent.json'"),

@@ -109,6 +109,9 @@ def test_narrowing() -> None:
         table.narrowed({"block_00": []})
 
 
-def test_teacher_of_a_space_without_the_original_is_its_dearest() -> None:
+def test_the_originals_costs_outlive_its_candidates() -> None:
+    original = Architecture.from_choices(WRN, ["S", "S", "S"], SMALL)
     narrow = cost_table(WRN, SMALL).narrowed({"block_00": ["B(4)", "B(2)"]})
-    assert narrow.names(narrow.teacher())["block_00"] == "B(2)"
+    assert narrow.names(narrow.teacher())["block_00"] == "B(2)"  # the dearest that is left
+    for table in (narrow, narrow.narrowed({"block_01": ["G(2)"]})):
+        assert (table.original("params"), table.original("macs")) == (original.params, original.macs)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from nni_blockswap.errors import StateError
+from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.journal import Journal
 from nni_blockswap.proxies import Score
 
@@ -51,6 +51,19 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"other settings \(seed was 0, now 1\); choose another output folder"):
         Journal(tmp_path, {**IDENTITY, "seed": 1})
     assert len(Journal(tmp_path, IDENTITY)) == 2
+
+
+def test_keys_come_in_the_order_of_the_scores(tmp_path: Path) -> None:
+    fill(tmp_path)
+    assert list(Journal(tmp_path, IDENTITY)) == [(0, "S S"), (1, "S S")]
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match=r"notes\.txt' is no folder .*choose another output folder"):
+        Journal(path, IDENTITY)
+    assert path.read_text() == "mine"
 
 
 def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:

@@ -33,6 +33,29 @@ def test_coefficient_equals_the_closed_form_without_ties():
     assert found.interval[0] < found.rho < found.interval[1]
 
 
+@pytest.mark.parametrize("n", [3, 5, 8])
+def test_p_value_of_a_perfect_ranking_is_its_share_of_the_permutations(n):
+    # of the n! orders one gives +1 and one -1
+    scores = np.arange(float(n))
+    for errors in (scores, -scores):
+        found = correlate("fisher", 1, scores.tolist(), errors.tolist())
+        assert abs(found.rho) == pytest.approx(1)
+        assert found.p_value == pytest.approx(2 / math.factorial(n), rel=1e-12)
+
+
+def test_p_value_of_many_is_near_that_of_the_normal_limit():
+    rng = np.random.default_rng(5)
+    scores = rng.normal(size=60)
+    found = correlate("fisher", 1, scores.tolist(), (scores + 8 * rng.normal(size=60)).tolist())
+    expected = math.erfc(abs(found.rho) * math.sqrt(59 / 2))  # rho has variance 1 / (n - 1)
+    assert found.p_value == pytest.approx(expected, abs=0.005)
+    assert 0.01 < found.p_value < 0.9
+
+
+def test_equal_errors_have_no_correlation():
+    assert math.isnan(correlate("fisher", 1, [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]).rho)
+
+
 def test_tied_values_share_their_mean_rank():
     # ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: covariance 4.5, variances 4.5 and 5
     found = correlate("fisher", 1, [1.0, 2.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0])

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.errors import ScoreError, SpaceError
-from nni_blockswap.ranking import Ranking
+from nni_blockswap.errors import ScoreError, SpaceError, StateError
+from nni_blockswap.ranking import Ranking, check_overwrites
 from tests.conftest import SMALL, WRN
 
 CHOICES = (["S", "S", "S"], ["G(2)", "S", "B(2)"], ["B(4)", "B(4)", "B(4)"], ["S", "S", "G(N)"], ["S", "B(2)", "S"])
@@ -51,6 +51,20 @@ def test_files(tmp_path: Path) -> None:
     assert again.budget == "50K"
     assert [one.id for one in again.architectures] == [one.id for one in ranking.architectures]
     assert [repr(one.score) for one in again.architectures] == [repr(one.score) for one in ranking.architectures]
+
+
+def test_a_ranking_without_a_finite_score_is_kept_and_has_no_best(tmp_path: Path) -> None:
+    Ranking.of("50K", scored((math.nan,) * 5), higher_is_better=True).save(tmp_path)
+    assert len((tmp_path / "ranking.csv").read_text().splitlines()) == 6
+    assert not (tmp_path / "best.json").exists()
+
+
+def test_a_ranking_is_replaced_only_by_one_of_the_same_extent(tmp_path: Path) -> None:
+    check_overwrites(tmp_path, {"budget": "40K"})
+    Ranking.of("50K", scored(), higher_is_better=True).save(tmp_path)
+    check_overwrites(tmp_path, {"budget": "50K"})
+    with pytest.raises(StateError, match=r"another ranking \(budget was 50K, now 40K\)"):
+        check_overwrites(tmp_path, {"budget": "40K"})
 
 
 def test_no_finite_score_at_all() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from nni_blockswap.blocks import seeded
 from nni_blockswap.errors import ConfigError, DataError
 from nni_blockswap.proxies import PROXIES, Score, make_proxy
-from nni_blockswap.scoring import Scorer, mean_score, resolve_device, resolve_precision
+from nni_blockswap.scoring import Scorer, autocast, mean_score, resolve_device, resolve_precision
 from nni_blockswap.tasks import make_task
 from search_spaces.wide_resnet import WideResNetSpace
 
@@ -139,6 +139,64 @@ def test_the_global_generator_is_left_as_it_was() -> None:
     torch.manual_seed(0)
     scores()
     assert torch.equal(torch.rand(3), expected)
+
+
+class HalfFrozen(WideResNetSpace):
+    """Its first stage and stem are fixed, as those of a pretrained backbone are."""
+
+    def __init__(self, depth: int, width: int, in_channels: int, image_size: int) -> None:
+        super().__init__(depth, width, in_channels=in_channels, image_size=image_size)
+        self.conv.requires_grad_(False)
+        self.stage1.requires_grad_(False)
+
+
+@pytest.mark.parametrize("train_minibatches", [1, 3])
+def test_what_the_space_froze_is_neither_trained_nor_counted(
+    train_minibatches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, space = make_task("digits", None, image_size=8), "tests.test_scoring:HalfFrozen"
+    judge = Scorer(space, ARGUMENTS, task, make_proxy("grad_norm"), batch_size=16, device="cpu",
+                   train_minibatches=train_minibatches, precision="float64")  # fmt: skip
+    network = judge.super_network(0)
+    frozen = [weight for part in (network.conv, network.stage1) for weight in part.parameters()]
+    before = [weight.detach().clone() for weight in frozen]
+    seen = []
+
+    def measure(model, task, batch):
+        seen.append(all(torch.equal(weight, old) for weight, old in zip(frozen, before, strict=True)))
+        others = [weight for weight in model.active_parameters() if all(weight is not one for one in frozen)]
+        gradients = torch.autograd.grad(task.loss(model, batch), others)
+        return Score(sum(gradient.abs().sum().item() for gradient in gradients))
+
+    found = judge.score(network, CANDIDATES[1])
+    monkeypatch.setattr(judge.proxy, "measure", measure)
+    assert judge.score(network, CANDIDATES[1]) == found
+    assert seen == [True]
+
+
+def test_float32_on_a_gpu_is_no_tf32() -> None:
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+    with autocast(torch.device("cuda"), "float32"):
+        assert conv.fp32_precision == "ieee"
+        image = torch.ones(1, 1, 4, 4, requires_grad=True)
+        F.conv2d(image, torch.ones(1, 1, 3, 3)).sum().backward()  # PyTorch does not mind the flag while it computes
+    assert conv.fp32_precision == before
+    assert torch.backends.cudnn.allow_tf32 in (True, False)  # nor who reads the older flag afterwards
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"image_size": 16}, "the search space is for images of 1x16x16 and digits has 1x8x8; set in_channels and"),
+        ({"in_channels": 3}, "the search space is for images of 3x8x8 and digits has 1x8x8; set in_channels and"),
+        ({"num_classes": 5}, "digits has 10 classes and the network 5; set num_classes"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_data_is_refused(arguments: dict[str, object], sentence: str) -> None:
+    task = make_task("digits", None, image_size=8)
+    with pytest.raises(ConfigError, match=sentence):
+        Scorer(SPACE, {**ARGUMENTS, **arguments}, task, make_proxy("fisher"), batch_size=4, device="cpu")
 
 
 @pytest.mark.parametrize(

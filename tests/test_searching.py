@@ -6,12 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nni_blockswap.architecture import Architecture, cost_table
-from nni_blockswap.errors import BlockSwapError, StateError
+from nni_blockswap.errors import BlockSwapError, ScoreError, StateError
+from nni_blockswap.proxies import Score
+from nni_blockswap.scoring import Scorer
 from nni_blockswap.searching import Progress, SearchSettings, search
 from tests.conftest import SMALL, WRN
 
@@ -111,6 +115,65 @@ def test_other_settings_do_not_mix(tmp_path: Path) -> None:
         run(tmp_path, proxy="l2_norm")
 
 
+def scored_as(monkeypatch: pytest.MonkeyPatch, value: Callable[[Mapping[str, str]], float]) -> None:
+    """Let ``value`` score."""
+
+    def scores(self: Scorer, init: int, candidates: Sequence[Mapping[str, str]]) -> Iterator[tuple[int, Score]]:
+        yield from ((position, Score(value(choices))) for position, choices in enumerate(candidates))
+
+    monkeypatch.setattr(Scorer, "scores", scores)
+
+
+def test_a_budget_without_a_finite_score_does_not_lose_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def value(choices: Mapping[str, str]) -> float:
+        return 1.0 if Architecture.from_choices(WRN, choices, SPACE_ARGS).params > 20_000 else math.nan
+
+    scored_as(monkeypatch, value)
+    with pytest.raises(ScoreError, match="none of the 12 candidates at 20K has a finite score"):
+        run(tmp_path, budgets=["20K", "25K+-10%"])
+    assert Architecture.load(tmp_path / "25K+-10%/best.json").score == 1.0
+    assert {path.name for path in (tmp_path / "20K").iterdir()} == {"ranking.csv"}
+
+
+def test_tensorboard_shows_one_search_however_often_it_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came: list[float] = []
+
+    def value(choices: Mapping[str, str]) -> float:
+        if len(came) == 41:
+            raise KeyboardInterrupt
+        came.append(50.0 - abs(30 - len(came)))  # the best, 50, comes as the 31st
+        return came[-1]
+
+    scored_as(monkeypatch, value)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, samples=45)
+    scored_as(monkeypatch, lambda choices: 0.0)
+    seen: list[Progress] = []
+    search(SearchSettings(**{**SETTINGS, "samples": 45}), tmp_path, seen.append)  # type: ignore[arg-type]
+    assert [progress.best for progress in seen] == [50.0] * 4
+    board = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"histograms": 0}).Reload()
+    points = [(event.step, event.value) for event in board.Scalars("search/best_score")]
+    assert points == [(25, 44.0), (45, 50.0)]
+    assert [(one.step, one.histogram_value.num) for one in board.Histograms("search/scores")] == [(25, 25), (45, 45)]
+
+
+def test_a_ranking_of_another_budget_or_size_is_not_overwritten(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in ("ranking.csv", "best.json", "scores.jsonl")}
+    for changes, sentence in (
+        ({"budgets": ["25K"]}, "budget was 30K, now 25K"),
+        ({"samples": 5}, "samples was 12, now 5"),
+        ({"inits": 2}, "inits was 1, now 2"),
+    ):
+        with pytest.raises(StateError, match=sentence):
+            run(tmp_path, **changes)
+        assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
 def test_killed_with_kill_9_and_started_again(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "nni_blockswap", "search", "--space", WRN, "--data", "digits"]
     for name, value in SPACE_ARGS.items():
@@ -153,11 +216,17 @@ def test_a_narrowed_space_is_searched_alone() -> None:
         ({"device": "abacus"}, "the device 'abacus' cannot be used"),
         ({"precision": "int3"}, "there is no precision 'int3'; choose from auto, float32"),
         ({"data": "mnist"}, "there is no data set 'mnist'"),
+        ({"data_options": {"image_size": "x"}}, "the data set 'digits' cannot take the options image_size=x"),
+        ({"space_args": {**SPACE_ARGS, "image_size": 32}}, "images of 1x32x32 and digits has 1x16x16"),
+        ({"space_args": {**SPACE_ARGS, "num_classes": 5}}, "digits has 10 classes and the network 5"),
     ],
 )
-def test_bad_settings_get_one_sentence(changes: dict[str, object], sentence: str) -> None:
+def test_bad_settings_get_one_sentence_and_leave_nothing(
+    changes: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
     with pytest.raises(BlockSwapError, match=sentence):
-        run(**changes)
+        run(tmp_path, **changes)
+    assert not list(tmp_path.iterdir())
 
 
 def test_settings_are_plain(tmp_path: Path) -> None:

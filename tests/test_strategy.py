@@ -1,5 +1,6 @@
 """BlockSwapStrategy behaves as NNI's own strategies do, in both engines."""
 
+import math
 import socket
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from nni.nas.experiment.config import SequentialEngineConfig
 from nni.nas.space import ModelStatus, RawFormatModelSpace, SimplifiedModelSpace
 
 from nni_blockswap import Architecture, BlockSwapStrategy
-from nni_blockswap.errors import ConfigError, SpaceError
+from nni_blockswap.errors import ConfigError, ScoreError, SpaceError
+from nni_blockswap.proxies import Score
+from nni_blockswap.scoring import Scorer
 from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import SMALL, WRN
 
@@ -84,6 +87,14 @@ def test_state_survives_torchs_safe_loading_and_no_student_is_trained_twice(tmp_
     samples = [model.sample for model in [*first.list_models(sort=False), *second.list_models(sort=False)]]
     assert len(samples) == len({str(sample) for sample in samples}) == 3
     assert second.state_dict()["ended"] == [Architecture(**student).id for student in state["students"]]
+
+
+def test_no_finite_score_is_an_error(monkeypatch):
+    monkeypatch.setattr(
+        Scorer, "scores", lambda self, init, candidates: ((k, Score(math.nan)) for k in range(len(candidates)))
+    )
+    with pytest.raises(ScoreError, match="none of the 4 candidates at 60% has a finite score"):
+        explored(SequentialExecutionEngine())
 
 
 def test_is_as_strict_as_nnis_own_about_running_twice():
