@@ -103,7 +103,7 @@ def test_wrong_image_sizes_and_broken_files_are_named(tiny_cifar: Path) -> None:
     with pytest.raises(DataError, match=r"class0/0.png' is 31x32; every image must be 32x32"):
         make_task("cifar10", str(tiny_cifar)).val_loader(2)
     (tiny_cifar / "test" / "class0" / "0.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"class0/0\.png' cannot be read"):
+    with pytest.raises(DataError, match=r"class0/0\.png' cannot be read: .*[^.]\.$"):
         make_task("cifar10", str(tiny_cifar)).val_loader(2)
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from nni_blockswap.errors import DataError
 from nni_blockswap.tasks.base import Batches, fingerprint
 from nni_blockswap.tasks.classification import minibatch_indices
+from nni_blockswap.tasks.images import decoded
 
 Target = dict[str, Tensor]
 """Of one image with n instances: boxes (n, 4) as x1, y1, x2, y2 in pixels, labels (n,), masks (n, H, W) as bytes,
@@ -147,14 +148,8 @@ class Instances(Dataset[Any]):
         return len(self.image_ids)
 
     def __getitem__(self, position: int) -> tuple[Tensor, Target]:
-        from torchvision.io import ImageReadMode, decode_image
-
         image_id = self.image_ids[position]
-        path = self.folder / self.index.imgs[image_id]["file_name"]
-        try:
-            image = decode_image(str(path), ImageReadMode.RGB)
-        except RuntimeError as error:
-            raise DataError(f"the image '{path}' cannot be read: {error}.") from error
+        image = decoded(str(self.folder / self.index.imgs[image_id]["file_name"]))
         return image, self._target(image_id, image.shape[1], image.shape[2])
 
     def _target(self, image_id: int, height: int, width: int) -> Target:

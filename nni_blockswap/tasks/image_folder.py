@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from nni_blockswap.errors import DataError
 from nni_blockswap.tasks.base import Batches
 from nni_blockswap.tasks.classification import Classification, Labelled, minibatch_indices
-from nni_blockswap.tasks.images import class_names, labelled_files
+from nni_blockswap.tasks.images import class_names, decoded, labelled_files
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images; torchvision's pretrained networks expect them."""
@@ -92,13 +92,8 @@ class _Files(Dataset[Labelled]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:  # type: ignore[override]  # collated by the loader
-        from torchvision.io import ImageReadMode, decode_image
-
         path, label = self.files[index]
-        try:
-            return self.transform(decode_image(path, ImageReadMode.RGB)), label
-        except RuntimeError as error:
-            raise DataError(f"the image '{path}' cannot be read: {error}.") from error
+        return self.transform(decoded(path)), label
 
 
 def _transform(size: int, *, train: bool) -> Any:

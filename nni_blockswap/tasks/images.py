@@ -48,20 +48,27 @@ class FileImages:
 
     def take(self, indices: Sequence[int]) -> Tensor:
         """Bytes (n, 3, H, W). Raises DataError where a file cannot be read or has another size."""
-        from torchvision.io import ImageReadMode, decode_image
-
         images = []
         for index in indices:
             path = self.files[index][0]
-            try:
-                image = decode_image(path, ImageReadMode.RGB)
-            except RuntimeError as error:
-                raise DataError(f"the image '{path}' cannot be read: {error}.") from error
+            image = decoded(path)
             if tuple(image.shape[1:]) != self._size:
                 height, width = image.shape[1:]
                 raise DataError(f"'{path}' is {width}x{height}; every image must be {self._size[1]}x{self._size[0]}.")
             images.append(image)
         return torch.stack(images)
+
+
+def decoded(path: str) -> Tensor:
+    """The image file as RGB bytes (3, H, W). Raises DataError where it cannot be read."""
+    from torchvision.io import ImageReadMode, decode_image
+
+    try:
+        image: Tensor = decode_image(path, ImageReadMode.RGB)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise DataError(f"the image '{path}' cannot be read: {reason}.") from error
+    return image
 
 
 def class_names(folder: Path) -> list[str]:
