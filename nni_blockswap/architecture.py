@@ -166,4 +166,5 @@ def _prepare(space: str, arguments: str) -> CostTable:
     try:
         return load_space(space).cost_table(**json.loads(arguments))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise SpaceError(f"the arguments {json.loads(arguments)} do not fit {space}: {error}.") from error
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise SpaceError(f"the arguments {json.loads(arguments)} do not fit {space}: {reason}.") from error

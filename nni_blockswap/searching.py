@@ -227,7 +227,8 @@ def _task(settings: ScoreSettings) -> Task:
         return make_task(settings.data, settings.data_root, **settings.data_options)
     except (TypeError, ValueError) as error:
         options = " ".join(f"{name}={value}" for name, value in settings.data_options.items())
-        raise ConfigError(f"the data set '{settings.data}' cannot take the options {options}: {error}.") from error
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigError(f"the data set '{settings.data}' cannot take the options {options}: {reason}.") from error
 
 
 def _identity(settings: ScoreSettings, scorer: Scorer) -> dict[str, Any]:
