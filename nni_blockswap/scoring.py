@@ -237,7 +237,7 @@ def mean_score(scores: Sequence[Score]) -> Score:
     return Score(sum(score.value for score in scores) / len(scores), blocks)
 
 
-def check_fit(space: str, space_args: Mapping[str, Any], task: Classification, images: Tensor) -> None:
+def check_fit(space: str, space_args: Mapping[str, Any], task: Task, images: Tensor) -> None:
     """Raise ConfigError unless the space's networks take ``images`` (N, C, H, W) and tell the task's classes apart."""
     table = cost_table(space, space_args)
     with torch.device("meta"), torch.no_grad():

@@ -170,12 +170,12 @@ def test_learning_rate_by_epoch(recipe: Recipe, expected: dict[int, float]) -> N
 
 
 def test_networks_that_do_not_fit_the_data_are_refused(task) -> None:
-    other_size = Architecture.from_choices(WRN, ["S"] * 3, {**SMALL, "image_size": 16}).build()
+    other_size = Architecture.from_choices(WRN, ["S"] * 3, {**SMALL, "image_size": 16})
     with pytest.raises(ConfigError, match="for images of 1x16x16 and digits has 1x8x8"):
-        check_fit(other_size, other_size.input_size, task)
-    few_classes = Architecture.from_choices(WRN, ["S"] * 3, {**SMALL, "num_classes": 7}).build()
+        check_fit(other_size, task)
+    few_classes = Architecture.from_choices(WRN, ["S"] * 3, {**SMALL, "num_classes": 7})
     with pytest.raises(ConfigError, match="digits has 10 classes and the network 7"):
-        check_fit(few_classes, few_classes.input_size, task)
+        check_fit(few_classes, task)
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"lr": -1.0}, {"beta": -1.0}])

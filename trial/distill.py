@@ -69,7 +69,7 @@ def distill(architecture: Architecture, given: argparse.Namespace, out: Path, li
     task = make_task(given.data, given.data_root, **data_options)
     with seeded(recipe.seed):
         student: Any = architecture.build()
-    check_fit(student, student.input_size, task)
+    check_fit(architecture, task)
     plan = TeacherPlan(given.teacher, Path(given.teacher_dir), recipe.of_teacher(given.teacher_epochs))
     teacher = None
     if recipe.beta or given.method == sparse.L1_PRUNING:

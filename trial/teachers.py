@@ -56,7 +56,7 @@ def find_teacher(
         source, state = plan.source, _given(plan.source)
     network: Any = original.build()
     checkpoints.load_weights(network, checkpoints.weights_of(state), source)
-    check_fit(network, network.input_size, task)
+    check_fit(original, task)
     teacher = Teacher(network, network.attention_points, evaluate(network, task, plan.recipe, machine))
     say(f"teacher: {original.params:,} parameters, validation accuracy {teacher.accuracy:.2%}, from '{source}'.")
     return teacher
@@ -122,7 +122,7 @@ def _train(original: Architecture, task: Task, recipe: Recipe, machine: Machine,
     say(f"training the teacher once: {original.params:,} parameters, {recipe.epochs} epochs; to be kept as '{path}'.")
     with seeded(recipe.seed):
         network: Any = original.build()
-    check_fit(network, network.input_size, task)
+    check_fit(original, task)
     out = path.with_suffix("")
     report = EpochReport(None, "val/accuracy", None if in_terminal() else say)
     fit(

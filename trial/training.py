@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
+from nni_blockswap import scoring
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.distillation import attention_distances, captured
-from nni_blockswap.errors import ConfigError, TrainingError
+from nni_blockswap.errors import TrainingError
 from nni_blockswap.tasks import Task
 from trial.options import Recipe
 
@@ -187,17 +189,7 @@ def loaders(task: Task, workers: int) -> Callable[[int], tuple["DataLoader[Any]"
     return lambda size: (task.train_loader(size, workers=workers), task.val_loader(size, workers=workers))
 
 
-def check_fit(network: nn.Module, input_size: Sequence[int], task: Task) -> None:
-    """Raise ConfigError unless ``network`` takes the task's images and tells its classes apart."""
+def check_fit(architecture: Architecture, task: Task) -> None:
+    """Raise ConfigError unless the architecture's space takes the task's images and tells its classes apart."""
     images, _ = task.minibatch(1, seed=0, augment=False)
-    if tuple(images.shape[1:]) != tuple(input_size):
-        expected, given = ("x".join(map(str, size)) for size in (input_size, images.shape[1:]))
-        raise ConfigError(
-            f"the search space is for images of {expected} and {task.name} has {given}; "
-            "set in_channels and image_size in the space's arguments."
-        )
-    with torch.no_grad():
-        classes = network.eval()(images).shape[1]
-    network.train()
-    if classes < task.num_classes:
-        raise ConfigError(f"{task.name} has {task.num_classes} classes and the network {classes}; set num_classes.")
+    scoring.check_fit(architecture.space, architecture.space_args, task, images)

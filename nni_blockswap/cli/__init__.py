@@ -31,6 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BlockSwapError as error:
         print(f"blockswap: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        print(
+            "blockswap: memory ran out; what was done is kept. Start the same command again with --recompute, which "
+            "gives the same scores, or with a smaller --batch-size in another folder.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("blockswap: interrupted; what was done is kept, the same command goes on from there.", file=sys.stderr)
         return 130
