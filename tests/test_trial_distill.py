@@ -271,8 +271,8 @@ def test_a_diverged_run_of_two_processes_says_so_once(trained: list[str], tmp_pa
     command = [sys.executable, "-m", "trial.distill", *trained, "--devices", "2", "--out", str(tmp_path / "out")]
     ended = subprocess.run([*command, "--lr", "1e20"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode != 0
-    (sentence,) = ended.stderr.strip().splitlines()
-    assert "no longer finite" in sentence
+    assert ended.stderr.count("no longer finite") == 1, ended.stderr
+    assert "Traceback" not in ended.stderr  # Lightning or gloo may say that a process is gone
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
