@@ -73,20 +73,42 @@ def start(monkeypatch: pytest.MonkeyPatch, name: str, out: Path, *replaced: str)
     return json.loads((out / "result.json").read_text())
 
 
+def start_cifar10(monkeypatch: pytest.MonkeyPatch, data: Path, out: Path) -> dict:
+    kept = ["--data-root", str(data), "--batch-size", "4", "--teacher-dir", str(out / "teachers")]
+    return start(monkeypatch, "cifar10_wrn40_2", out, *kept)
+
+
 def test_cifar10_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_images(tmp_path / "data" / "train", classes=10, size=32)
-    draw_images(tmp_path / "data" / "test", classes=10, size=32)
-    replaced = ["--data-root", str(tmp_path / "data"), "--batch-size", "4", "--teacher-dir", str(tmp_path / "teachers")]
-    result = start(monkeypatch, "cifar10_wrn40_2", tmp_path / "out", *replaced)
+    for part in ("train", "test"):
+        draw_images(tmp_path / "data" / part, classes=10, size=32)
+    result = start_cifar10(monkeypatch, tmp_path / "data", tmp_path / "out")
     assert (result["params"], result["epochs"]) == (293_514, 1)
     assert 0 <= result["teacher_accuracy"] <= 1
 
 
+@pytest.mark.slow  # unpacks 60,000 images
+def test_cifar10_starts_on_real_images(data_root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert start_cifar10(monkeypatch, data_root("cifar10"), tmp_path / "out")["epochs"] == 1
+
+
+def start_imagenet(monkeypatch: pytest.MonkeyPatch, data: Path, out: Path) -> dict:
+    torch.save(resnet34().state_dict(), data / "resnet34.pth")  # as torchvision's own file, but untrained
+    given = ["--data-root", str(data), "--batch-size", "2", "--teacher", str(data / "resnet34.pth")]
+    return start(monkeypatch, "imagenet_resnet34", out, *given)
+
+
 def test_imagenet_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_images(tmp_path / "data" / "train", classes=2, size=64)
-    draw_images(tmp_path / "data" / "val", classes=2, size=64)
-    torch.save(resnet34().state_dict(), tmp_path / "resnet34.pth")  # as torchvision's own file, but untrained
-    replaced = ["--data-root", str(tmp_path / "data"), "--batch-size", "2", "--teacher", str(tmp_path / "resnet34.pth")]
-    result = start(monkeypatch, "imagenet_resnet34", tmp_path / "out", *replaced)
+    for part in ("train", "val"):
+        draw_images(tmp_path / "data" / part, classes=2, size=64)
+    result = start_imagenet(monkeypatch, tmp_path / "data", tmp_path / "out")
     assert result["epochs"] == 1
     assert 0 <= result["teacher_accuracy"] <= 1
+
+
+def test_imagenet_starts_on_real_images(data_root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    for part in ("train", "val"):  # the sample has no images of its own for validation
+        (tmp_path / "data" / part).symlink_to(data_root("imagenet-sample") / "train")
+    result = start_imagenet(monkeypatch, tmp_path / "data", tmp_path / "out")
+    assert result["epochs"] == 1
+    assert {"accuracy", "top5", "teacher_accuracy"} <= result.keys()
