@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine import processor  # noqa: E402
 from benchmarks.precision import SPACE  # noqa: E402
 from benchmarks.search_speed import full_backward, samples_of, scorer  # noqa: E402
-from nni_blockswap import cpu_layers  # noqa: E402
+from nni_blockswap import compiled, cpu_layers  # noqa: E402
 from nni_blockswap.architecture import Architecture  # noqa: E402
 from nni_blockswap.fast_fisher import FisherChain  # noqa: E402
 from nni_blockswap.files import write_text  # noqa: E402
@@ -39,6 +39,7 @@ IDEAS = {
     "freed memory kept": "1.1: no pages to fetch and to clear for every tensor",
     "groups of at least 8 channels; BN and ReLU in one": "1.2: narrow groups take a slow path; 6 passes instead of 8",
     "bfloat16": "2: twice the arithmetic, half the bytes",
+    "BN and ReLU compiled from C": "1.3: 4 passes; BN was 0.2 s, and its kernels are slow in bfloat16",
     "candidates in order, first blocks shared": "1.07: about 2.2 of 35 passes through a block",
 }
 """Idea -> times faster than the one before, as predicted."""
@@ -50,7 +51,10 @@ Tried and not kept:
 |---|---|---|
 | huge pages for tensors (`THP_MEM_ALLOC_ENABLE=1`, glibc's `hugetlb=1`) | 1.1 | 0.8 and 0.9: clearing them costs more |
 | oneDNN's own tensor layout throughout | 1.2 | its BN there takes ten times as long; no bfloat16 weights |
-| BN's backward pass as sums over the image's columns and one affine map | 1.1 | 1.0 |
+| BN's backward pass as sums over the image's columns and one affine map, by PyTorch's operators | 1.1 | 1.0 |
+| the same in pieces that stay in the cache | 1.1 | 0.7 to 1.0 |
+| BN as a group normalisation of one image | none | 0.02: its backward pass takes 90 to 180 ms a layer |
+| prefetching in the compiled passes | 1.1 | 1.2 on the one pass that it was tried on, not worth its lines |
 | ReLU's backward pass on bfloat16 as integers | 1.05 | 1.0; the forward pass does gain, seven times its speed |
 """
 
@@ -75,10 +79,14 @@ def main() -> None:
         (lambda: keeping(judge), apart),
         (lambda: fast(judge), apart),
         (lambda: fast(judge16), apart),
+        (lambda: fast(judge16), apart),
         (lambda: fast(judge16), neighbours),
     ]
     seconds = {}
+    library = compiled.library
     for idea, (start, candidates) in zip(IDEAS, ways, strict=True):
+        is_compiled = "compiled" in idea or "in order" in idea
+        compiled.library = library if is_compiled else lambda dtype: None  # type: ignore[assignment]
         seconds[idea] = measured(start(), candidates)
         print(f"{idea}: {seconds[idea]:.3f} s a candidate", flush=True)
     text = report(seconds)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nni_blockswap import compiled
 from nni_blockswap.blocks import BlockSpace, PreActivationBlock
 
 WIDTH = 8
@@ -68,19 +69,20 @@ def _fuse(parent: nn.Module, norm: str, relu: str) -> None:
 
 
 class BatchNorm(nn.Module):
-    """BN in training mode with frozen scale and shift, then ReLU if asked for; see ``_BatchNorm``."""
+    """BN in training mode with frozen scale and shift, then ReLU if asked for: compiled, or by PyTorch."""
 
     def __init__(self, norm: nn.BatchNorm2d, relu: bool) -> None:
         super().__init__()
         self.weight, self.bias, self.eps, self.relu = norm.weight, norm.bias, norm.eps, relu
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _BatchNorm.apply(x, self.weight, self.bias, self.eps, self.relu)  # type: ignore[no-untyped-call]
+        function = compiled.BatchNorm if compiled.library(x.dtype) else _BatchNorm
+        out: Tensor = function.apply(x, self.weight, self.bias, self.eps, self.relu)  # type: ignore[no-untyped-call]
         return out
 
 
 class _BatchNorm(torch.autograd.Function):
-    """PyTorch's own kernels, but for the statistics.
+    """BN where there is no ``compiled`` one: PyTorch's own kernels, but for the statistics.
 
     In channels_last its kernel adds all N H W terms of a channel one after the other in float32, and rounding makes
     scores wrong by a hundredth: ten times as much as in NCHW. ``statistics`` adds a column of the image at a time.
@@ -122,9 +124,9 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     columns = x.permute(0, 2, 3, 1).reshape(n, height, 1, width * channels).permute(0, 3, 1, 2)  # (N, W C, H, 1)
     precision = torch.promote_types(x.dtype, torch.float32)
     unused = torch.zeros(width * channels, dtype=precision)  # running statistics: what comes back has their type
-    mean, variance = torch.ops.aten.batch_norm_update_stats(columns, unused, unused.clone(), 0.0)
-    mean, variance = (each.double().view(width, channels) for each in (mean, variance))
-    return mean.mean(0).to(precision), (variance.mean(0) + mean.var(0, correction=0)).to(precision)
+    mean, variance = torch.ops.aten.batch_norm_update_stats(columns, unused, unused, 0.0)
+    between, mean = torch.var_mean(mean.view(width, channels), 0, correction=0)
+    return mean, variance.view(width, channels).mean(0).add_(between)
 
 
 def keep_freed_memory() -> None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nni_blockswap import cpu_layers, fast_fisher, scoring
+from nni_blockswap import compiled, cpu_layers, fast_fisher, scoring
 from nni_blockswap.blocks import BlockSpace, seeded
 from nni_blockswap.errors import WorkerError
 from nni_blockswap.fast_fisher import FisherChain, is_chain
@@ -126,12 +127,24 @@ def test_groups_that_cannot_be_widened_stay(channels: int, out: int, groups: int
     assert conv.weight is weight
 
 
+@pytest.fixture(params=["compiled", "PyTorch's"])
+def batch_norm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BN compiled for this machine, or in PyTorch's kernels as where there is no compiler."""
+    if request.param != "compiled":
+        monkeypatch.setattr(compiled, "library", lambda dtype: None)
+    elif shutil.which("cc") is None:
+        pytest.skip("needs a C compiler: there is no cc")
+
+
+@pytest.mark.usefixtures("batch_norm")
 @pytest.mark.parametrize("relu", [False, True])
-def test_batch_norm_equals_pytorchs(relu: bool) -> None:
-    norm = nn.BatchNorm2d(6)
-    nn.init.uniform_(norm.weight, 0.5, 1.5)
+@pytest.mark.parametrize("shape", [(5, 6, 7, 4), (64, 3, 1, 1), (2, 40, 3, 9)])
+def test_batch_norm_equals_pytorchs(relu: bool, shape: tuple[int, int, int, int]) -> None:
+    norm = nn.BatchNorm2d(shape[1])
+    nn.init.uniform_(norm.weight, -1.5, 1.5)
     nn.init.normal_(norm.bias)
-    x = (3 + 2 * torch.randn(5, 6, 7, 4)).contiguous(memory_format=torch.channels_last)
+    nn.init.zeros_(norm.weight[:1])
+    x = (3 + 2 * torch.randn(shape)).contiguous(memory_format=torch.channels_last)
     gradient = torch.randn_like(x)
     expected_x = x.double().requires_grad_()
     expected = F.batch_norm(expected_x, None, None, norm.weight.double(), norm.bias.double(), training=True)
@@ -145,12 +158,55 @@ def test_batch_norm_equals_pytorchs(relu: bool) -> None:
     assert torch.allclose(x.grad.double(), expected_x.grad, atol=2e-6)
 
 
+@pytest.mark.usefixtures("batch_norm")
+@pytest.mark.parametrize("relu", [False, True])
+def test_batch_norm_in_bfloat16(relu: bool) -> None:
+    norm = nn.BatchNorm2d(10).requires_grad_(False)
+    nn.init.normal_(norm.bias)
+    x, gradient = (torch.randn(16, 10, 6, 6).bfloat16() for _ in range(2))  # not in channels_last
+    expected_x = x.double().requires_grad_()
+    expected = F.batch_norm(expected_x, None, None, norm.weight.double(), norm.bias.double(), training=True)
+    expected = expected.relu() if relu else expected
+    expected.backward(gradient.double())
+    x.requires_grad_()
+    out = cpu_layers.BatchNorm(norm, relu)(x)
+    out.backward(gradient)
+    assert out.dtype == x.grad.dtype == torch.bfloat16
+    # bfloat16 keeps 8 bits: each result is rounded once, by up to 2^-9 of its size.
+    assert torch.allclose(out.double(), expected, rtol=2**-8, atol=1e-5)
+    assert torch.allclose(x.grad.double(), expected_x.grad, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.usefixtures("batch_norm")
+def test_batch_norm_is_exact_where_a_plain_sum_in_float32_is_not() -> None:
+    x = 100 + torch.randn(256, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    norm = nn.BatchNorm2d(1).requires_grad_(False)
+    out = cpu_layers.BatchNorm(norm, relu=False)(x.contiguous(memory_format=torch.channels_last))
+    expected = (x.double() - x.double().mean()) / (x.double().var(correction=0) + norm.eps).sqrt()
+    # At 100 a value is a multiple of 8e-6; scale and shift are rounded alike.
+    assert (out - expected).abs().max() < 4e-5
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler: there is no cc")
+def test_both_batch_norms_are_there_where_a_compiler_is() -> None:
+    assert compiled.library(torch.float32) is not None
+    assert compiled.library(torch.bfloat16) is not None
+    assert compiled.library(torch.float64) is None
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_without_a_compiler_that_works_there_is_no_library(monkeypatch: pytest.MonkeyPatch, compiler: str) -> None:
+    monkeypatch.setenv("CC", compiler)
+    assert compiled.library.__wrapped__(torch.float32) is None
+
+
 def test_relu_of_bfloat16_is_pytorchs() -> None:
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     numbers = every[~every.isnan()]
     assert torch.equal(cpu_layers.relu_(numbers.clone()), numbers.relu())
 
 
+@pytest.mark.usefixtures("batch_norm")
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("nan")])
 def test_what_is_not_finite_shows_in_the_score(precision: str, value: float) -> None:

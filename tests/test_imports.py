@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors", "files", "substitutes", "cost", "budget", "tables", "counting", "sampler", "architecture", "searchspace",
-    "blocks", "tasks", "proxies", "fast_fisher", "cpu_layers", "cuda_graphs", "workers", "scoring", "ranking",
-    "journal", "board", "searching", "latency", "rank_study", "sensitivity", "report",
+    "blocks", "tasks", "proxies", "fast_fisher", "compiled", "cpu_layers", "cuda_graphs", "workers", "scoring",
+    "ranking", "journal", "board", "searching", "latency", "rank_study", "sensitivity", "report",
 ]  # fmt: skip
 NNI_ROOMS = {"blocks.py", "strategy.py", "tuner.py", "cli/check.py"}  # the last reads configs as nnictl does
 
