@@ -43,8 +43,8 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, capsys: pytest.CaptureF
 def test_resumption_takes_the_last_good_checkpoint(tmp_path: Path) -> None:
     said: list[str] = []
     assert to_resume(tmp_path, said.append) is None
-    save({"epoch": 4}, tmp_path / "best.ckpt")
-    save({"epoch": 6}, tmp_path / "last.ckpt")
+    save({"epoch": 4, "figures": {}}, tmp_path / "best.ckpt")
+    save({"epoch": 6, "figures": {}}, tmp_path / "last.ckpt")
     assert to_resume(tmp_path, said.append) == tmp_path / "last.ckpt"
     assert "after epoch 7" in said[-1]
 
@@ -70,15 +70,15 @@ def test_weights_are_found_in_plain_and_wrapped_checkpoints(prefix: str, wrapped
     load_weights(nn.Linear(2, 3), found, "x")
 
 
-@pytest.mark.parametrize("content", [{"state_dict": {}}, {"epoch": "two"}, [1]])
-def test_a_checkpoint_without_its_epoch_is_passed_over(tmp_path: Path, content: object) -> None:
+@pytest.mark.parametrize("content", [{"state_dict": {}}, {"epoch": "two", "figures": {}}, {"epoch": 2}, [1]])
+def test_a_checkpoint_of_something_else_is_passed_over(tmp_path: Path, content: object) -> None:
     said: list[str] = []
     save(content, tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         to_resume(tmp_path, said.append)
-    save({"epoch": 4}, tmp_path / "best.ckpt")
+    save({"epoch": 4, "figures": {}}, tmp_path / "best.ckpt")
     assert to_resume(tmp_path, said.append) == tmp_path / "best.ckpt"
-    assert "last.ckpt' names no epoch" in said[-2]
+    assert "last.ckpt' is not one that a training here has written" in said[-2]
 
 
 @pytest.mark.parametrize("prefix", ["network.", "model.", "module."])

@@ -77,8 +77,9 @@ def to_resume(out: Path, say: Callable[[str], None]) -> Path | None:
 
 def _epoch_of(path: Path) -> int:
     content = read(path)
-    if not isinstance(content, Mapping) or not isinstance(content.get("epoch"), int):
-        raise CheckpointError(f"the checkpoint '{path}' names no epoch, so it is not of a training run.")
+    ours = isinstance(content, Mapping) and isinstance(content.get("epoch"), int) and "figures" in content
+    if not ours:
+        raise CheckpointError(f"the checkpoint '{path}' is not one that a training here has written.")
     return int(content["epoch"])
 
 
