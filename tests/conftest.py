@@ -3,6 +3,7 @@
 import os
 import tarfile
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -15,6 +16,16 @@ SMALL = {"depth": 10, "width": 1, "image_size": 8, "in_channels": 1}
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # the suite runs a process a core; and sums come out the same everywhere
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads fail at once, whether or not this machine has a network."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise URLError("no network in tests")
+
+    monkeypatch.setattr("urllib.request.urlopen", refused)
 
 
 @pytest.fixture(scope="session")

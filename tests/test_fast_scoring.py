@@ -140,6 +140,7 @@ def batch_norm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("shape", [(5, 6, 7, 4), (64, 3, 1, 1), (2, 40, 3, 9)])
 def test_batch_norm_equals_pytorchs(relu: bool, shape: tuple[int, int, int, int]) -> None:
+    torch.manual_seed(0)
     norm = nn.BatchNorm2d(shape[1])
     nn.init.uniform_(norm.weight, -1.5, 1.5)
     nn.init.normal_(norm.bias)
@@ -161,6 +162,7 @@ def test_batch_norm_equals_pytorchs(relu: bool, shape: tuple[int, int, int, int]
 @pytest.mark.usefixtures("batch_norm")
 @pytest.mark.parametrize("relu", [False, True])
 def test_batch_norm_in_bfloat16(relu: bool) -> None:
+    torch.manual_seed(0)
     norm = nn.BatchNorm2d(10).requires_grad_(False)
     nn.init.normal_(norm.bias)
     x, gradient = (torch.randn(16, 10, 6, 6).bfloat16() for _ in range(2))  # not in channels_last
@@ -245,7 +247,7 @@ def test_scores_do_not_depend_on_order_processes_or_a_resume() -> None:
     assert all(alone[position + 7] == score for position, score in resumed.items())
     assert dict(scorer(processes=3).scores(0, candidates)) == alone
     start = partial(_first_here_is_slow, os.getpid())
-    many = [*candidates, *candidates]
+    many = candidates * 20  # more than this process does before the helper is there
     shared = dict(score_all(start, start(), many, 1))  # slow here, so that the helper takes its part
     assert {pid for score in shared.values() for pid in score.blocks} > {float(os.getpid())}
 
@@ -261,7 +263,18 @@ def _first_here_is_slow(parent: int):
     return measure
 
 
-def test_helpers_find_the_same_scores_as_this_process() -> None:
+def _leaving_a_mark(start, mark: Path):
+    """What ``start`` gives; each of its scores says that this process took part."""
+    measure = start()
+
+    def marked(choices) -> Score:
+        mark.touch()
+        return measure(choices)
+
+    return marked
+
+
+def test_helpers_find_the_same_scores_as_this_process(tmp_path: Path) -> None:
     candidates = covering(super_network(WRN, torch.float32))
     network = partial(scoring.draw, *WRN, 0, "float32", torch.device("cpu"))
     data = [batch(WRN, torch.float32)]
@@ -269,11 +282,16 @@ def test_helpers_find_the_same_scores_as_this_process() -> None:
     mine = start()
     alone = {position: mine(choices) for position, choices in enumerate(candidates)}
 
+    mark = tmp_path / "scored"
+    deadline = time.monotonic() + 120
+
     def waiting(choices) -> Score:
-        time.sleep(2)  # this process scores a few, the helper all others
+        while not mark.exists():  # so that the helper scores some
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         return mine(choices)
 
-    assert dict(score_all(start, waiting, candidates, 1)) == alone
+    assert dict(score_all(partial(_leaving_a_mark, start, mark), waiting, candidates, 1)) == alone
 
 
 def test_several_minibatches_take_turns() -> None:
@@ -297,7 +315,7 @@ def _dies(code: int):
 
 
 def test_a_killed_helper_is_told_in_one_sentence_and_keeps_what_was_found(tmp_path) -> None:
-    candidates = covering(super_network(WRN, torch.float32)) * 3
+    candidates = covering(super_network(WRN, torch.float32)) * 20  # more than there is time for before it dies
     journal = Journal(tmp_path, {})
 
     def patient(choices) -> Score:

@@ -9,7 +9,7 @@ import pytest
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.cli import main
 from nni_blockswap.errors import StateError
-from nni_blockswap.latency import measure
+from nni_blockswap.latency import Latency, measure
 from nni_blockswap.report import points, read_trials, report, teacher_point
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
@@ -112,6 +112,23 @@ def test_files_and_table(experiment, tmp_path):
     assert shown in (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(csv.DictReader((tmp_path / "out" / "trials.csv").open()))) == 7
+
+
+def test_the_command_measures_latency(experiment, tmp_path, monkeypatch):
+    asked = []
+
+    def measured(networks, batch_size):
+        asked.append((set(networks), batch_size))
+        return {name: Latency(0.002, 0.0005) for name in networks}
+
+    monkeypatch.setattr("nni_blockswap.report.measure", measured)
+    assert main(["report", str(experiment), "--out", str(tmp_path / "out")]) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "report.csv").open()))
+    assert [float(row["latency ms"]) for row in rows] == pytest.approx([2.0] * 4)
+    assert [float(row["latency std ms"]) for row in rows] == pytest.approx([0.5] * 4)
+    ((networks, batch_size),) = asked
+    assert batch_size == 1
+    assert networks == {row["id"] for row in csv.DictReader((tmp_path / "out" / "trials.csv").open())}
 
 
 def test_the_command_takes_ids_and_folders(experiment, tmp_path, capsys, monkeypatch):

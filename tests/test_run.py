@@ -6,7 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
@@ -20,7 +23,7 @@ from nni_blockswap.cli.check import Config
 from nni_blockswap.cli.table import print_students
 from nni_blockswap.dispatcher import restore_gpus
 from nni_blockswap.errors import ConfigError, StateError
-from nni_blockswap.files import write_json
+from nni_blockswap.files import read_json, write_json
 from nni_blockswap.students import Students
 from tests.conftest import SMALL, WRN
 
@@ -55,7 +58,7 @@ def trial(number, status, accuracy=None):
 
 def followed(folder, *scenes, monkeypatch, capsys):
     monkeypatch.setattr(following, "PERIOD", 0)
-    good = following.Follower(FakeExperiment(folder, scenes), following.Line()).follow()
+    good = following.Follower(FakeExperiment(folder, scenes), following.Line(), "accuracy").follow()
     return good, capsys.readouterr().out.splitlines()
 
 
@@ -178,6 +181,21 @@ def test_export_takes_the_best_trial_and_its_weights_fit(tmp_path, capsys):
     taken = Architecture.load(tmp_path / "out" / "architecture.json")
     assert taken.id == best.id
     taken.build().load_state_dict(torch.load(tmp_path / "out" / "weights.pt", weights_only=True))
+
+
+def test_a_detector_is_judged_by_its_box_ap(tmp_path, capsys):
+    best = finished(tmp_path / "experiment", [0.2, 0.3])[1]
+    for path in (tmp_path / "experiment").rglob("result.json"):
+        result = read_json(path)
+        result["box_AP"], result["mask_AP"] = result.pop("accuracy"), 0.1
+        write_json(path, result)
+    assert main(["export", str(tmp_path / "experiment"), "--out", str(tmp_path / "out")]) == 0
+    assert "box AP 30.00%" in capsys.readouterr().out
+    assert Architecture.load(tmp_path / "out" / "architecture.json").id == best.id
+    assert print_students(tmp_path / "experiment", Config(ROOT / "experiments" / "coco_mask_rcnn.yml"))
+    table = capsys.readouterr().out
+    assert "box AP" in table.splitlines()[1]
+    assert "30.00%" in table
 
 
 def test_export_finds_an_experiment_by_its_id(tmp_path, monkeypatch, capsys):
@@ -314,6 +332,39 @@ def test_an_interrupted_run_leaves_nothing_and_says_how_to_go_on(quick, tmp_path
     assert left_over(tmp_path) == []
 
 
+@pytest.mark.slow  # starts NNI's manager twice, searches, trains a teacher and a student for an epoch
+def test_a_killed_manager_and_dispatcher_resume_where_they_were(quick, tmp_path):
+    config, environment = quick(samples=400)
+    where = port()
+    nnictl = partial(subprocess.run, env=environment, cwd=tmp_path, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    nnictl(["nnictl", "create", "--config", str(config), "--port", where])
+    running = experiment.Experiment(int(where))
+    scores = running.folder / "checkpoint" / "search" / "scores.jsonl"
+    deadline = time.monotonic() + 400
+    while not scores.exists() or scores.read_bytes().count(b"\n") < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    manager = run._manager(int(where))
+    for process in [manager, *manager.children(recursive=True)]:
+        process.kill()
+    before = scores.read_bytes()
+    assert before.count(b"\n") < 400
+    nnictl(["nnictl", "resume", running.id, "--port", where])
+    try:
+        while (status := running.get("check-status"))["status"] not in ("DONE", "ERROR"):
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        assert (status["status"], [trial["status"] for trial in running.trials()]) == ("DONE", ["SUCCEEDED"])
+    finally:
+        run.stop(running, run._manager(int(where)))
+    after = scores.read_bytes()
+    assert after.startswith(before[: before.rfind(b"\n") + 1])
+    keys = [(line["init"], line["choices"]) for line in map(json.loads, after.splitlines())]
+    assert len(keys) == len(set(keys)) == 400
+    assert [student["state"] for student in read_json(running.folder / "checkpoint" / "students.json")] == ["succeeded"]
+    assert left_over(tmp_path) == []
+
+
 @pytest.mark.slow  # starts NNI's manager
 def test_a_fault_in_the_search_ends_nnictl_create_with_its_sentence(quick, tmp_path):
     config, environment = quick(budget="1K")
@@ -335,7 +386,41 @@ def test_nnictl_that_cannot_start_is_told_in_a_sentence(monkeypatch, tmp_path):
         run.start(tmp_path / "config.yml", 8760)
 
 
-def test_the_web_service_is_asked_without_a_proxy(monkeypatch):
+class Manager(BaseHTTPRequestHandler):
+    """Answers as NNI's manager does."""
+
+    def do_GET(self):
+        data = [json.dumps(json.dumps(value)) for value in ({"default": 0.75, "epoch": 2}, 0.5)]
+        metrics = [
+            {"trialJobId": "t0", "sequence": str(1 - number), "data": value} for number, value in enumerate(data)
+        ]
+        answers = {
+            "experiment": {"id": "abc", "logDir": "/logs/abc"},
+            "trial-jobs": [{"trialJobId": "t1", "sequenceId": 10}, {"trialJobId": "t0", "sequenceId": 9}],
+            "metric-data?type=PERIODICAL": metrics,
+        }
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answers[self.path.removeprefix("/api/v1/nni/")]).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+def test_the_web_service_is_understood_and_asked_without_a_proxy(monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://nowhere.invalid:1")
+    with HTTPServer(("localhost", 0), Manager) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            found = experiment.Experiment(server.server_port)
+            assert (found.id, found.folder) == ("abc", Path("/logs/abc"))
+            assert [trial["trialJobId"] for trial in found.trials()] == ["t0", "t1"]
+            assert found.curves() == {"t0": [0.5, 0.75]}
+        finally:
+            server.shutdown()
+            thread.join()
     with pytest.raises(StateError, match="does not answer"):
-        experiment.Experiment(int(port()))
+        found.trials()

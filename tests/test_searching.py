@@ -182,12 +182,15 @@ def test_killed_with_kill_9_and_started_again(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment, stderr=subprocess.DEVNULL)
     scores = tmp_path / "killed/scores.jsonl"
+    deadline = time.monotonic() + 120
     while not scores.exists() or scores.read_bytes().count(b"\n") < 20:
         assert killed.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     before = scores.read_bytes()
+    assert before.count(b"\n") < 150
     for folder in ("killed", "whole"):
         done = subprocess.run(
             [*command, str(tmp_path / folder)], env=environment, capture_output=True, text=True, check=True

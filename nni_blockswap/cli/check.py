@@ -63,6 +63,11 @@ class Config:
         """Where the trial's command runs."""
         return self.resolve(self.content.get("trialCodeDirectory", "."))
 
+    @property
+    def figure(self) -> str:
+        """What its trials are judged by."""
+        return "box AP" if self.arguments.get("data") == "coco" else "accuracy"
+
     def search_space(self) -> Any:
         """The candidates, in NNI's format. Raises SpaceError where their file cannot be read."""
         from nni_blockswap.searchspace import read_candidates

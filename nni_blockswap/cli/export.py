@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from nni_blockswap.cli.experiment import folder_of, results
+from nni_blockswap.cli.experiment import figure, folder_of, results
 from nni_blockswap.errors import CheckpointError, ConfigError, StateError
 from nni_blockswap.files import write_atomically
 
@@ -28,14 +28,15 @@ def run(options: argparse.Namespace) -> int:
     ended = results(folder if folder.is_dir() else folder_of(options.experiment))
     if not ended:
         raise StateError(f"no trial of experiment '{options.experiment}' has come to an end; train one first.")
-    best, result = max(ended.values(), key=lambda trial: float(trial[1]["accuracy"]))
+    best, result = max(ended.values(), key=lambda trial: figure(trial[1])[1])
     out = Path(options.out)
     for name in (ARCHITECTURE, WEIGHTS, RESULT):
         if not (best / name).is_file():
             raise StateError(f"the best trial's '{best / name}' is missing; run the trial again.")
         content = (best / name).read_bytes()
         write_atomically(out / name, partial(_write, content))
-    print(f"{result['architecture_id']}: accuracy {result['accuracy']:.2%}, {result['params']:,} parameters; in {out}")
+    name, value = figure(result)
+    print(f"{result['architecture_id']}: {name} {value:.2%}, {result['params']:,} parameters; in {out}")
     if options.onnx:
         write_onnx(out)
         print(f"{out / ONNX}")
@@ -50,10 +51,11 @@ def write_onnx(folder: Path) -> None:
     """Write the network in ``folder`` as ONNX, for batches of any size.
 
     Raises:
-        ConfigError: the packages that torch.onnx needs are not installed.
+        ConfigError: the packages that torch.onnx needs are not installed, or it is a detector.
         CheckpointError: the weights do not fit the architecture.
     """
     import torch
+    from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
     from nni_blockswap.architecture import Architecture
 
@@ -65,6 +67,8 @@ def write_onnx(folder: Path) -> None:
             f"torch.onnx needs the packages onnx and onnxscript ({error}): pip install onnx onnxscript."
         ) from error
     network: Any = Architecture.load(folder / ARCHITECTURE).build()
+    if isinstance(network, GeneralizedRCNN):
+        raise ConfigError("ONNX is written of classifiers; of a detector take the weights.")
     try:
         network.load_state_dict(torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True))
     except Exception as error:

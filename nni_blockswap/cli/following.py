@@ -53,10 +53,10 @@ class Line:
 
 
 class Follower:
-    """Tells what an experiment does until it is over."""
+    """Tells what an experiment does until it is over; ``figure`` is what its trials are judged by."""
 
-    def __init__(self, experiment: Experiment, line: Line) -> None:
-        self._experiment, self._line = experiment, line
+    def __init__(self, experiment: Experiment, line: Line, figure: str) -> None:
+        self._experiment, self._line, self._figure = experiment, line, figure
         self._seen: dict[str, str] = {}
         self._searched = False
 
@@ -105,7 +105,7 @@ class Follower:
             self._line.say(f"{_name(trial)}: started")
         elif status == "SUCCEEDED":
             final = trial.get("finalMetricData")
-            self._line.say(f"{_name(trial)}: done{f', accuracy {_value(final[-1]):.2%}' if final else ''}")
+            self._line.say(f"{_name(trial)}: done{f', {self._figure} {_value(final[-1]):.2%}' if final else ''}")
         elif status == "FAILED":
             self._line.say(
                 f"{_name(trial)}: FAILED: {last_line(self._experiment.trial_folder(identity) / 'trial.stderr')}"
@@ -117,7 +117,7 @@ class Follower:
         running = [trial for trial in trials if trial["status"] == "RUNNING"]
         curves = self._experiment.curves() if running else {}
         told = [
-            f"{_name(trial)}: epoch {len(curve)}, accuracy {curve[-1]:.2%}"
+            f"{_name(trial)}: epoch {len(curve)}, {self._figure} {curve[-1]:.2%}"
             for trial in running
             if (curve := curves.get(trial["trialJobId"]))
         ]

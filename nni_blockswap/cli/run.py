@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 def _watch(experiment: Experiment, manager: Any, config: check.Config) -> int:
     print(f"Experiment {experiment.id}. Web page: http://localhost:{experiment.port}", flush=True)
     with Line() as line:
-        good = Follower(experiment, line).follow()
+        good = Follower(experiment, line, config.figure).follow()
     good = print_students(experiment.folder, config) and good
     print(f"All of it: {experiment.folder}; again in the browser: nnictl view {experiment.id}")
     if sys.stdout.isatty() and sys.stdin.isatty():

@@ -1,11 +1,11 @@
-"""The students of an experiment as a table: costs, score, accuracy, files."""
+"""The students of an experiment as a table: costs, score, what they are judged by, files."""
 
 from pathlib import Path
 from typing import Any
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.cli.check import Config
-from nni_blockswap.cli.experiment import CHECKPOINT, results
+from nni_blockswap.cli.experiment import CHECKPOINT, figure, results
 from nni_blockswap.students import SUCCEEDED, Student, read
 
 
@@ -18,7 +18,7 @@ def print_students(folder: Path, config: Config) -> bool:
     ended = results(folder)
     proxy = config.arguments.get("proxy", "fisher")
     score = "Fisher potential" if proxy == "fisher" else proxy
-    rows: list[tuple[str, ...]] = [("student", "parameters", "MACs", score, "accuracy", "files")]
+    rows: list[tuple[str, ...]] = [("student", "parameters", "MACs", score, config.figure, "files")]
     rows += [_row(student, *ended.get(student.id, ("", {}))) for student in students]
     rows.append(_teacher(students[0].parameters, [result for _, result in ended.values()]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -33,9 +33,9 @@ def print_students(folder: Path, config: Config) -> bool:
 def _row(student: Student, folder: Path | str, result: dict[str, Any]) -> tuple[str, ...]:
     given = student.parameters
     score = "" if given["score"] is None else f"{given['score']:.4g}"
-    found = result.get("accuracy", student.accuracy)  # the tuner may not have heard of it yet
-    accuracy = student.state if found is None else f"{found:.2%}"
-    return student.name, f"{given['params']:,}", f"{given['macs']:,}", score, accuracy, str(folder)
+    found = figure(result)[1] if result else student.accuracy  # the tuner may not have heard of it yet
+    judged = student.state if found is None else f"{found:.2%}"
+    return student.name, f"{given['params']:,}", f"{given['macs']:,}", score, judged, str(folder)
 
 
 def _teacher(given: dict[str, Any], results: list[dict[str, Any]]) -> tuple[str, ...]:
