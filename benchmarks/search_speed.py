@@ -42,7 +42,7 @@ from nni_blockswap.budget import Budget  # noqa: E402
 from nni_blockswap.cuda_graphs import CudaRecorder  # noqa: E402
 from nni_blockswap.proxies import make_proxy  # noqa: E402
 from nni_blockswap.sampler import Sampler  # noqa: E402
-from nni_blockswap.scoring import Scorer, autocast, start_fast  # noqa: E402
+from nni_blockswap.scoring import Scorer, autocast, can_compile, start_fast  # noqa: E402
 from nni_blockswap.tasks import make_task  # noqa: E402
 from search_spaces.wide_resnet import WideResNetSpace  # noqa: E402
 
@@ -166,7 +166,7 @@ def floor(data_root: str, precision: str, count: int) -> tuple[float, float]:
     torch.set_num_threads(1)
     judge = scorer(data_root, precision=precision)
     network = judge.super_network(0)
-    measure = start_fast(lambda: network, judge.measured, precision, recompute=False)
+    measure = start_fast(lambda: network, judge.measured, precision, False, can_compile(precision, DEVICE))
     distinct = {choices["block_00"]: choices for choices in samples_of(200)}
     candidates = [*distinct.values()][: count + 1]
     for choices in candidates:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nni_blockswap.architecture import Architecture
     from nni_blockswap.budget import Budget
-    from nni_blockswap.searching import search
+    from nni_blockswap.searching import SearchSettings, search
     from nni_blockswap.strategy import BlockSwapStrategy
     from nni_blockswap.tuner import BlockSwapTuner
 
-__all__ = ["Architecture", "BlockSwapStrategy", "BlockSwapTuner", "Budget", "search"]
+__all__ = ["Architecture", "BlockSwapStrategy", "BlockSwapTuner", "Budget", "SearchSettings", "search"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -22,6 +22,7 @@ _HOMES = {
     "BlockSwapStrategy": "strategy",
     "BlockSwapTuner": "tuner",
     "Budget": "budget",
+    "SearchSettings": "searching",
     "search": "searching",
 }
 

@@ -141,15 +141,29 @@ def complete_args(space: str, space_args: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SpaceError: the constructor has no such argument, or lacks one.
     """
-    found: Any = load_space(space)
-    constructor = getattr(found, "_init_wrapped", found.__init__)  # NNI wraps constructors and hides their signature
     try:
-        bound = inspect.signature(constructor).bind(None, **space_args)
+        arguments = named_arguments(load_space(space), **space_args)
     except TypeError as error:
         raise SpaceError(f"the arguments {dict(space_args)} do not fit {space}: {error}.") from error
-    bound.apply_defaults()
-    arguments = dict(list(bound.arguments.items())[1:])
     return cast(dict[str, Any], json.loads(json.dumps(arguments)))  # as they read back from a file
+
+
+def named_arguments(space: Any, *positional: Any, **named: Any) -> dict[str, Any]:
+    """All arguments of a space's constructor by name, defaults included. Raises TypeError where they do not fit."""
+    constructor = space.__init__
+    for base in space.__mro__:  # NNI wraps the constructor of every class, an inherited one again, and hides signatures
+        if vars(base).get("__init__") is constructor:
+            constructor = vars(base).get("_init_wrapped", constructor)
+    bound = inspect.signature(constructor).bind(None, *positional, **named)
+    bound.apply_defaults()
+    found: dict[str, Any] = {}
+    for name, value in list(bound.arguments.items())[1:]:
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL and value:
+            raise TypeError(f"arguments are given by name, and {value!r} have none")
+        if kind is not inspect.Parameter.VAR_POSITIONAL:
+            found |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+    return found
 
 
 def cost_table(space: str, space_args: Mapping[str, Any] | None = None) -> CostTable:

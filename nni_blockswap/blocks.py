@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from nni_blockswap.cost import CostTable, cost_table
+from nni_blockswap.errors import SpaceError
 from nni_blockswap.substitutes import Site, branch, candidates
 
 
@@ -55,7 +56,9 @@ class Block(nn.Module):
 
     def select(self, name: str) -> None:
         """Make an unfrozen block run candidate ``name``."""
-        self.selected = self.names[self.names.index(name)]
+        if name not in self.names:
+            raise SpaceError(f"'{name}' is no candidate of {self.label}; it has {', '.join(self.names)}.")
+        self.selected = name
 
     def active_branch(self) -> nn.Module:
         """The branch that runs: the selected one, a frozen network's only one, else NNI's dry-run choice."""
@@ -136,6 +139,9 @@ class BlockSpace(ModelSpace, disable_init_wrapper=True):  # type: ignore[misc, c
     attention_points: ClassVar[tuple[str, ...]] = ()
     """Modules, by path and in forward order, at whose outputs attention is transferred."""
 
+    detects: ClassVar[bool] = False
+    """Whether its networks are detectors, which take images and targets as lists; else they classify."""
+
     def blocks(self) -> list[Block]:
         """The blocks in forward order."""
         return [module for module in self.modules() if isinstance(module, Block)]
@@ -207,7 +213,7 @@ def initialise(network: nn.Module) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw weights from ``seed`` and leave the global generator as it was."""
+    """Draw weights, on the CPU, from ``seed`` and leave the global generators as they were."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would set a GPU's, too
         yield

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import math
 import os
+import shlex
 import subprocess
 import tempfile
 from pathlib import Path
@@ -21,15 +22,16 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The functions of ``batch_norm.c`` for ``dtype``, compiled in a moment; None where that cannot be done."""
     if dtype not in DEFINITIONS:
         return None
+    compiler = shlex.split(os.environ.get("CC", "cc"))
     source = Path(__file__).with_name("batch_norm.c")
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "batch_norm.so"
-        command = [os.environ.get("CC", "cc"), *FLAGS, *DEFINITIONS[dtype], str(source), "-o", str(target), "-lm"]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
+    try:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            target = Path(folder) / "batch_norm.so"
+            command = [*compiler, *FLAGS, *DEFINITIONS[dtype], str(source), "-o", str(target), "-lm"]
+            subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
             return ctypes.CDLL(str(target))
-        except (OSError, subprocess.CalledProcessError):
-            return None
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 class BatchNorm(torch.autograd.Function):

@@ -18,23 +18,29 @@ WIDTH = 8
 """Channels a group that grouped convolutions in channels_last need to be fast."""
 
 
-def prepare(network: BlockSpace, bf16: bool) -> None:
-    """Bring the layers of ``network`` into their fast forms: channels_last, wide groups, BN and ReLU in one."""
+def prepare(network: BlockSpace, bf16: bool, is_compiled: bool = False) -> None:
+    """Bring the layers of ``network`` into their fast forms: channels_last, wide groups, BN and ReLU in one.
+
+    Args:
+        network: the super-network.
+        bf16: whether its convolutions run in bfloat16.
+        is_compiled: whether BN is the ``compiled`` one, which rounds in another way.
+    """
     network.to(memory_format=torch.channels_last)
     for module in list(network.modules()):
         if isinstance(module, nn.Conv2d):
             _prepare_convolution(module, bf16)
         elif isinstance(module, PreActivationBlock):
-            _fuse(module, "bn", "relu")
+            _fuse(module, "bn", "relu", is_compiled)
         elif isinstance(module, nn.Sequential):
             children = list(module.named_children())
             for (name, child), (after, follower) in itertools.pairwise(children):
                 if isinstance(child, nn.BatchNorm2d) and isinstance(follower, nn.ReLU):
-                    _fuse(module, name, after)
+                    _fuse(module, name, after, is_compiled)
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, BatchNorm(child, relu=False))
+                setattr(module, name, BatchNorm(child, False, is_compiled))
 
 
 def _prepare_convolution(conv: nn.Conv2d, bf16: bool) -> None:
@@ -63,21 +69,21 @@ def widen_groups(conv: nn.Conv2d, width: int) -> None:
     conv.weight = nn.Parameter(wide.flatten(0, 1).contiguous(memory_format=torch.channels_last), requires_grad=False)
 
 
-def _fuse(parent: nn.Module, norm: str, relu: str) -> None:
-    setattr(parent, norm, BatchNorm(getattr(parent, norm), relu=True))
+def _fuse(parent: nn.Module, norm: str, relu: str, is_compiled: bool) -> None:
+    setattr(parent, norm, BatchNorm(getattr(parent, norm), True, is_compiled))
     setattr(parent, relu, nn.Identity())
 
 
 class BatchNorm(nn.Module):
     """BN in training mode with frozen scale and shift, then ReLU if asked for: compiled, or by PyTorch."""
 
-    def __init__(self, norm: nn.BatchNorm2d, relu: bool) -> None:
+    def __init__(self, norm: nn.BatchNorm2d, relu: bool, is_compiled: bool) -> None:
         super().__init__()
         self.weight, self.bias, self.eps, self.relu = norm.weight, norm.bias, norm.eps, relu
+        self._function = compiled.BatchNorm if is_compiled else _BatchNorm
 
     def forward(self, x: Tensor) -> Tensor:
-        function = compiled.BatchNorm if compiled.library(x.dtype) else _BatchNorm
-        out: Tensor = function.apply(x, self.weight, self.bias, self.eps, self.relu)  # type: ignore[no-untyped-call]
+        out: Tensor = self._function.apply(x, self.weight, self.bias, self.eps, self.relu)  # type: ignore[no-untyped-call]
         return out
 
 
@@ -125,19 +131,19 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     precision = torch.promote_types(x.dtype, torch.float32)
     unused = torch.zeros(width * channels, dtype=precision)  # running statistics: what comes back has their type
     mean, variance = torch.ops.aten.batch_norm_update_stats(columns, unused, unused, 0.0)
-    between, mean = torch.var_mean(mean.view(width, channels), 0, correction=0)
-    return mean, variance.view(width, channels).mean(0).add_(between)
+    mean, variance = (each.double().view(width, channels) for each in (mean, variance))
+    return mean.mean(0).to(precision), (variance.mean(0) + mean.var(0, correction=0)).to(precision)
 
 
 def keep_freed_memory() -> None:
     """Let the C library keep what is freed for the next candidate, instead of fetching zeroed pages for every tensor.
 
-    Where the library is not glibc nothing happens.
+    For as long as the process lives. Where the library is not glibc, or will not, nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
     trim_threshold, mmap_threshold = -1, -3
-    mallopt(mmap_threshold, 1 << 30)
-    mallopt(trim_threshold, (1 << 31) - 1)
+    if mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_threshold, 32 << 20):  # some releases take no more
+        mallopt(trim_threshold, (1 << 31) - 1)

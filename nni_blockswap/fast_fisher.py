@@ -96,10 +96,23 @@ def head_gradient(network: BlockSpace, out: Tensor, batch: Labelled) -> Tensor:
 
 
 def is_chain(network: BlockSpace, images: Tensor) -> bool:
-    """Whether the blocks run one after the other, each once, on nothing but what the one before gave."""
+    """Whether the blocks run one after the other, each once, on nothing but what the one before gave, then the head."""
     inputs, outputs = passing(network, images)
-    blocks = len(network.blocks())
-    return len(inputs) == blocks and all(after is before for after, before in zip(inputs[1:], outputs, strict=False))
+    blocks = network.blocks()
+    if len(inputs) != len(blocks) or any(
+        after is not before for after, before in zip(inputs[1:], outputs, strict=False)
+    ):
+        return False
+    cut = blocks[-1].register_forward_hook(lambda module, arguments, output: output.detach())
+    images = images.detach().requires_grad_()
+    try:
+        logits = network(images)
+    finally:
+        cut.remove()
+    if not logits.requires_grad:
+        return True
+    (past_the_blocks,) = torch.autograd.grad(logits.sum(), images, allow_unused=True)
+    return past_the_blocks is None
 
 
 def passing(network: BlockSpace, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -83,8 +83,8 @@ class Journal:
 
 
 def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
-    path = folder / "search.json"
-    if not path.exists():
+    path, scores = folder / "search.json", folder / "scores.jsonl"
+    if not path.exists() or not scores.exists() or not scores.stat().st_size:  # no score, nothing to mix
         write_json(path, identity)
         return
     try:

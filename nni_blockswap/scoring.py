@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from nni_blockswap import cpu_layers
+from nni_blockswap import compiled, cpu_layers
 from nni_blockswap.architecture import cost_table, load_space
 from nni_blockswap.blocks import BlockSpace, seeded
 from nni_blockswap.cuda_graphs import GraphedFisherChain, graphed
@@ -24,7 +24,7 @@ from nni_blockswap.errors import ConfigError
 from nni_blockswap.fast_fisher import FisherChain, is_chain
 from nni_blockswap.proxies import Proxy, Score
 from nni_blockswap.proxies.fisher import FisherPotential
-from nni_blockswap.tasks import Task
+from nni_blockswap.tasks import Batch, Task
 from nni_blockswap.tasks.classification import Classification, Labelled
 from nni_blockswap.workers import Measure, score_all
 
@@ -55,7 +55,7 @@ class Scorer:
             activations: less memory, more time, the same scores.
 
     Raises:
-        ConfigError: settings that do not exist, or a classifier that does not take the task's images or classes.
+        ConfigError: settings that do not exist, or a space whose networks are not for this task; see ``check_fit``.
         DataError: the training set is too small for the minibatches.
     """
 
@@ -86,8 +86,7 @@ class Scorer:
             task.minibatch(batch_size, seed=seed, index=index, augment=augment)
             for index in range(train_minibatches - 1 + minibatches)
         ]
-        if isinstance(task, Classification):
-            check_fit(space, space_args, task, drawn[0][0])
+        check_fit(space, space_args, task, drawn[0])
         self.fingerprint = "+".join(task.fingerprint(batch) for batch in drawn)[:256]
         dtype = torch.float64 if self.precision == "float64" else None
         batches = [task.to(batch, self.device, dtype) for batch in drawn]
@@ -110,8 +109,12 @@ class Scorer:
             self.measured,
             self.precision,
             self._recompute,
+            can_compile(self.precision, self.device),
         )
+        del network  # it has one of its own, in fast layers
         processes = (self._processes or torch.get_num_threads()) if self.device.type == "cpu" else 1
+        if self.space.startswith("__main__:"):  # a script's or a notebook's: no other process can import it
+            processes = 1
         yield from score_all(start, start(), candidates, processes - 1)
 
     def super_network(self, init: int) -> BlockSpace:
@@ -208,13 +211,20 @@ def _without_tf32() -> Iterator[None]:
 
 
 def start_fast(
-    draw_network: Callable[[], BlockSpace], batches: Sequence[Labelled], precision: str, recompute: bool
+    draw_network: Callable[[], BlockSpace],
+    batches: Sequence[Labelled],
+    precision: str,
+    recompute: bool,
+    is_compiled: bool,
 ) -> Measure:
-    """A function from choices to Fisher potential, the mean over ``batches``; see ``fast_fisher``."""
+    """A function from choices to Fisher potential, the mean over ``batches``; see ``fast_fisher``.
+
+    All processes of a search are told whether BN ``is_compiled``, so that they round alike.
+    """
     network = draw_network()
     device = batches[0][0].device
     if device.type == "cpu" and precision != "float64":
-        cpu_layers.prepare(network, precision == "bf16")
+        cpu_layers.prepare(network, precision == "bf16", is_compiled)
         cpu_layers.keep_freed_memory()
     elif device.type == "cuda":
         network.to(memory_format=torch.channels_last)
@@ -231,14 +241,33 @@ def start_fast(
     return measure
 
 
+def can_compile(precision: str, device: torch.device) -> bool:
+    """Whether ``cpu_layers`` can have BN compiled here."""
+    dtype = {"float32": torch.float32, "bf16": torch.bfloat16}.get(precision)
+    return device.type == "cpu" and dtype is not None and compiled.library(dtype) is not None
+
+
 def mean_score(scores: Sequence[Score]) -> Score:
     """The mean of scores, block by block."""
     blocks = tuple(sum(terms) / len(scores) for terms in zip(*(score.blocks for score in scores), strict=True))
     return Score(sum(score.value for score in scores) / len(scores), blocks)
 
 
-def check_fit(space: str, space_args: Mapping[str, Any], task: Task, images: Tensor) -> None:
-    """Raise ConfigError unless the space's networks take ``images`` (N, C, H, W) and tell the task's classes apart."""
+def check_fit(space: str, space_args: Mapping[str, Any], task: Task, batch: Batch) -> None:
+    """Raise ConfigError unless the space's networks do what the task asks for, and take a ``batch`` of it.
+
+    Classifiers must take its images (N, C, H, W) and tell the task's classes apart.
+    """
+    classifies = isinstance(task, Classification)
+    detects = getattr(load_space(space), "detects", False)
+    if classifies == detects:
+        raise ConfigError(
+            f"the networks of {space} {'detect' if detects else 'classify'}, and {task.name} is a data set for "
+            f"{'classification' if classifies else 'detection'}; change the one or the other."
+        )
+    if not classifies:
+        return
+    images: Tensor = batch[0]
     table = cost_table(space, space_args)
     with torch.device("meta"), torch.no_grad():
         network: Any = load_space(space).build(table.names(table.teacher()), **space_args).eval()

@@ -21,7 +21,7 @@ from nni_blockswap.proxies import Score, make_proxy
 from nni_blockswap.ranking import Ranking, check_overwrites
 from nni_blockswap.sampler import Sampler
 from nni_blockswap.scoring import Scorer, mean_score
-from nni_blockswap.tasks import Task, make_task
+from nni_blockswap.tasks import make_task
 
 Indices = tuple[int, ...]
 
@@ -195,7 +195,12 @@ def table_of(settings: SearchSettings) -> CostTable:
 
 def sample(settings: SearchSettings, table: CostTable) -> dict[Budget, list[Indices]]:
     """Distinct architectures, uniform over those within each budget; a budget's samples do not depend on the others."""
-    budgets = [Budget.parse(text, settings.tolerance) for text in settings.budgets]
+    budgets: dict[Budget, str] = {}
+    for text in settings.budgets:
+        budget = Budget.parse(text, settings.tolerance)
+        if budget in budgets:
+            raise BudgetError(f"'{budgets[budget]}' and '{text}' are the same budget; give it once.")
+        budgets[budget] = text
     return {
         budget: Sampler(table, budget).sample(
             settings.samples, np.random.default_rng([settings.seed, zlib.crc32(str(budget).encode())])
@@ -208,7 +213,7 @@ def _scorer(settings: ScoreSettings) -> Scorer:
     return Scorer(
         settings.space,
         complete_args(settings.space, settings.space_args),
-        _task(settings),
+        make_task(settings.data, settings.data_root, **settings.data_options),
         make_proxy(settings.proxy),
         batch_size=settings.batch_size,
         seed=settings.seed,
@@ -220,15 +225,6 @@ def _scorer(settings: ScoreSettings) -> Scorer:
         processes=settings.processes,
         recompute=settings.recompute,
     )
-
-
-def _task(settings: ScoreSettings) -> Task:
-    try:
-        return make_task(settings.data, settings.data_root, **settings.data_options)
-    except (TypeError, ValueError) as error:
-        options = " ".join(f"{name}={value}" for name, value in settings.data_options.items())
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ConfigError(f"the data set '{settings.data}' cannot take the options {options}: {reason}.") from error
 
 
 def _identity(settings: ScoreSettings, scorer: Scorer) -> dict[str, Any]:
@@ -293,7 +289,8 @@ def _rank(
 
 def _extent(settings: SearchSettings, budget: Budget) -> dict[str, Any]:
     """What a ranking depends on beside the scores."""
-    return {"inits": settings.inits, "samples": settings.samples, "budget": str(budget)}
+    narrowed = None if settings.candidates is None else zlib.crc32(repr(sorted(settings.candidates.items())).encode())
+    return {"inits": settings.inits, "samples": settings.samples, "budget": str(budget), "candidates": narrowed}
 
 
 def _mean(settings: ScoreSettings, journal: Journal, choices: Mapping[str, str]) -> Score:

@@ -1,6 +1,5 @@
 """BlockSwapStrategy: the search as an exploration strategy of ``nni.nas.experiment.NasExperiment``."""
 
-import inspect
 import json
 import logging
 import time
@@ -12,7 +11,7 @@ from nni.nas.execution import ExecutionEngine
 from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace, SimplifiedModelSpace
 from nni.nas.strategy.base import Strategy
 
-from nni_blockswap.architecture import Architecture, load_space
+from nni_blockswap.architecture import Architecture, load_space, named_arguments
 from nni_blockswap.classargs import argument_faults, read_settings
 from nni_blockswap.errors import BlockSwapError, ConfigError, SpaceError
 from nni_blockswap.searching import Progress, search
@@ -118,9 +117,7 @@ def space_of(model_space: ExecutableModelSpace) -> tuple[str, dict[str, Any]]:
         raise SpaceError(f"the model space's class cannot be found by its name: {error}") from error
     if found is not kind:
         raise SpaceError(f"'{name}' is another class than the model space's; give each class a name of its own.")
-    signature = inspect.signature(getattr(kind, "_init_wrapped", kind.__init__))
-    bound = signature.bind(None, *traced.trace_args, **traced.trace_kwargs)
-    return name, dict(list(bound.arguments.items())[1:])
+    return name, named_arguments(kind, *traced.trace_args, **traced.trace_kwargs)
 
 
 class _Report:

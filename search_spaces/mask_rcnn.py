@@ -42,6 +42,8 @@ class MaskRCNNSpace(MaskRCNN, BlockSpace):  # type: ignore[misc]  # NNI is not t
         SpaceError: no such depth, or not 0 to 5 trainable layers.
     """
 
+    detects = True
+
     def __init__(
         self,
         num_classes: int = 91,

@@ -3,13 +3,15 @@ import subprocess
 import sys
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from nni_blockswap import Architecture
-from nni_blockswap.architecture import load_space
+from nni_blockswap.architecture import load_space, named_arguments
 from nni_blockswap.errors import SpaceError
+from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import SMALL, WRN
 
 
@@ -30,6 +32,37 @@ def test_id_names_space_arguments_and_choices() -> None:
     command = f"from nni_blockswap import Architecture as A; print(A.from_choices({WRN!r}, ['S']*3, {SMALL!r}).id)"
     other = subprocess.run([sys.executable, "-W", "ignore", "-c", command], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == one.id
+
+
+class Plain(WideResNetSpace):
+    """A space that changes its base, but not its constructor."""
+
+    attention_points = ()
+
+
+class Narrow(WideResNetSpace):
+    """A space that hands on what it does not know itself."""
+
+    def __init__(self, stem: int = 3, **others: Any) -> None:
+        super().__init__(**others)
+
+
+class ByPosition(WideResNetSpace):
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+
+
+def test_a_space_may_inherit_its_constructor_or_hand_arguments_on() -> None:
+    base = Architecture.from_choices(WRN, ["S"] * 3, SMALL)
+    for name, arguments in (("Plain", base.space_args), ("Narrow", {"stem": 3, **SMALL})):
+        one = Architecture.from_choices(f"{__name__}:{name}", ["S"] * 3, SMALL)
+        assert one.space_args == arguments
+        assert (one.params, one.macs) == (base.params, base.macs)
+        assert sum(weight.numel() for weight in one.build().parameters()) == base.params
+    with pytest.raises(SpaceError, match="unexpected keyword argument 'dept'"):
+        Architecture.from_choices(f"{__name__}:Narrow", ["S"] * 3, {**SMALL, "dept": 16})
+    with pytest.raises(TypeError, match="arguments are given by name"):
+        named_arguments(ByPosition, 10, 1)
 
 
 def test_immutable() -> None:

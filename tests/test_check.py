@@ -1,5 +1,6 @@
 """blockswap check names every fault of an nnictl config at once; the shipped configs have none but absent data."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,9 @@ def test_the_papers_experiments_lack_nothing_but_data(path, tmp_path):
         config.content[field] = str(config.resolve(config.content[field]))
     config.tuner["codeDirectory"] = str(config.code_directory)
     nowhere = config.arguments["data_root"] = str(tmp_path / "nowhere")
+    config.content["trialCommand"] = re.sub(
+        r"--data-root \S+", f"--data-root {nowhere}", config.content["trialCommand"]
+    )
     copy = tmp_path / "config.yml"
     copy.write_text(yaml.safe_dump(config.content))
     faults = [fault.sentence for fault in find_faults(copy) if fault.fatal]
@@ -70,6 +74,14 @@ def test_the_papers_experiments_lack_nothing_but_data(path, tmp_path):
         ({"trialConcurency": 1}, "no field 'trialConcurency'; did you mean trialConcurrency?"),
         ({"tuner__classarg": {}}, "no field 'tuner.classarg'; did you mean classArgs?"),
         ({"trialCommand": None}, "'trialCommand' is missing"),
+        (
+            {"trialCommand": "python -m 'trial.distill"},
+            "trialCommand cannot be split into words (No closing quotation)",
+        ),
+        ({"tuner__classArgs__samples": 0}, "samples is a whole number of at least 1, not 0"),
+        ({"tuner__classArgs__seed": -1}, "seed is at least 0, not -1"),
+        ({"tuner__classArgs__space_args__num_classes": 5}, "digits has 10 classes and the network 5"),
+        ({"tuner__classArgs__data_options": {"image_size": "x"}}, "the data set 'digits' cannot take the options"),
         ({"trialConcurrency": 0}, "trialConcurrency is a whole number of at least 1, not 0"),
         ({"maxTrialNumber": "three"}, "maxTrialNumber is a whole number of at least 1, not 'three'"),
         (

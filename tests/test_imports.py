@@ -56,6 +56,18 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_command_line_sets_openmp_before_torch_is_there() -> None:
+    program = (
+        "import os, sys, nni_blockswap.cli as cli\n"
+        "try:\n"
+        "    cli.main(['--help'])\n"
+        "except SystemExit:\n"
+        "    print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False PASSIVE"
+
+
 def test_the_shop_window() -> None:
     import nni_blockswap
 

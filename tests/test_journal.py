@@ -26,6 +26,15 @@ def test_scores_come_back_to_the_bit(tmp_path: Path) -> None:
     assert (1, "S B(2)") not in again
 
 
+def test_a_search_that_found_no_score_binds_nobody(tmp_path: Path) -> None:
+    Journal(tmp_path, IDENTITY).close()
+    fill_with = Journal(tmp_path, {**IDENTITY, "seed": 1})
+    fill_with.add(0, "S S", Score(1.0))
+    fill_with.close()
+    with pytest.raises(StateError, match="seed was 1, now 0"):
+        Journal(tmp_path, IDENTITY)
+
+
 @pytest.mark.parametrize("cut", range(1, 40, 3))
 def test_a_line_cut_short_is_dropped_and_written_again(tmp_path: Path, cut: int) -> None:
     fill(tmp_path)

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks import seeded
@@ -67,12 +67,15 @@ def detector(architecture: Architecture, space_args: Mapping[str, Any]) -> Archi
         space_args: arguments of ``MaskRCNNSpace`` that override those of the architecture.
 
     Raises:
-        ConfigError: it is of another space.
+        ConfigError: it is of another space, or of a narrowed ResNet.
     """
     if architecture.space not in (CLASSIFIER, DETECTOR):
         raise ConfigError(
             f"a detector is made from an architecture of {DETECTOR} or {CLASSIFIER}, not {architecture.space}."
         )
+    width = architecture.space_args.get("late_width", 1.0)
+    if width != 1.0:
+        raise ConfigError(f"a detector's backbone has its full width; this architecture has late_width={width}.")
     shared = architecture.space_args.keys() if architecture.space == DETECTOR else ("depth", "extra")
     arguments = {**{name: architecture.space_args[name] for name in shared}, **space_args}
     found = Architecture.from_choices(DETECTOR, architecture.choices, arguments)
@@ -95,7 +98,9 @@ def detect(architecture: Architecture, given: argparse.Namespace, out: Path, lin
         settings = options.data_settings(given) | asdict(recipe) | {"milestones": list(recipe.milestones)}
         claim(out, architecture, settings)
     say(f"detector {architecture.id}: {architecture.params:,} parameters, {architecture.macs:,} MACs.")
-    task = cast(Coco, make_task(given.data, given.data_root, **options.pairs(given.data_option, "--data-option")))
+    task = make_task(given.data, given.data_root, **options.pairs(given.data_option, "--data-option"))
+    if not isinstance(task, Coco):
+        raise ConfigError(f"a detector is trained on coco, not on {task.name}.")
     if architecture.space_args["num_classes"] < task.num_classes:
         raise ConfigError(
             f"{task.name} has {task.num_classes} classes, the background included, and the network "

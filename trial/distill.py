@@ -21,7 +21,7 @@ from trial.reporting import AttentionPictures, Description, EpochReport
 from trial.running import fit, in_terminal, main, say
 from trial.student import COMPARISON, add_student, begin, claim, publish
 from trial.teachers import TeacherPlan, find_teacher, original_of
-from trial.training import ImageTraining, check_fit, loaders
+from trial.training import ImageTraining, check_attention, check_fit, loaders
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,6 +70,8 @@ def distill(architecture: Architecture, given: argparse.Namespace, out: Path, li
     with seeded(recipe.seed):
         student: Any = architecture.build()
     check_fit(architecture, task)
+    if recipe.beta:
+        check_attention(student)
     plan = TeacherPlan(given.teacher, Path(given.teacher_dir), recipe.of_teacher(given.teacher_epochs))
     teacher = None
     if recipe.beta or given.method == sparse.L1_PRUNING:

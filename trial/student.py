@@ -39,9 +39,10 @@ def begin(given: argparse.Namespace) -> tuple[Architecture, Path, NNILink | None
         ConfigError: there is no architecture or no folder.
     """
     link = NNILink() if under_nni() and is_first_process() else None
-    out = Path(given.out or os.environ.get("NNI_OUTPUT_DIR") or "")
-    if out == Path():
+    where = given.out or os.environ.get("NNI_OUTPUT_DIR")
+    if not where:
         raise ConfigError("--out DIR says where results go.")
+    out = Path(where)
     if link is not None:
         link.link_tensorboard()
     if link is not None and given.architecture is None:
@@ -75,13 +76,14 @@ def architecture_from(parameters: Mapping[str, Any], given: argparse.Namespace) 
 
 
 def claim(out: Path, architecture: Architecture, settings: dict[str, Any]) -> None:
-    """Write down whose folder ``out`` is.
+    """Write down whose folder ``out`` is; a run that came to nothing has no claim to it.
 
     Raises:
         StateError: another run's, with which this one would be mixed, or that cannot be told.
     """
     settings = {"architecture_id": architecture.id, **settings}
-    if (out / SETTINGS).exists():
+    begun = any((out / name).exists() for name in (checkpoints.LAST, checkpoints.BEST, checkpoints.WEIGHTS))
+    if begun and (out / SETTINGS).exists():
         kept = _settings_in(out)
         other = [name for name in {**kept, **settings} if kept.get(name) != settings.get(name)]
         if other:

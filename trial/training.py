@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 from nni_blockswap import scoring
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.distillation import attention_distances, captured
-from nni_blockswap.errors import TrainingError
+from nni_blockswap.errors import ConfigError, TrainingError
 from nni_blockswap.tasks import Task
 from trial.options import Recipe
 
@@ -189,7 +189,17 @@ def loaders(task: Task, workers: int) -> Callable[[int], tuple["DataLoader[Any]"
     return lambda size: (task.train_loader(size, workers=workers), task.val_loader(size, workers=workers))
 
 
+def check_attention(network: Any) -> None:
+    """Raise ConfigError or SpaceError unless ``network`` has the points that its space transfers attention at."""
+    if not network.attention_points:
+        raise ConfigError(
+            "attention is transferred at the space's attention_points, and it names none; name some, or use --beta 0."
+        )
+    with captured(network, network.attention_points):
+        pass
+
+
 def check_fit(architecture: Architecture, task: Task) -> None:
-    """Raise ConfigError unless the architecture's space takes the task's images and tells its classes apart."""
-    images, _ = task.minibatch(1, seed=0, augment=False)
-    scoring.check_fit(architecture.space, architecture.space_args, task, images)
+    """Raise ConfigError unless the architecture is one for the task, its images and its classes."""
+    batch = task.minibatch(1, seed=0, augment=False)
+    scoring.check_fit(architecture.space, architecture.space_args, task, batch)

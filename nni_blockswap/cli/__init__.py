@@ -16,6 +16,8 @@ COMMANDS = ("space", "search", "rank-study", "sensitivity", "check", "run", "exp
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; a user's mistake ends in one sentence and exit status 2."""
+    # Before torch is imported. Threads that spin cost others, and each other, shared cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = argparse.ArgumentParser(prog="blockswap", description="Fisher-guided block substitution under a budget.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
@@ -24,7 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin cost others, and each other, shared cores
     quieten()
     try:
         status: int = options.run(options)
@@ -39,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "gives the same scores, or with a smaller --batch-size in another folder.",
             file=sys.stderr,
         )
+        return 2
+    except OSError as error:  # a full disk, a folder that cannot be written to
+        print(f"blockswap: {error}; what was done is kept.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("blockswap: interrupted; what was done is kept, the same command goes on from there.", file=sys.stderr)

@@ -176,7 +176,7 @@ def _limits(config: Config) -> Iterator[Fault]:
 
 def _tuner(config: Config) -> Iterator[Fault]:
     """The tuner's class and the names and types of its arguments."""
-    from nni_blockswap.classargs import argument_faults
+    from nni_blockswap.classargs import argument_faults, read_settings
 
     name = config.tuner.get("className")
     if config.tuner and name != TUNER:
@@ -189,7 +189,9 @@ def _tuner(config: Config) -> Iterator[Fault]:
         yield Fault(f"tuner.codeDirectory is a folder, and '{config.code_directory}' is none.")
     if config.tuner and not isinstance(config.tuner.get("classArgs"), dict):
         yield Fault("tuner.classArgs is missing; it gives space, data and budget at least.")
-    yield from map(Fault, argument_faults(config.arguments) if config.arguments else ())
+    if config.arguments:
+        yield from map(Fault, argument_faults(config.arguments))
+        yield from _attempt(lambda: read_settings(config.arguments, config.search_space() or {}, config.code_directory))
 
 
 def _search(config: Config) -> Iterator[Fault]:
@@ -200,7 +202,7 @@ def _search(config: Config) -> Iterator[Fault]:
     from nni_blockswap.comparison import Comparison, faults
     from nni_blockswap.proxies import make_proxy
     from nni_blockswap.sampler import Sampler
-    from nni_blockswap.scoring import resolve_device, resolve_precision
+    from nni_blockswap.scoring import check_fit, resolve_device, resolve_precision
     from nni_blockswap.searchspace import from_nni
 
     arguments = config.arguments
@@ -227,16 +229,22 @@ def _search(config: Config) -> Iterator[Fault]:
         root = arguments.get("data_root")
         batch = arguments.get("batch_size", 128)
         root = None if root is None else config.code_directory / Path(str(root)).expanduser()
-        yield from _attempt(lambda: _read_data(arguments["data"], root, arguments.get("data_options", {}), batch))
+
+        def fitting() -> None:
+            task, images = _read_data(arguments["data"], root, arguments.get("data_options", {}), batch)
+            check_fit(arguments["space"], arguments.get("space_args", {}), task, images)
+
+        yield from _attempt(fitting)
     yield from _attempt(lambda: make_proxy(arguments.get("proxy", "fisher")))
     yield from _attempt(usable)
 
 
-def _read_data(name: str, root: Path | None, options: Mapping[str, Any], batch_size: int) -> None:
-    """Read one image, or raise DataError."""
+def _read_data(name: str, root: Path | None, options: Mapping[str, Any], batch_size: int) -> tuple[Any, Any]:
+    """A data set and a minibatch of it; raises DataError."""
     from nni_blockswap.tasks import make_task
 
-    make_task(name, None if root is None else str(root), **options).minibatch(batch_size, seed=0)
+    task = make_task(name, None if root is None else str(root), **options)
+    return task, task.minibatch(batch_size, seed=0)
 
 
 def _trial(config: Config) -> Iterator[Fault]:
@@ -247,7 +255,11 @@ def _trial(config: Config) -> Iterator[Fault]:
     if not config.trial_directory.is_dir():
         yield Fault(f"trialCodeDirectory is a folder, and '{config.trial_directory}' is none.")
         return
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        yield Fault(f"trialCommand cannot be split into words ({error}): {command!r}.")
+        return
     if "-m" not in words[:-1]:
         return
     name, options = words[words.index("-m") + 1], words[words.index("-m") + 2 :]

@@ -81,12 +81,13 @@ def start(config: Path, port: int) -> tuple[Experiment, Any]:
             except KeyboardInterrupt:
                 interrupted = True  # what was started has to be known before it can be stopped
         if creation.returncode == 0:
-            experiment = Experiment(port)
-            manager = _manager(port)
-            if interrupted:
-                stop(experiment, manager)
-                raise KeyboardInterrupt
-            return experiment, manager
+            try:
+                if interrupted:
+                    raise KeyboardInterrupt
+                return Experiment(port), _manager(port)
+            except BaseException:
+                nnictl("stop", "--port", str(port)).communicate()
+                raise
         if interrupted:
             raise KeyboardInterrupt
         port += 1

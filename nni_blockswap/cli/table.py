@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from nni_blockswap.architecture import Architecture
 from nni_blockswap.cli.check import Config
 from nni_blockswap.cli.experiment import CHECKPOINT, figure, results
 from nni_blockswap.students import SUCCEEDED, Student, read
@@ -39,6 +38,8 @@ def _row(student: Student, folder: Path | str, result: dict[str, Any]) -> tuple[
 
 
 def _teacher(given: dict[str, Any], results: list[dict[str, Any]]) -> tuple[str, ...]:
+    from nni_blockswap.architecture import Architecture  # which imports torch
+
     choices = {label: name for label, name in given.items() if label.startswith("block_")}
     original = Architecture.from_choices(given["space"], choices, given["space_args"]).teacher()
     accuracy = next((f"{one['teacher_accuracy']:.2%}" for one in results if "teacher_accuracy" in one), "")

@@ -25,7 +25,7 @@ def make_task(name: str, root: str | None = None, **options: Any) -> Task:
 
     Raises:
         DataError: no such data set, or its files are not there.
-        ConfigError: the data set has no such option.
+        ConfigError: the data set has no such option, or cannot take its value.
     """
     if name not in TASKS:
         raise DataError(f"there is no data set '{name}'; choose from {', '.join(TASKS)}.")
@@ -36,4 +36,9 @@ def make_task(name: str, root: str | None = None, **options: Any) -> Task:
         raise ConfigError(
             f"the data set '{name}' has no option '{option}'; it has {', '.join(sorted(known)) or 'none'}."
         )
-    return make(root, **options)
+    try:
+        return make(root, **options)
+    except (TypeError, ValueError) as error:
+        given = " ".join(f"{option}={value}" for option, value in options.items())
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigError(f"the data set '{name}' cannot take the options {given}: {reason}.") from error

@@ -1,7 +1,7 @@
 """COCO (Lin et al., ECCV 2014): instances as boxes, classes and masks; the losses of Mask R-CNN, summed."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +27,9 @@ Detection = tuple[list[Tensor], list[Target]]
 class Coco:
     """Detection on data in COCO's layout: train2017/, val2017/, annotations/instances_{train,val}2017.json.
 
-    Training leaves out crowds, boxes without area and images without a box; its one augmentation is a horizontal flip,
-    as in torchvision's reference. The held-out set keeps every image and its crowds, which COCO's metrics do not count
-    against a detector.
+    Training leaves out crowds, boxes without area in their image and images without a box; its one augmentation is a
+    horizontal flip, as in torchvision's reference. The held-out set keeps every image and its crowds, which COCO's
+    metrics do not count against a detector.
 
     Raises:
         DataError: the files are not there or cannot be read.
@@ -132,8 +132,9 @@ class Instances(Dataset[Any]):
     def __init__(self, root: Path, part: str, *, training: bool) -> None:
         self.folder = root / part
         self.index = _index(root / "annotations" / f"instances_{part}.json")
-        if max(self.index.cats) >= Coco.num_classes:
-            raise DataError(f"'{part}' has a category {max(self.index.cats)}; COCO's go up to {Coco.num_classes - 1}.")
+        for category in self.index.cats:
+            if not 0 < category < Coco.num_classes:
+                raise DataError(f"'{part}' has a category {category}; COCO's go from 1 to {Coco.num_classes - 1}.")
         self.training = training
         ids = sorted(self.index.imgs)
         self.image_ids = [one for one in ids if self._annotations(one)] if training else ids
@@ -141,7 +142,8 @@ class Instances(Dataset[Any]):
     def _annotations(self, image_id: int) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.index.imgToAnns[image_id]
         if self.training:
-            return [one for one in found if not one.get("iscrowd") and one["bbox"][2] > 0 and one["bbox"][3] > 0]
+            size = self.index.imgs[image_id]
+            return [one for one in found if not one.get("iscrowd") and _has_area(one["bbox"], size)]
         return found
 
     def __len__(self) -> int:
@@ -178,6 +180,13 @@ def _index(path: Path) -> Any:
             return COCO(str(path))
     except (OSError, ValueError, KeyError, AssertionError) as error:
         raise DataError(f"'{path}' is not an annotation file of COCO ({error}); download it anew.") from error
+
+
+def _has_area(box: Sequence[float], size: Mapping[str, Any]) -> bool:
+    """Whether something of a box (x, y, width, height) lies within its image."""
+    x, y, width, height = box
+    inside = min(x + width, size["width"]) > max(x, 0) and min(y + height, size["height"]) > max(y, 0)
+    return inside and width > 0 and height > 0
 
 
 def _as_lists(examples: Iterable[tuple[Tensor, Target]]) -> Detection:

@@ -102,10 +102,20 @@ def labelled_files(folder: Path, classes: Sequence[str]) -> list[tuple[str, int]
     return [(path, number[found.classes[label]]) for path, label in found.samples]
 
 
-def limited(images: Images, limit: int | None) -> Images:
-    """At most ``limit`` of ``images``, always the same ones, evenly over the classes."""
-    if limit is None or limit >= len(images):
+def limited(images: Images, limit: object) -> Images:
+    """At most ``limit`` of ``images``, always the same ones, evenly over the classes.
+
+    Raises:
+        DataError: ``limit`` is no number, or leaves a class no image on one of the two sides.
+    """
+    total, classes = len(images), len(set(images.labels.tolist()))
+    if limit is None or (isinstance(limit, int) and limit >= total):
         return images
+    if not isinstance(limit, int) or not classes <= limit <= total - classes:
+        raise DataError(
+            f"images are taken evenly over {classes} classes, {classes} to {total - classes} or all {total} of them, "
+            f"not {limit!r}."
+        )
     from sklearn.model_selection import train_test_split
 
     chosen, _ = train_test_split(range(len(images)), train_size=limit, random_state=0, stratify=images.labels)

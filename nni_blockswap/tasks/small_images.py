@@ -5,6 +5,7 @@ the device of the batch.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def _cifar(
     else:
         read = lambda train: _from_torchvision(name, folder, train)  # noqa: E731
     classes = int(name.removeprefix("CIFAR"))
-    sets = (lambda: limited(read(True), limit)), (lambda: limited(read(False), held_out))
+    sets = cache(lambda: limited(read(True), limit)), cache(lambda: limited(read(False), held_out))
     return SmallImages(name.lower(), classes, *sets, mean, std, augmentation)
 
 
@@ -167,7 +168,10 @@ def _from_torchvision(name: str, folder: Path, train: bool) -> InMemoryImages:
 
     make: Any = getattr(datasets, name)
     try:
-        data = make(str(folder), train=train, download=not _complete(make, folder))
+        try:
+            data = make(str(folder), train=train, download=False)
+        except RuntimeError:  # not there, or damaged
+            data = make(str(folder), train=train, download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{name} is not in '{folder}' and cannot be downloaded ({error}); put torchvision's copy there, or image "
@@ -175,11 +179,3 @@ def _from_torchvision(name: str, folder: Path, train: bool) -> InMemoryImages:
         ) from error
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     return InMemoryImages(images, torch.tensor(data.targets))
-
-
-def _complete(make: Any, folder: Path) -> bool:
-    try:
-        make(str(folder), train=True, download=False)
-    except RuntimeError:
-        return False
-    return True
