@@ -1,14 +1,18 @@
+import argparse
 import csv
 import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.cli import main
+from nni_blockswap.cli.search import add_arguments, settings_of
+from nni_blockswap.searching import SearchSettings
 from tests.conftest import SMALL, WRN
 
 SPACE_ARGS = [f"--space-arg={name}={value}" for name, value in {**SMALL, "image_size": 16}.items()]
@@ -68,6 +72,44 @@ def test_search_writes_ranking_and_best(capsys: pytest.CaptureFixture[str], tmp_
         assert rows[0]["id"] == best.id
         assert f"{best.params:,} parameters" in captured.out
         assert " ".join(best.choices.values()) in captured.out
+
+
+def test_every_option_of_a_search_reaches_its_settings(tmp_path: Path) -> None:
+    (tmp_path / "space.json").write_text(json.dumps({"block_00": {"_type": "choice", "_value": ["S", "G(2)"]}}))
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    needed = ["--space", WRN, "--data", "cifar10", "--budget", "30K", "--out", "there"]
+    plain = SearchSettings(space=WRN, data="cifar10", budgets=["30K"])
+    assert settings_of(parser.parse_args(needed)) == plain
+    options = "--space-arg depth=10 --space-arg width=1 --data-root images --data-option augment=none --batch-size 7"
+    options += " --seed 5 --inits 2 --minibatches 3 --train-minibatches 6 --no-augment --device cpu --precision bf16"
+    options += " --processes 4 --recompute --budget 40K macs=50% --tolerance 0.1 --samples 9 --proxy l2_norm"
+    narrowed = ["--search-space-file", str(tmp_path / "space.json")]
+    expected = SearchSettings(
+        space=WRN,
+        space_args={"depth": 10, "width": 1},
+        candidates={"block_00": ["S", "G(2)"]},
+        data="cifar10",
+        data_root="images",
+        data_options={"augment": "none"},
+        batch_size=7,
+        seed=5,
+        inits=2,
+        minibatches=3,
+        train_minibatches=6,
+        augment=False,
+        device="cpu",
+        precision="bf16",
+        processes=4,
+        recompute=True,
+        budgets=["40K", "macs=50%"],
+        tolerance=0.1,
+        samples=9,
+        proxy="l2_norm",
+    )
+    assert settings_of(parser.parse_args([*needed, *options.split(), *narrowed])) == expected
+    alike = {one.name for one in fields(plain) if getattr(plain, one.name) == getattr(expected, one.name)}
+    assert alike == {"space", "data"}  # a setting without an option would show here
 
 
 @pytest.mark.parametrize(

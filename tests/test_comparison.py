@@ -2,6 +2,8 @@
 
 import json
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +13,13 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.classargs import argument_faults
 from nni_blockswap.comparison import METHODS, Comparison, contestants, faults
 from nni_blockswap.errors import BudgetError, ConfigError, SpaceError
-from nni_blockswap.searching import SearchSettings, search
+from nni_blockswap.searching import SearchSettings, sample, search, table_of
 from nni_blockswap.students import FAILED, SUCCEEDED, Students, read, result_of
+from tests.test_rank_study import squared_norm
 from tests.test_trial_experiments import command, draw_images, load
 from trial import distill, options
 from trial.options import Recipe
+from trial.student import begin
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
 ARGUMENTS = {"depth": 10, "width": 1, "in_channels": 1, "image_size": 8}
@@ -61,12 +65,28 @@ def test_every_method_competes_at_every_budget_and_seed(compared):
             assert 32_000 <= parameters["params"] <= 48_000
 
 
-def test_blockswap_is_the_best_of_its_search_and_random_no_member_of_it(compared):
+def test_blockswap_is_the_best_of_its_search(compared):
     ranking = search(SETTINGS)[0]
     assert one(compared, "blockswap", "40K")["architecture_id"] == ranking.best.id
     assert one(compared, "blockswap", "40K", 1)["architecture_id"] == ranking.best.id
-    drawn = [one(compared, "random", "40K", seed)["architecture_id"] for seed in (0, 1)]
-    assert drawn[0] != drawn[1]
+
+
+def test_random_networks_differ_and_are_no_members_of_the_searchs_sample():
+    # five million architectures meet this budget, so that a common one would be no accident
+    settings = replace(SETTINGS, space_args={**ARGUMENTS, "depth": 16}, budgets=["50%"], tolerance=None)
+    as_many = Comparison(methods=["random"], seeds=settings.samples)  # from the same draw they would be the sample
+    drawn = [architecture(parameters).choices for parameters in contestants(as_many, settings, "unused")]
+    table = table_of(settings)
+    ((_, found),) = sample(settings, table).items()
+    both = [*drawn, *(table.names(indices) for indices in found)]
+    assert len({tuple(choices.items()) for choices in both}) == 2 * settings.samples
+
+
+def test_another_proxys_network_is_the_best_of_the_same_sample_by_that_proxy(compared):
+    found = one(compared, "l2_norm", "40K")
+    norms = {searched.id: squared_norm(searched.choices.values()) for searched in search(SETTINGS)[0].architectures}
+    assert found["architecture_id"] == max(norms, key=norms.get)
+    assert found["score"] == pytest.approx(max(norms.values()), rel=1e-5)
 
 
 def test_pruned_networks_are_the_original_with_the_budgets_parameters(compared):
@@ -193,6 +213,23 @@ def test_the_trial_trains_what_the_method_says(method, more, tmp_path, monkeypat
         json.loads(path.read_text()) for path in tmp_path.glob("*/architecture.json") if path.parent.name != "out"
     ]
     assert teacher["space_args"]["width"] == (2 if method == "reduced" else 1)
+
+
+@pytest.mark.parametrize(("method", "variant"), [("snip", "30K"), ("reduced", "depth=10 width=2")])
+def test_in_an_experiment_a_contestants_parameters_outweigh_the_command(
+    method, variant, compared, tmp_path, monkeypatch
+):
+    wanted = one(compared, method, variant, 1)
+    link = SimpleNamespace(parameters=wanted, link_tensorboard=lambda: None)
+    monkeypatch.setattr("trial.student.NNILink", lambda: link)
+    monkeypatch.setenv("NNI_PLATFORM", "local")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    typed = ["--out", str(tmp_path), "--space", "search_spaces.resnet:ResNetSpace", "--space-args", "depth=34"]
+    given = distill.parser().parse_args([*typed, "--method", "random", "--variant", "1K", "--seed", "7"])
+    found, out, tie = begin(given)
+    assert (found.id, out, tie) == (wanted["architecture_id"], tmp_path, link)
+    assert (given.method, given.variant, given.seed) == (method, variant, 1)
+    assert given.nonzero == (30_000 if method == "snip" else None)
 
 
 @pytest.mark.parametrize(

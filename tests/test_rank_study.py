@@ -5,10 +5,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from matplotlib.image import imread
 
+from nni_blockswap.cli import main
 from nni_blockswap.errors import ConfigError, DataError, SpaceError
-from nni_blockswap.rank_study import bootstrap_interval, correlate, rank_study, read_trained, table
+from nni_blockswap.rank_study import bootstrap_interval, correlate, rank_study, read_trained, scatter, table
 from nni_blockswap.searching import ScoreSettings
+from search_spaces.wide_resnet import WideResNetSpace
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
 ARGUMENTS = {"depth": 10, "width": 1, "in_channels": 1, "image_size": 8}
@@ -16,6 +20,16 @@ SETTINGS = ScoreSettings(
     space=SPACE, data="digits", space_args=ARGUMENTS, data_options={"image_size": 8}, batch_size=8, device="cpu"
 )
 NETWORKS = ["S S S", "G(2) S B(2)", "B(4) B(4) B(4)", "S G(4) S"]
+
+
+def squared_norm(names):
+    """Of all weights that the network of ``names`` runs, as seed 0 first draws them; picked by their names."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        space = WideResNetSpace(**ARGUMENTS)
+    used = tuple(f"stage{stage}.0.branch.{name}." for stage, name in enumerate(names, start=1))
+    weights = [weight for name, weight in space.named_parameters() if ".branch." not in name or name.startswith(used)]
+    return sum(float(weight.detach().double().square().sum()) for weight in weights)
 
 
 def by_closed_form(scores, errors):
@@ -141,6 +155,81 @@ def test_an_interrupted_study_goes_on_and_gives_the_same(tmp_path):
         ("l2_norm", "2"),
     ]
     assert float(rows[0]["spearman"]) == whole[0].rho
+
+
+def test_every_proxy_is_measured_by_itself(tmp_path):
+    path = write(tmp_path / "t.csv", ["choices", "error"], [(text, i) for i, text in enumerate(NETWORKS)])
+    fisher, norm = rank_study(read_trained(path, SPACE, ARGUMENTS), SETTINGS, ["fisher", "l2_norm"], [1], tmp_path)
+    expected = [squared_norm(text.split()) for text in NETWORKS]
+    assert norm.scores == pytest.approx(expected, rel=1e-5)
+    assert fisher.scores != norm.scores
+
+
+RISING, FALLING = [1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]
+
+
+@pytest.fixture(scope="module")
+def studied():
+    return [
+        correlate(proxy, steps, scores, RISING)
+        for proxy, steps, scores in (
+            ("fisher", 1, FALLING),
+            ("l2_norm", 1, RISING),
+            ("fisher", 10, RISING),
+            ("l2_norm", 10, FALLING),
+        )
+    ]
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_has_a_row_a_proxy_and_a_column_a_number_of_minibatches(studied):
+    header, _, *rows = map(cells, table(studied).splitlines())
+    assert header == ["proxy", "1 minibatch", "10 minibatches"]
+    assert [[cell.partition(" ")[0] for cell in row] for row in rows] == [
+        ["fisher", "-1.00", "+1.00"],
+        ["l2_norm", "+1.00", "-1.00"],
+    ]
+
+
+def test_the_plot_has_a_panel_a_proxy_and_number_of_minibatches(studied):
+    panels = scatter(RISING, studied).axes  # row by row
+    assert [panel.get_title() for panel in panels] == [
+        "fisher, 1 min.: -1.00",
+        "fisher, 10 min.: +1.00",
+        "l2_norm, 1 min.: +1.00",
+        "l2_norm, 10 min.: -1.00",
+    ]
+    for panel, scores in zip(panels, (FALLING, RISING, RISING, FALLING), strict=True):
+        (points,) = panel.collections
+        assert points.get_offsets().tolist() == [list(pair) for pair in zip(scores, RISING, strict=True)]
+
+
+def test_the_command_prints_the_table_and_writes_the_files(tmp_path, capsys):
+    norms = [squared_norm(text.split()) for text in NETWORKS]
+    path = write(
+        tmp_path / "t.csv", ["choices", "error"], [(text, 1 / norm) for text, norm in zip(NETWORKS, norms, strict=True)]
+    )
+    command = ["rank-study", str(path), "--space", SPACE, "--data", "digits", "--data-option", "image_size=8"]
+    command += [part for name, value in ARGUMENTS.items() for part in ("--space-arg", f"{name}={value}")]
+    command += ["--batch-size", "8", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert main([*command, "--proxies", "l2_norm", "fisher", "--train-minibatches", "1", "2"]) == 0
+    shown, _, about = capsys.readouterr().out.partition("\n\n")
+    header, _, norm, fisher = map(cells, shown.splitlines())
+    assert header == ["proxy", "1 minibatch", "2 minibatches"]
+    assert norm[:2] == ["l2_norm", "-1.00 (-1.00 to -1.00, p = 0.08)"]  # 2 of the 24 orders correlate so well
+    assert fisher[0] == "fisher"
+    assert "error of 4 architectures" in about
+    assert shown in (tmp_path / "out" / "correlations.md").read_text()
+    rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").open()))
+    assert [row["choices"] for row in rows] == NETWORKS
+    scores = {name: [float(row[name]) for row in rows] for name in rows[0] if name.endswith(("-1", "-2"))}
+    assert list(scores) == ["l2_norm-1", "fisher-1", "l2_norm-2", "fisher-2"]
+    assert scores["l2_norm-1"] == pytest.approx(norms, rel=1e-5)
+    assert scores["l2_norm-2"] != scores["l2_norm-1"]
+    assert imread(tmp_path / "out" / "scatter.png").std() > 0
 
 
 def test_training_before_the_score_counts_from_one(tmp_path):

@@ -14,6 +14,7 @@ from nni_blockswap.errors import ConfigError, DataError
 from nni_blockswap.proxies import PROXIES, Score, make_proxy
 from nni_blockswap.scoring import Scorer, autocast, mean_score, resolve_device, resolve_precision
 from nni_blockswap.tasks import make_task
+from nni_blockswap.tasks.classification import Classification, Labelled
 from search_spaces.wide_resnet import WideResNetSpace
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
@@ -120,6 +121,33 @@ def test_scoring_after_training_equals_a_plain_loop() -> None:
 
 def plain_loss(network: WideResNetSpace, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(network(batch[0].double()), batch[1])
+
+
+class DoubledLoss(Classification):
+    """The digits, with a loss of their own."""
+
+    def __init__(self) -> None:
+        digits = make_task("digits", None, image_size=8)
+        self.name, self.num_classes, self.minibatch = digits.name, digits.num_classes, digits.minibatch
+
+    def loss(self, network: torch.nn.Module, batch: Labelled) -> Tensor:
+        return 2 * super().loss(network, batch)
+
+
+def test_a_tasks_own_loss_is_scored() -> None:
+    doubled = Scorer(
+        SPACE, ARGUMENTS, DoubledLoss(), make_proxy("fisher"), batch_size=16, seed=3, device="cpu", precision="float64"
+    )
+    found = dict(doubled.scores(0, CANDIDATES))
+    for position, single in enumerate(scores(precision="float64")):  # gradients are squared
+        assert found[position].blocks == pytest.approx([4 * term for term in single.blocks], rel=1e-9)
+
+
+def test_the_minibatch_is_augmented_only_if_asked_for() -> None:
+    task = make_task("digits", None, image_size=8)
+    named = {augment: task.fingerprint(task.minibatch(16, seed=3, augment=augment)) for augment in (True, False)}
+    assert named[True] != named[False]
+    assert {augment: scorer(augment=augment).fingerprint for augment in (True, False)} == named
 
 
 @pytest.mark.parametrize("proxy", sorted(PROXIES))

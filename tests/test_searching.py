@@ -16,7 +16,8 @@ from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.errors import BlockSwapError, ScoreError, StateError
 from nni_blockswap.proxies import Score
 from nni_blockswap.scoring import Scorer
-from nni_blockswap.searching import Progress, SearchSettings, search
+from nni_blockswap.searching import Progress, SearchSettings, sample, search, table_of
+from nni_blockswap.tasks import make_task
 from tests.conftest import SMALL, WRN
 
 SPACE_ARGS = {**SMALL, "image_size": 16}
@@ -66,6 +67,13 @@ def test_same_seed_same_ranking_in_another_process_and_another_seed_another(tmp_
     assert run(seed=1) != here
 
 
+def test_another_seed_draws_other_architectures() -> None:
+    settings = [SearchSettings(**SETTINGS, seed=seed) for seed in (0, 0, 1)]  # type: ignore[arg-type]
+    first, again, other = (next(iter(sample(one, table_of(one)).values())) for one in settings)
+    assert first == again
+    assert len({*first, *other}) > len(first)
+
+
 def test_several_budgets_give_each_what_it_gets_alone(tmp_path: Path) -> None:
     together = run(tmp_path, budgets=["30K", "macs=50%"])
     assert together == run(budgets=["30K"]) + run(budgets=["macs=50%"])
@@ -75,18 +83,26 @@ def test_several_budgets_give_each_what_it_gets_alone(tmp_path: Path) -> None:
     assert best.macs <= table.total("macs", table.teacher()) // 2
 
 
-def test_averages_over_draws_of_the_weights() -> None:
-    def by_id(**changes: object) -> dict[str, float]:
-        (ranking,) = run(**changes)
-        return {name: float(score) for name, score in ranking}
+def test_averages_over_draws_of_the_weights(tmp_path: Path) -> None:
+    (ranking,) = search(SearchSettings(**SETTINGS, inits=3), tmp_path)  # type: ignore[arg-type]
+    draws: dict[str, dict[int, float]] = {}
+    for line in (tmp_path / "scores.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        draws.setdefault(record["choices"], {})[record["init"]] = record["score"]
+    assert len(draws) == 12
+    (single,) = search(SearchSettings(**SETTINGS))  # type: ignore[arg-type]
+    for averaged in ranking.architectures:
+        scores = draws[" ".join(averaged.choices.values())]
+        assert sorted(scores) == [0, 1, 2]
+        assert len(set(scores.values())) == 3
+        assert math.isclose(averaged.score or 0, sum(scores.values()) / 3, rel_tol=1e-12)
+        assert scores[0] == next(one.score for one in single.architectures if one.id == averaged.id)
 
-    single, mean = by_id(), by_id(inits=3)
-    assert single.keys() == mean.keys()
-    assert single != mean
 
-
-def test_a_search_goes_on_where_it_was_and_ends_the_same(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", inits=2)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])  # by default it depends on the processor
+def test_a_search_goes_on_where_it_was_and_ends_the_same(precision: str, tmp_path: Path) -> None:
+    settings = {"inits": 2, "precision": precision}
+    whole = run(tmp_path / "whole", **settings)
     lines = (tmp_path / "whole/scores.jsonl").read_text().splitlines(keepends=True)
     assert len(lines) == 24
     part = tmp_path / "part"
@@ -94,10 +110,10 @@ def test_a_search_goes_on_where_it_was_and_ends_the_same(tmp_path: Path) -> None
     (part / "search.json").write_bytes((tmp_path / "whole/search.json").read_bytes())
     (part / "scores.jsonl").write_text("".join(lines[:7]) + lines[7][:20])
     fresh: list[Progress] = []
-    search(SearchSettings(**SETTINGS, inits=2), part, fresh.append)  # type: ignore[arg-type]
+    search(SearchSettings(**SETTINGS, **settings), part, fresh.append)  # type: ignore[arg-type]
     assert [progress.done for progress in fresh] == list(range(8, 25))
     assert (part / "ranking.csv").read_bytes() == (tmp_path / "whole/ranking.csv").read_bytes()
-    assert run(part, inits=2) == whole  # nothing left to score
+    assert run(part, **settings) == whole  # nothing left to score
 
 
 def test_more_samples_reuse_the_scores(tmp_path: Path) -> None:
@@ -108,11 +124,22 @@ def test_more_samples_reuse_the_scores(tmp_path: Path) -> None:
 
 
 def test_other_settings_do_not_mix(tmp_path: Path) -> None:
-    run(tmp_path)
-    with pytest.raises(StateError, match="batch_size was 16, now 8"):
-        run(tmp_path, batch_size=8)
-    with pytest.raises(StateError, match="proxy was 'fisher', now 'l2_norm'"):
-        run(tmp_path, proxy="l2_norm")
+    run(tmp_path, precision="float32")
+    for changes, sentence in (
+        ({"batch_size": 8}, "batch_size was 16, now 8"),
+        ({"proxy": "l2_norm"}, "proxy was 'fisher', now 'l2_norm'"),
+        ({"precision": "float64"}, "precision was 'float32', now 'float64'"),
+        ({"device": "meta"}, "device was 'cpu', now 'meta'"),  # the one that every machine has beside its processor
+    ):
+        with pytest.raises(StateError, match=sentence):
+            run(tmp_path, **{"precision": "float32", **changes})
+
+
+def test_what_is_scored_are_the_minibatches_that_were_asked_for(tmp_path: Path) -> None:
+    run(tmp_path, augment=False, minibatches=2, batch_size=8, seed=5)
+    digits = make_task("digits")
+    expected = [digits.fingerprint(digits.minibatch(8, seed=5, index=index, augment=False)) for index in (0, 1)]
+    assert json.loads((tmp_path / "search.json").read_text())["batch_fingerprint"] == "+".join(expected)
 
 
 def scored_as(monkeypatch: pytest.MonkeyPatch, value: Callable[[Mapping[str, str]], float]) -> None:

@@ -89,6 +89,18 @@ def test_state_survives_torchs_safe_loading_and_no_student_is_trained_twice(tmp_
     assert second.state_dict()["ended"] == [Architecture(**student).id for student in state["students"]]
 
 
+def test_scores_are_kept_in_a_folder_and_used_again(tmp_path, monkeypatch):
+    first = explored(SequentialExecutionEngine(), BlockSwapStrategy(**SEARCH, out=tmp_path))
+    assert (tmp_path / "scores.jsonl").read_text().count("\n") == SEARCH["samples"]
+
+    def refuse(*arguments):
+        raise AssertionError("a score was taken anew")
+
+    monkeypatch.setattr(Scorer, "scores", refuse)
+    second = explored(SequentialExecutionEngine(), BlockSwapStrategy(**SEARCH, out=tmp_path))
+    assert second.state_dict() == first.state_dict()
+
+
 def test_no_finite_score_is_an_error(monkeypatch):
     monkeypatch.setattr(
         Scorer, "scores", lambda self, init, candidates: ((k, Score(math.nan)) for k in range(len(candidates)))

@@ -91,6 +91,21 @@ def test_the_search_space_narrows_what_is_searched(folder):
     assert {parameters["block_02"] for parameters in given} <= {"B(2)", "B(4)"}
 
 
+def test_a_comparison_hands_out_its_contestants_seed_by_seed(folder):
+    compared = {"methods": ["random", "snip"], "single": ["G(4)"], "seeds": 2}
+    given = ask(started(comparison=compared, students=5), *range(6))
+    assert [(one["seed"], one["method"], one["variant"]) for one in given] == [
+        (0, "random", "60%"),
+        (0, "snip", "60%"),
+        (0, "single", "G(4)"),
+        (1, "random", "60%"),
+        (1, "snip", "60%"),
+    ]
+    assert given[1]["nonzero"] == 46_537  # 60 % of the original's 77,562
+    assert {given[2][label] for label in ("block_00", "block_01", "block_02")} == {"G(4)"}
+    assert [row["parameters"] for row in read_json(folder / "students.json")] == given
+
+
 def test_results_are_joined_on_the_architecture_and_kept(folder):
     tuner = started()
     first, second, third = ask(tuner, 0, 1, 2)
@@ -230,6 +245,14 @@ def test_relative_paths_are_below_the_code_directory(monkeypatch):
     encoded = base64.b64encode(json.dumps(config).encode()).decode()
     monkeypatch.setattr(sys, "argv", ["nni", "--exp_params", encoded])
     assert code_directory() == Path("/somewhere/project")
+
+
+def test_images_are_looked_for_below_the_code_directory(folder, monkeypatch):
+    encoded = base64.b64encode(json.dumps({"tuner": {"codeDirectory": str(folder / "project")}}).encode()).decode()
+    monkeypatch.setattr(sys, "argv", ["nni", "--exp_params", encoded])
+    dispatcher = Dispatcher()
+    assert ask(started(data="image-folder", data_root="images"), 0, dispatcher=dispatcher) == []
+    assert f"there is none in '{folder / 'project' / 'images'}'" in dispatcher.errors[0]
 
 
 def test_arguments_of_every_kind_are_checked():
