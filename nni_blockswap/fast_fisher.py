@@ -38,7 +38,7 @@ class FisherChain:
 
     Args:
         network: the super-network, in training mode; its weights are frozen.
-        batches: images (N, C, H, W) and labels of each minibatch.
+        batches: images (N, C, H, W) and labels of each minibatch; blocks are shared while it stays the same.
         recompute: keep of a block only what goes in and what comes out, and run it again in the backward pass. Less
             memory, and the same score to the last bit.
     """

@@ -65,15 +65,16 @@ class Ranking:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Ranking":
-        """Read what ``save`` wrote. Raises SpaceError where it is missing or is no ranking."""
+        """Read what ``save`` wrote, scores by block apart. Raises SpaceError where it is missing or is no ranking."""
         best = Architecture.load(Path(folder) / "best.json")
+        shared = {name: value for name, value in best.provenance.items() if name != "block_scores"}
         try:
             with (Path(folder) / "ranking.csv").open(newline="", encoding="utf-8") as stream:
                 rows = list(csv.DictReader(stream))
             architectures = tuple(
                 Architecture.from_choices(
                     best.space, {label: row[label] for label in best.choices}, best.space_args
-                ).scored(float(row["score"]), best.provenance)
+                ).scored(float(row["score"]), shared)
                 for row in rows
             )
         except (OSError, KeyError, ValueError) as error:

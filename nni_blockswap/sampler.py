@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from nni_blockswap.budget import Budget
-from nni_blockswap.cost import RESOURCES, CostTable
+from nni_blockswap.cost import CostTable
 from nni_blockswap.counting import Floats, Grid, Ints, Tables, Walk
 from nni_blockswap.errors import BudgetError
 
@@ -88,26 +88,6 @@ class Sampler:
             found.update(dict.fromkeys(map(tuple, rows.tolist())))
             since_new = since_new + len(rows) if len(found) == seen else 0
         return list(found)[:n]
-
-
-def reachable(table: CostTable, budget: Budget | None = None) -> dict[str, tuple[int, int]]:
-    """Least and greatest total of each resource over all architectures, or over those that meet the limit on the other.
-
-    (Image sizes without a common divisor can leave no grid of fair size for MACs; then their limit is disregarded.)
-
-    Raises:
-        BudgetError: no architecture meets a limit.
-    """
-    bounds = budget.bounds(table) if budget else {}
-    spans = {}
-    for resource, other in zip(RESOURCES, reversed(RESOURCES), strict=True):
-        fixed, costs = table.columns(resource)
-        span = sum(int(block.min()) for block in costs), sum(int(block.max()) for block in costs)
-        if other in bounds and _fair(grid := _grid(table, other, bounds[other])):
-            least, most = grid.extremes(costs)
-            span = int(least.root), int(most.root)
-        spans[resource] = (fixed + span[0], fixed + span[1])
-    return spans
 
 
 class _Rejection:

@@ -8,7 +8,8 @@ import yaml
 
 from nni_blockswap.architecture import cost_table
 from nni_blockswap.cli import main
-from nni_blockswap.cli.check import Config, find_faults
+from nni_blockswap.cli.check import find_faults
+from nni_blockswap.cli.config import Config
 from nni_blockswap.files import read_json
 from nni_blockswap.searchspace import to_nni
 

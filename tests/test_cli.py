@@ -141,3 +141,16 @@ def test_bad_input_ends_in_one_sentence(
     assert sentence in captured.err
     assert captured.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_ends_in_a_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "runs/ranking.csv")
+
+    monkeypatch.setattr("nni_blockswap.searching.search", full)
+    arguments = ["search", "--space", WRN, "--data", "digits", "--budget", "400K", "--out", "runs"]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said == "blockswap: [Errno 28] No space left on device: 'runs/ranking.csv'; what was done is kept.\n"

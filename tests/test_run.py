@@ -19,7 +19,7 @@ import yaml
 
 from nni_blockswap import Architecture
 from nni_blockswap.cli import experiment, following, main, run
-from nni_blockswap.cli.check import Config
+from nni_blockswap.cli.config import Config
 from nni_blockswap.cli.table import print_students
 from nni_blockswap.dispatcher import restore_gpus
 from nni_blockswap.errors import ConfigError, StateError

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from nni_blockswap.blocks import seeded
 from nni_blockswap.errors import ConfigError, DataError
 from nni_blockswap.proxies import PROXIES, Score, make_proxy
-from nni_blockswap.scoring import Scorer, autocast, mean_score, resolve_device, resolve_precision
+from nni_blockswap.scoring import Scorer, autocast, check_fit, mean_score, resolve_device, resolve_precision
 from nni_blockswap.tasks import make_task
 from nni_blockswap.tasks.classification import Classification, Labelled
 from search_spaces.wide_resnet import WideResNetSpace
@@ -47,6 +48,15 @@ def test_the_same_seed_gives_the_same_scores_in_another_process() -> None:
     root = Path(__file__).parents[1]
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert other.stdout.strip() == everything()
+
+
+def test_space_and_data_are_of_one_kind() -> None:
+    digits, coco = make_task("digits", None, image_size=8), SimpleNamespace(name="coco")
+    with pytest.raises(ConfigError, match="MaskRCNNSpace detect, and digits is a data set for classification"):
+        check_fit("search_spaces.mask_rcnn:MaskRCNNSpace", {}, digits, digits.minibatch(2, seed=0))
+    with pytest.raises(ConfigError, match="WideResNetSpace classify, and coco is a data set for detection"):
+        check_fit(SPACE, ARGUMENTS, coco, ([], []))
+    check_fit("search_spaces.mask_rcnn:MaskRCNNSpace", {}, coco, ([], []))
 
 
 @pytest.mark.parametrize("proxy", sorted(PROXIES))

@@ -195,10 +195,16 @@ def test_a_ranking_of_another_budget_or_size_is_not_overwritten(tmp_path: Path) 
         ({"budgets": ["25K"]}, "budget was 30K, now 25K"),
         ({"samples": 5}, "samples was 12, now 5"),
         ({"inits": 2}, "inits was 1, now 2"),
+        ({"candidates": {"block_00": ["S", "B(2)"]}}, "candidates was None, now "),
     ):
         with pytest.raises(StateError, match=sentence):
             run(tmp_path, **changes)
         assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_a_budget_is_given_once() -> None:
+    with pytest.raises(BlockSwapError, match="'30K' and '30000' are the same budget; give it once"):
+        run(budgets=["30K", "20K", "30000"])
 
 
 def test_killed_with_kill_9_and_started_again(tmp_path: Path) -> None:

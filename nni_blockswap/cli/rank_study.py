@@ -9,15 +9,13 @@ import argparse
 
 from nni_blockswap.cli.options import add_score_options, add_space_options, score_settings
 
-PROXIES = ("fisher", "grad_norm", "l2_norm", "accuracy")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("csv", metavar="CSV", help="architectures with their errors")
     add_space_options(parser)
     add_score_options(parser)
-    parser.add_argument("--proxies", nargs="+", default=PROXIES, metavar="NAME", help=f"default: {' '.join(PROXIES)}")
+    parser.add_argument("--proxies", nargs="+", metavar="NAME", help="default: all there are")
     parser.add_argument(
         "--train-minibatches",
         nargs="+",
@@ -32,11 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Study and print the table."""
     from nni_blockswap.cli.search import ProgressLine
+    from nni_blockswap.proxies import PROXIES
     from nni_blockswap.rank_study import rank_study, read_trained, table
     from nni_blockswap.searching import ScoreSettings
 
     settings = ScoreSettings(**score_settings(options))
     trained = read_trained(options.csv, settings.space, settings.space_args)
-    found = rank_study(trained, settings, options.proxies, options.train_minibatches, options.out, ProgressLine())
+    proxies = options.proxies or list(PROXIES)
+    found = rank_study(trained, settings, proxies, options.train_minibatches, options.out, ProgressLine())
     print(f"{table(found)}\n\nrank correlation with the error of {len(trained)} architectures; in '{options.out}'")
     return 0

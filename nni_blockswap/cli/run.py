@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from nni_blockswap.cli import check
+from nni_blockswap.cli.config import Config
 from nni_blockswap.cli.experiment import Experiment, nnictl
 from nni_blockswap.cli.following import Follower, Line
 from nni_blockswap.cli.table import print_students
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"{options.config}: {fault}", file=sys.stderr)
     if any(fault.fatal for fault in faults):
         return 2
-    config = check.Config(Path(options.config))
+    config = Config(Path(options.config))
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, _interrupt)
     print("Starting NNI ...", flush=True)
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         stop(experiment, manager)
 
 
-def _watch(experiment: Experiment, manager: Any, config: check.Config) -> int:
+def _watch(experiment: Experiment, manager: Any, config: Config) -> int:
     print(f"Experiment {experiment.id}. Web page: http://localhost:{experiment.port}", flush=True)
     with Line() as line:
         good = Follower(experiment, line, config.figure).follow()

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from nni_blockswap.cli.check import Config
+from nni_blockswap.cli.config import Config
 from nni_blockswap.cli.experiment import CHECKPOINT, figure, results
 from nni_blockswap.students import SUCCEEDED, Student, read
 
