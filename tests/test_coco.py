@@ -144,6 +144,8 @@ def test_loss_is_the_same_each_time_and_leaves_the_generator_alone(root: Path) -
     torch.manual_seed(5)
     assert first == second
     assert drawn == torch.rand(1)
+    torch.manual_seed(0)
+    assert first == torch.rand(()) + torch.rand(())  # the sum
     losses = task.losses(Sampling(), batch)
     assert losses != task.losses(Sampling(), batch)
 

@@ -1,4 +1,4 @@
-"""Detection trials: COCO's metrics, the recipe, choices that carry over, and the shipped experiment on real images."""
+"""Detection trials: COCO's metrics, the recipe, choices that carry over, and the shipped experiment on images."""
 
 import json
 import shlex
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 import yaml
 
 from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.blocks import seeded
 from nni_blockswap.classargs import read_settings
 from nni_blockswap.errors import ConfigError, StateError, TrainingError
 from nni_blockswap.searching import search
@@ -23,7 +23,7 @@ from nni_blockswap.searchspace import read_candidates, to_nni
 from nni_blockswap.tasks.coco import Coco
 from trial.coco_metrics import average_precision, results_of
 from trial.detect import detector, run
-from trial.detection import DetectionRecipe
+from trial.detection import DetectionRecipe, DetectionTraining
 from trial.options import Machine
 
 ROOT = Path(__file__).parents[1]
@@ -33,11 +33,6 @@ TINY_OPTIONS = shlex.split(
     "--epochs 2 --batch-size 2 --limit-steps 2 --devices 1 --workers 0 "
     "--space-args min_size=64 max_size=96 box_batch_size_per_image=8"
 )
-
-
-@pytest.fixture(scope="module")
-def coco_tiny(data_root: Callable[[str], Path]) -> Path:
-    return data_root("coco-tiny")
 
 
 @pytest.fixture
@@ -119,8 +114,8 @@ def test_a_small_mask_in_a_large_box_is_a_small_object(truth: Any) -> None:
     assert figures["box/APm"] == pytest.approx(0.5)
 
 
-def test_the_truth_itself_is_perfect(coco_tiny: Path) -> None:
-    task = Coco(str(coco_tiny))
+def test_the_truth_itself_is_perfect(coco_folder: Path) -> None:
+    task = Coco(str(coco_folder))
     results = {}
     for _, targets in task.val_loader(8):
         for target in targets:
@@ -179,9 +174,9 @@ def test_experiment_lists_all_candidates_of_both_spaces() -> None:
         assert listed == {label: entry["_value"] for label, entry in to_nni(table).items()}
 
 
-def test_experiment_searches_on_real_images(coco_tiny: Path, tmp_path: Path) -> None:
+def test_experiment_searches(coco_folder: Path, tmp_path: Path) -> None:
     """The tuner's arguments as shipped, but for small images, few of them and few samples."""
-    small = {"data_root": str(coco_tiny), "samples": 2, "batch_size": 2}
+    small = {"data_root": str(coco_folder), "samples": 2, "batch_size": 2}
     space_args = {name: value for name, value in TINY.items() if name != "depth"}
     arguments = {**experiment()["tuner"]["classArgs"], **small, "space_args": space_args}
     settings, students = read_settings(arguments, {}, ROOT)
@@ -193,22 +188,22 @@ def test_experiment_searches_on_real_images(coco_tiny: Path, tmp_path: Path) -> 
     assert all(abs(one.params - 22_800_000) <= 0.003 * 22_800_000 for one in best)
 
 
-def command(coco_tiny: Path, classifier: Path, out: Path, *more: str) -> list[str]:
+def command(coco_folder: Path, classifier: Path, out: Path, *more: str) -> list[str]:
     python, *arguments = shlex.split(experiment()["trialCommand"])
     assert (python, *arguments[:2]) == ("python", "-m", "trial.detect")
-    given = ["--data-root", str(coco_tiny), "--architecture", str(classifier), "--out", str(out)]
+    given = ["--data-root", str(coco_folder), "--architecture", str(classifier), "--out", str(out)]
     return [*arguments[2:], *given, *TINY_OPTIONS, *more]
 
 
 def test_experiments_trial_trains_reports_and_is_complete(
-    coco_tiny: Path,
+    coco_folder: Path,
     classifier: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    monkeypatch.setattr(sys, "argv", ["trial.detect", *command(coco_tiny, classifier, out)])
+    monkeypatch.setattr(sys, "argv", ["trial.detect", *command(coco_folder, classifier, out)])
     run()
     assert "epoch 2/2" in capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())
@@ -221,13 +216,13 @@ def test_experiments_trial_trains_reports_and_is_complete(
     run()  # complete already: nothing to train, the same result
     assert "epoch 2/2" not in capsys.readouterr().out
     assert json.loads((out / "result.json").read_text())["box_AP"] == result["box_AP"]
-    monkeypatch.setattr(sys, "argv", ["trial.detect", *command(coco_tiny, classifier, out, "--limit-steps", "3")])
+    monkeypatch.setattr(sys, "argv", ["trial.detect", *command(coco_folder, classifier, out, "--limit-steps", "3")])
     with pytest.raises(StateError, match="another limit_steps;"):
         run()
 
 
 def test_boxes_are_decoded_in_float32_unless_told_otherwise(
-    coco_tiny: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    coco_folder: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     precisions = []
 
@@ -237,16 +232,53 @@ def test_boxes_are_decoded_in_float32_unless_told_otherwise(
 
     monkeypatch.setattr("trial.detect.fit", fit)
     for more in ([], ["--precision", "bf16-mixed"]):
-        monkeypatch.setattr(sys, "argv", ["trial.detect", *command(coco_tiny, classifier, tmp_path / "out", *more)])
+        monkeypatch.setattr(sys, "argv", ["trial.detect", *command(coco_folder, classifier, tmp_path / "out", *more)])
         with pytest.raises(TrainingError, match="seen enough"):
             run()
     assert precisions == ["32-true", "bf16-mixed"]
 
 
-def test_a_diverged_run_says_so(
-    coco_tiny: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_clipped_step_is_as_long_as_rate_times_clip(
+    coco_folder: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wild = command(coco_tiny, classifier, tmp_path / "out", "--lr", "1e6", "--warmup", "0", "--limit-steps", "4")
+    out = tmp_path / "out"
+    more = shlex.split("--epochs 1 --limit-steps 1 --warmup 0 --momentum 0 --weight-decay 0 --lr 0.1 --clip 0.1")
+    monkeypatch.setattr(sys, "argv", ["trial.detect", *command(coco_folder, classifier, out, *more)])
+    run()
+    with seeded(0):  # as --seed says
+        network = Architecture.load(out / "architecture.json").build()
+    trained = torch.load(out / "weights.pt", weights_only=True)
+    moved = [(trained[name] - weight).detach().flatten() for name, weight in network.named_parameters()]
+    assert torch.cat(moved).norm().item() == pytest.approx(0.1 * 0.1, rel=1e-2)
+
+
+def test_the_seed_decides_over_weights_and_order(
+    coco_folder: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, orders = [], []
+
+    def stop(module: DetectionTraining, batch: Any, batch_idx: int) -> None:
+        weights.append(module.network.get_parameter("backbone.body.conv1.weight").detach().clone())
+        orders.append([int(target["image_id"]) for target in batch[1]])
+        raise TrainingError("seen enough")
+
+    monkeypatch.setattr(DetectionTraining, "training_step", stop)
+    for number, seed in enumerate("001"):
+        more = ["--batch-size", "8", "--seed", seed]
+        arguments = command(coco_folder, classifier, tmp_path / str(number), *more)
+        monkeypatch.setattr(sys, "argv", ["trial.detect", *arguments])
+        with pytest.raises(TrainingError, match="seen enough"):
+            run()
+    assert torch.equal(weights[0], weights[1])
+    assert orders[0] == orders[1]
+    assert not torch.equal(weights[0], weights[2])
+    assert orders[0] != orders[2]
+
+
+def test_a_diverged_run_says_so(
+    coco_folder: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wild = command(coco_folder, classifier, tmp_path / "out", "--lr", "1e6", "--warmup", "0", "--limit-steps", "4")
     monkeypatch.setattr(sys, "argv", ["trial.detect", *wild])
     with pytest.raises(TrainingError, match=r"no longer finite in epoch 1 \(lr 1e\+06\): lower --lr"):
         run()
@@ -254,10 +286,10 @@ def test_a_diverged_run_says_so(
 
 
 @pytest.mark.slow
-def test_a_killed_trial_goes_on_from_its_last_epoch(coco_tiny: Path, classifier: Path, tmp_path: Path) -> None:
+def test_a_killed_trial_goes_on_from_its_last_epoch(coco_folder: Path, classifier: Path, tmp_path: Path) -> None:
     """Slow: two processes, one of them killed in its second epoch."""
     out = tmp_path / "out"
-    arguments = [sys.executable, "-m", "trial.detect", *command(coco_tiny, classifier, out)]
+    arguments = [sys.executable, "-m", "trial.detect", *command(coco_folder, classifier, out)]
     with subprocess.Popen(arguments, cwd=ROOT) as process:
         while not (out / "last.ckpt").exists():
             assert process.poll() is None
@@ -294,7 +326,7 @@ def few_images(root: Path, out: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_detector_finds_again_what_it_was_trained_on(
-    coco_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    coco_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slow: forty steps of training, each with an evaluation; a few minutes."""
     architecture = Architecture.from_choices("search_spaces.resnet:ResNetSpace", ["S", "G(4)"] * 4, {"depth": 18})
@@ -302,7 +334,7 @@ def test_a_detector_finds_again_what_it_was_trained_on(
     out = tmp_path / "out"
     options = "--epochs 40 --batch-size 3 --lr 0.005 --warmup 50 --milestones 30 --devices 1 --workers 0"
     small = "--space-args min_size=160 max_size=224 box_batch_size_per_image=64"
-    folders = ["--data-root", str(few_images(coco_tiny, tmp_path / "coco")), "--out", str(out)]
+    folders = ["--data-root", str(few_images(coco_folder, tmp_path / "coco")), "--out", str(out)]
     given = ["--architecture", str(tmp_path / "a.json"), *folders, *options.split(), *small.split()]
     monkeypatch.setattr(sys, "argv", ["trial.detect", *given])
     run()

@@ -26,11 +26,6 @@ MIXED = ["S", "B(2)", "G(N/8)", "BG(2,8)", "G(16)", "B(4)", "BG(2,2)", "G(N)"]
 LEVELS = {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}
 
 
-@pytest.fixture(scope="module")
-def coco_tiny(data_root: Callable[[str], Path]) -> Path:
-    return data_root("coco-tiny")
-
-
 def torchvisions(norm_layer: Callable[[int], nn.Module]) -> MaskRCNN:
     """Mask R-CNN over torchvision's own ResNet-18, assembled from torchvision's public parts."""
     backbone = BackboneWithFPN(resnet18(norm_layer=norm_layer), LEVELS, [64, 128, 256, 512], 256)
@@ -135,10 +130,10 @@ def test_choices_of_a_classifier_carry_over() -> None:
     assert cost_table(SPACE, TINY).candidates == cost_table(BACKBONE, {"depth": 18}).candidates
 
 
-def test_fisher_potential_of_the_summed_losses(coco_tiny: Path) -> None:
+def test_fisher_potential_of_the_summed_losses(coco_folder: Path) -> None:
     """Against equation (2) in float64 on the frozen network alone, full backward pass, block by block."""
     scorer = Scorer(
-        SPACE, TINY, Coco(str(coco_tiny)), make_proxy("fisher"), batch_size=2, device="cpu", precision="float64"
+        SPACE, TINY, Coco(str(coco_folder)), make_proxy("fisher"), batch_size=2, device="cpu", precision="float64"
     )
     architecture = Architecture.from_choices(SPACE, MIXED, TINY)
     space = scorer.super_network(init=0)
@@ -156,8 +151,11 @@ def test_fisher_potential_of_the_summed_losses(coco_tiny: Path) -> None:
     for block in blocks_of(network):
         list(block.branch.children())[-1].register_forward_hook(keep)
     task = scorer.task
-    batch = task.to(task.minibatch(2, seed=0), torch.device("cpu"), torch.float64)
-    task.loss(network, batch).backward()
+    images, targets = task.to(task.minibatch(2, seed=0), torch.device("cpu"), torch.float64)
+    with seeded(0):  # as anchors and proposals are sampled for a score
+        losses = network(images, targets)
+    assert len(losses) == 5
+    sum(losses.values()).backward()
     for output, found in zip(outputs, score.blocks, strict=True):
         assert output.grad is not None
         by_channel = [

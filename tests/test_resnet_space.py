@@ -11,6 +11,7 @@ from torch import nn
 
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.blocks import seeded
+from nni_blockswap.distillation import captured
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.substitutes import PUBLISHED_EXTRA
 from search_spaces.resnet import ResNetSpace
@@ -115,6 +116,15 @@ def test_labels_run_in_forward_order_and_are_the_spaces_choices() -> None:
     space(torch.empty(1, 3, 64, 64, device="meta"))
     assert order == [f"block_{index:02d}" for index in range(16)]
     assert list(space.simplify()) == order
+
+
+def test_attention_is_taken_after_the_relu_that_ends_each_stage() -> None:
+    network = all_standard(18, **SMALL).build()
+    with captured(network, network.attention_points) as activations, torch.no_grad():
+        network(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    shapes = [(2, 64, 16, 16), (2, 128, 8, 8), (2, 256, 4, 4), (2, 512, 2, 2)]  # He et al., table 1, at 64x64
+    assert [tuple(activation.shape) for activation in activations.values()] == shapes
+    assert all(activation.min() == 0 < activation.max() for activation in activations.values())
 
 
 def test_probe_is_the_last_convolutions_output() -> None:

@@ -1,3 +1,4 @@
+import pickle
 import shutil
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision.datasets import CIFAR10
 
 from nni_blockswap.errors import ConfigError, DataError
 from nni_blockswap.tasks import TASKS, make_task
@@ -84,6 +86,61 @@ def test_cifar_from_folders_reads_pixels_and_labels_exactly(tiny_cifar: Path) ->
     assert batch[0][3, 1, 5, 7].item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_cifar_in_its_own_format_reads_pixels_and_labels_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published layout: a row an image, 1,024 bytes each of red, green and blue, row by row."""
+    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", None], ["data_batch_2", None]])  # None: any content
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", None]])
+    monkeypatch.setitem(CIFAR10.meta, "md5", None)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    stored = {}
+    for part, labels in (("data_batch_1", [3, 1, 4]), ("data_batch_2", [9, 2, 6, 5]), ("test_batch", [7, 0, 8, 7])):
+        stored[part] = draw.integers(0, 256, (len(labels), 3 * 32 * 32), dtype=np.uint8)
+        (folder / part).write_bytes(pickle.dumps({"data": stored[part], "labels": labels}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class{label}" for label in range(10)]}))
+
+    task = make_task("cifar10", str(tmp_path))
+    held_out, labels = next(iter(task.val_loader(4)))
+    assert np.array_equal(held_out.numpy(), stored["test_batch"].reshape(4, 3, 32, 32))
+    assert labels.tolist() == [7, 0, 8, 7]
+    images, labels = next(iter(task.train_loader(7)))
+    rows = np.concatenate([stored["data_batch_1"], stored["data_batch_2"]])
+    by_label = dict(zip([3, 1, 4, 9, 2, 6, 5], rows.reshape(7, 3, 32, 32), strict=True))
+    assert sorted(labels.tolist()) == sorted(by_label)
+    for image, label in zip(images.numpy(), labels.tolist(), strict=True):
+        assert np.array_equal(image, by_label[label])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, Augmentation(pad=4, flip=True, cutout=16)),  # the paper's section 5
+        ({"augment": "flip"}, Augmentation(pad=0, flip=True, cutout=0)),
+        ({"augment": "crop"}, Augmentation(pad=4, flip=False, cutout=0)),
+        ({"augment": "cutout"}, Augmentation(pad=0, flip=False, cutout=16)),
+        ({"augment": "none"}, Augmentation(pad=0, flip=False, cutout=0)),
+    ],
+)
+def test_cifar_is_augmented_as_told(
+    name: str, options: dict[str, str], expected: Augmentation, tiny_cifar: Path
+) -> None:
+    assert make_task(name, str(tiny_cifar), **options).augmentation == expected
+
+
+def test_batches_go_through_the_augmentation_in_training_alone(tiny_cifar: Path) -> None:
+    task = make_task("cifar10", str(tiny_cifar), augment="flip")
+    batch = next(iter(task.train_loader(30)))
+    plain, _ = task.prepare(batch, train=False)
+    augmented, _ = task.prepare(batch, train=True, generator=torch.Generator().manual_seed(0))
+    mirrored = (augmented != plain).flatten(1).any(1)
+    assert 5 <= mirrored.sum() <= 25
+    assert torch.equal(augmented[mirrored], plain[mirrored].flip(3))
+
+
 def test_cifar_limit_takes_the_same_images_evenly(tiny_cifar: Path) -> None:
     task = make_task("cifar10", str(tiny_cifar), limit=20)
     labels = torch.cat([labels for _, labels in task.train_loader(1)])
@@ -119,6 +176,26 @@ def test_image_folder(tiny_cifar: Path) -> None:
     (tiny_cifar / "test").rename(tiny_cifar / "elsewhere")
     with pytest.raises(DataError, match="validation needs a folder val/<class>/"):
         task.val_loader(2)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "image-folder"])
+def test_large_images_are_centre_crops_of_a_shorter_side_of_256_normalised(name: str, tmp_path: Path) -> None:
+    """As torchvision's pretrained networks expect them; PIL resizes; each of its two passes may round otherwise."""
+    draw = np.random.default_rng(0)
+    sizes = [(256, 256), (480, 320), (320, 640)]  # width, height
+    crops = [(16, 16), (80, 16), (16, 144)]  # left, top, once the shorter side is 256
+    pictures = [Image.fromarray(draw.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+    for part in ("train", "val"):
+        (tmp_path / part / "class0").mkdir(parents=True)
+        for index, picture in enumerate(pictures):
+            picture.save(tmp_path / part / "class0" / f"{index}.png")
+    images, _ = next(iter(make_task(name, str(tmp_path)).val_loader(3)))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    for image, picture, (left, top), tolerance in zip(images, pictures, crops, (1e-3, 2.01, 2.01), strict=True):
+        scale = 256 / min(picture.size)
+        resized = picture.resize([round(scale * side) for side in picture.size], Image.Resampling.BILINEAR)
+        expected = torch.tensor(np.asarray(resized.crop((left, top, left + 224, top + 224)))).permute(2, 0, 1)
+        torch.testing.assert_close(255 * (image * std + mean), expected.float(), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "image-folder"])

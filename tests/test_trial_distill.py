@@ -15,12 +15,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import distributed
 
 from nni_blockswap.architecture import Architecture
+from nni_blockswap.blocks import seeded
 from nni_blockswap.errors import ConfigError, DataError, TrainingError
 from tests.conftest import SMALL, WRN
 from trial import distill, teacher
 from trial.checkpoints import read
 from trial.running import main, share
 from trial.student import architecture_from
+from trial.training import ImageTraining
 
 ROOT = Path(__file__).parents[1]
 STUDENT = Architecture.from_choices(WRN, ["B(2)", "G(4)", "BG(2,4)"], SMALL).scored(1.5, {})
@@ -285,6 +287,71 @@ def test_a_teacher_needs_to_know_its_space(monkeypatch: pytest.MonkeyPatch) -> N
         run_here(monkeypatch, ["--data", "digits"], teacher)
     with pytest.raises(SystemExit, match="--space-args takes KEY=VALUE, not 'depth'"):
         run_here(monkeypatch, ["--data", "digits", "--space", WRN, "--space-args", "depth"], teacher)
+
+
+@pytest.mark.parametrize(("more", "epochs"), [([], 1), (["--teacher-epochs", "2"], 2)])
+def test_a_teacher_is_trained_as_long_as_told(
+    more: list[str], epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    STUDENT.save(tmp_path / "student.json")
+    arguments = ["--architecture", str(tmp_path / "student.json"), "--out", str(tmp_path / "out"), *ALONE]
+    folder = tmp_path / "teachers"
+    arguments += ["--epochs", "1", "--limit-steps", "1", "--teacher-dir", str(folder)]
+    run_here(monkeypatch, [*arguments, *more])
+    (trained,) = folder.glob("*/last.ckpt")
+    assert read(trained)["global_step"] == epochs
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["epochs"] == 1
+
+
+def test_a_clipped_step_is_as_long_as_rate_times_clip(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = "--beta 0 --momentum 0 --weight-decay 0 --lr 0.1 --epochs 1 --limit-steps 1"
+    run_here(monkeypatch, [*trained, "--out", str(tmp_path / "out"), *plain.split(), "--clip", "0.1"])
+    with seeded(0):  # as --seed says
+        before = STUDENT.build()
+    after = read(tmp_path / "out" / "weights.pt")
+    moved = [(after[name] - weight).detach().flatten() for name, weight in before.named_parameters()]
+    assert torch.cat(moved).norm().item() == pytest.approx(0.1 * 0.1, rel=1e-3)
+
+
+def first_step(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> SimpleNamespace:
+    """What the first training step of a run starts with; the run goes no further."""
+    seen = SimpleNamespace()
+
+    def stop(module: ImageTraining, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+        seen.weights = module.network.conv.weight.detach().clone()
+        seen.images, seen.labels = batch
+        seen.rate = module.trainer.optimizers[0].param_groups[0]["lr"]
+        raise TrainingError("seen enough")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageTraining, "training_step", stop)
+        with pytest.raises(SystemExit, match="seen enough"):
+            run_here(patched, arguments)
+    return seen
+
+
+def test_the_seed_decides_over_weights_order_and_augmentation(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [*trained, "--beta", "0"]
+    first, again, other = (
+        first_step(monkeypatch, [*alone, "--out", str(tmp_path / str(number)), "--seed", seed])
+        for number, seed in enumerate("001")
+    )
+    for name in ("weights", "labels", "images"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+        assert not torch.equal(getattr(first, name), getattr(other, name))
+
+
+@pytest.mark.parametrize(("method", "rate"), [("l1-pruning", 0.02), ("snip", 0.2), ("reduced", 0.2)])
+def test_a_pruned_teacher_is_tuned_at_a_tenth_of_the_rate(
+    method: str, rate: float, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    STUDENT.teacher().save(tmp_path / "student.json")
+    compared = ["--method", method, "--nonzero", "20000", "--lr", "0.2", "--beta", "0"]
+    assert first_step(monkeypatch, [*trained, "--out", str(tmp_path / "out"), *compared]).rate == pytest.approx(rate)
 
 
 def test_two_runs_do_not_mix_in_one_folder(trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -15,10 +16,12 @@ from filelock import FileLock
 from PIL import Image
 
 from nni_blockswap.architecture import Architecture
+from nni_blockswap.blocks import seeded
 from nni_blockswap.errors import CheckpointError
 from nni_blockswap.tasks import make_task
 from tests.conftest import SMALL, WRN
 from trial import teachers
+from trial.checkpoints import read
 from trial.options import Machine, Recipe
 from trial.teachers import TeacherPlan, evaluate, find_teacher, trained_teacher
 
@@ -108,6 +111,30 @@ def test_another_recipe_is_another_teacher(task, tmp_path: Path, monkeypatch: py
     # What a student alone is trained with does not make another teacher.
     beta = Recipe(epochs=9, beta=3.0, attention="norm").of_teacher(1)
     assert trained_teacher(STUDENT.teacher(), task, OPTIONS, TeacherPlan(None, tmp_path, beta), Machine()) in paths
+
+
+def test_the_seed_decides_over_a_teachers_initial_weights(
+    task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teachers, "fit", lambda *args, **kwargs: None)  # what is kept is then untrained
+    first, again, other = (
+        read(trained_teacher(STUDENT.teacher(), task, OPTIONS, TeacherPlan(None, tmp_path / folder, recipe), Machine()))
+        for folder, recipe in (("one", QUICK), ("two", QUICK), ("one", replace(QUICK, seed=1)))
+    )
+    assert torch.equal(first["conv.weight"], again["conv.weight"])
+    assert not torch.equal(first["conv.weight"], other["conv.weight"])
+
+
+def test_a_teachers_gradients_are_clipped(task, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=1, momentum=0.0, weight_decay=0.0, lr=0.1, clip=0.1).of_teacher(None)
+    kept = trained_teacher(
+        STUDENT.teacher(), task, OPTIONS, TeacherPlan(None, tmp_path, recipe), Machine(limit_steps=1)
+    )
+    with seeded(0):  # the recipe's
+        before = STUDENT.teacher().build()
+    after = read(kept)
+    moved = [(after[name] - weight).detach().flatten() for name, weight in before.named_parameters()]
+    assert torch.cat(moved).norm().item() == pytest.approx(0.1 * 0.1, rel=1e-3)
 
 
 def test_other_images_or_fewer_steps_make_another_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,17 @@
 """The training step: equation (1), a teacher that nothing changes, a diverged run that stops and spoils nothing."""
 
 import copy
+from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, DistributedSampler
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError, TrainingError
@@ -16,8 +20,8 @@ from tests.conftest import SMALL, WRN
 from trial.checkpoints import read
 from trial.options import Machine, Recipe
 from trial.reporting import EpochReport
-from trial.running import Run, fit
-from trial.training import ImageTraining, Teacher, check_fit, loaders
+from trial.running import Run, fit, make_trainer
+from trial.training import ImageTraining, Teacher, check_fit, loaders, seed_epoch
 
 STUDENT = Architecture.from_choices(WRN, ["B(2)", "G(4)", "BG(2,4)"], SMALL)
 POINTS = ("stage1", "stage2", "stage3")
@@ -66,6 +70,48 @@ def test_loss_is_equation_one(task, teacher: Teacher) -> None:
             expected += 30.0 * (unit[0] - unit[1]).square().mean().item()
     loss = module.training_step((images, labels), 0)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_sgd_has_the_momentum_and_weight_decay_of_the_recipe(task) -> None:
+    network = STUDENT.build()
+    optimizer = ImageTraining(network, task, Recipe(lr=0.3, momentum=0.7, weight_decay=0.02)).configure_optimizers()
+    assert isinstance(optimizer, torch.optim.SGD)
+    (group,) = optimizer.param_groups
+    expected = {"lr": 0.3, "momentum": 0.7, "weight_decay": 0.02, "nesterov": False, "dampening": 0}
+    assert {name: group[name] for name in expected} == expected
+    assert {id(weight) for weight in group["params"]} == {id(weight) for weight in network.parameters()}
+
+
+@pytest.mark.parametrize(("classes", "top5"), [(12, 5 / 12), (10, 5 / 10), (9, None), (4, None)])
+def test_accuracy_is_of_the_first_and_top5_of_the_first_five(classes: int, top5: float | None, tmp_path: Path) -> None:
+    """Each class once; for every image class n is ranked n-th. The batches are of different sizes."""
+    logits = torch.arange(classes, 0.0, -1).view(-1, 1, 1)
+    loader = DataLoader([(logits, label) for label in range(classes)], batch_size=5)
+    task = SimpleNamespace(num_classes=classes, prepare=lambda batch, *, train, generator: batch)
+    trainer = make_trainer(tmp_path, 1, Machine(), board=False)
+    (metrics,) = trainer.validate(ImageTraining(nn.Flatten(), task, Recipe()), loader, verbose=False)
+    assert metrics["val/accuracy"] == pytest.approx(1 / classes)
+    assert metrics.get("val/top5") == (top5 and pytest.approx(top5))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_seed_and_epoch_decide_over_order_and_draws(processes: int) -> None:
+    def start(seed: int, epoch: int, rank: int) -> tuple[list[int], list[float], list[float]]:
+        shared = DistributedSampler(range(64), processes, rank) if processes > 1 else None
+        loader = DataLoader(range(64), shuffle=shared is None, sampler=shared)
+        if shared is not None:
+            shared.set_epoch(epoch)  # Lightning does
+        trainer = SimpleNamespace(current_epoch=epoch, world_size=processes, global_rank=rank, train_dataloader=loader)
+        draws = seed_epoch(trainer, seed, torch.device("cpu"))
+        return list(loader.sampler), torch.rand(8, generator=draws).tolist(), torch.rand(8).tolist()
+
+    starts = [start(seed, epoch, rank=0) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert starts[0] == start(0, 0, rank=0)
+    for one, other in combinations(starts, 2):
+        assert all(of_one != of_other for of_one, of_other in zip(one, other, strict=True))
+    ranks = [start(1, 0, rank) for rank in range(processes)]
+    assert sorted(position for order, _, _ in ranks for position in order) == list(range(64))  # each example once
+    assert len({tuple(draws) for _, draws, _ in ranks}) == processes
 
 
 def test_distillation_leaves_its_teacher_as_it_was_and_out_of_the_checkpoint(task, teacher, tmp_path: Path) -> None:
@@ -118,15 +164,37 @@ def test_every_epoch_reports_numbers_with_its_learning_rate(task, teacher, tmp_p
 
 
 class Watched(ImageTraining):
-    """Keeps the training batches of each epoch, as the network sees them."""
+    """Keeps the training batches of each epoch, as the network sees them, and the held-out ones."""
 
     def __init__(self, *args) -> None:
         super().__init__(*args)
         self.seen: dict[int, list[torch.Tensor]] = {}
+        self.held_out: list[torch.Tensor] = []
 
     def training_step(self, batch, batch_idx: int) -> torch.Tensor:
         self.seen.setdefault(self.current_epoch, []).append(batch[0].clone())
         return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx: int) -> None:
+        self.held_out.append(batch[0].clone())
+        super().validation_step(batch, batch_idx)
+
+
+def test_training_images_are_augmented_and_held_out_ones_are_not(task, tmp_path: Path) -> None:
+    module = Watched(STUDENT.build(), task, Recipe(epochs=1))
+    train(module, task, tmp_path, epochs=1)
+
+    def rows(images: torch.Tensor) -> list[tuple[float, ...]]:
+        return [tuple(image.flatten().tolist()) for image in images]
+
+    def plain(loader) -> set[tuple[float, ...]]:
+        return {row for batch in loader for row in rows(task.prepare(batch, train=False)[0])}
+
+    training, held_out = rows(torch.cat(module.seen[0])), rows(torch.cat(module.held_out))
+    assert (len(training), len(held_out)) == (3 * 128, 360)
+    kept = plain(task.train_loader(1))
+    assert 0 < sum(row in kept for row in training) < len(training) / 2  # a shift of 0 in both directions: one in nine
+    assert set(held_out) == plain(task.val_loader(360))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

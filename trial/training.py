@@ -172,7 +172,7 @@ def seed_epoch(trainer: Trainer, seed: int, device: torch.device) -> torch.Gener
     if isinstance(loader.sampler, RandomSampler):
         loader.sampler.generator = torch.Generator().manual_seed(of_epoch)
     elif isinstance(loader.sampler, DistributedSampler):  # one order for all processes; Lightning adds the epoch
-        loader.sampler.seed = seed
+        loader.sampler.seed = seed * 1_000_003
     loader.generator = torch.Generator().manual_seed(own)  # the reading processes take their seeds from it
     torch.manual_seed(own)
     return torch.Generator(device).manual_seed(own)
