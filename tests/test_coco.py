@@ -109,6 +109,26 @@ def test_training_batches(root: Path) -> None:
         Coco(str(root)).train_loader(3)
 
 
+@pytest.mark.parametrize("category", [0, 91])
+def test_categories_are_cocos(root: Path, category: int) -> None:
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": category, "name": "other"})
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"'train2017' has a category {category}; COCO's go from 1 to 90"):
+        Coco(str(root)).minibatch(1, seed=0)
+
+
+@pytest.mark.parametrize("box", [[20, 2, 5, 5], [2, 16, 5, 5], [-9, 2, 9, 5], [30, 40, 5, 5], [2, -6, 5, 6]])
+def test_boxes_outside_their_image_are_left_out(root: Path, box: list[float]) -> None:
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"] += [annotation(9, 1, box), annotation(10, 4, box)]
+    path.write_text(json.dumps(content))
+    _, targets = Coco(str(root)).minibatch(2, seed=0, augment=False)  # image 4 has nothing else
+    assert {int(target["image_id"]): len(target["boxes"]) for target in targets} == {1: 1, 2: 1}
+
+
 def test_minibatches_follow_the_seed_and_have_names(coco_tiny: Path) -> None:
     task, again = Coco(str(coco_tiny)), Coco(str(coco_tiny))
     names = [task.fingerprint(task.minibatch(4, seed=seed, index=index)) for seed, index in ((0, 0), (0, 1), (1, 0))]

@@ -160,6 +160,12 @@ def test_other_spaces_make_no_detector() -> None:
         detector(given, {})
 
 
+def test_a_narrowed_classifier_makes_no_detector() -> None:
+    given = Architecture.from_choices("search_spaces.resnet:ResNetSpace", ["S"] * 8, {"depth": 18, "late_width": 0.5})
+    with pytest.raises(ConfigError, match=r"this architecture has late_width=0\.5"):
+        detector(given, {})
+
+
 # --- the shipped experiment -------------------------------------------------------------------------------------------
 
 

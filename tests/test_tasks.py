@@ -10,8 +10,9 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
 from nni_blockswap.errors import ConfigError, DataError
-from nni_blockswap.tasks import TASKS, make_task
+from nni_blockswap.tasks import TASKS, make_task, small_images
 from nni_blockswap.tasks.augmentation import Augmentation
+from nni_blockswap.tasks.images import labelled_files
 
 
 @pytest.fixture
@@ -147,6 +148,22 @@ def test_cifar_limit_takes_the_same_images_evenly(tiny_cifar: Path) -> None:
     assert torch.bincount(labels).tolist() == [2] * 10
 
 
+@pytest.mark.parametrize("limit", [0, 9, 21, 25, "many", 20.0])
+def test_cifar_limits_that_cannot_be_met(tiny_cifar: Path, limit: object) -> None:
+    task = make_task("cifar10", str(tiny_cifar), limit=limit)
+    with pytest.raises(DataError, match=rf"evenly over 10 classes, 10 to 20 or all 30 of them, not {limit!r}"):
+        task.minibatch(2, seed=0)
+
+
+def test_cifar_is_read_once(tiny_cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    monkeypatch.setattr(small_images, "labelled_files", lambda *given: reads.append(given) or labelled_files(*given))
+    task = make_task("cifar10", str(tiny_cifar))
+    for index in range(3):
+        task.minibatch(2, seed=0, index=index)
+    assert len(reads) == 1
+
+
 def test_cifar_that_is_nowhere(tmp_path: Path) -> None:
     task = make_task("cifar10", str(tmp_path / "none"))
     with pytest.raises(
@@ -227,6 +244,8 @@ def test_a_loaders_order_is_drawn_at_its_first_batch(tiny_cifar: Path, workers: 
     [
         ("mnist", {}, DataError, "there is no data set 'mnist'; choose from digits, cifar10"),
         ("digits", {"size": 3}, ConfigError, "the data set 'digits' has no option 'size'; it has held_out, image_size"),
+        ("digits", {"held_out": 5}, ConfigError, "the data set 'digits' cannot take the options held_out=5: "),
+        ("digits", {"image_size": "x"}, ConfigError, "the data set 'digits' cannot take the options image_size=x: "),
         ("cifar10", {}, DataError, "CIFAR10 needs a folder"),
         ("cifar10", {"augment": "rotate"}, DataError, "augment is made of crop, flip and cutout"),
         ("imagenet", {}, DataError, "imagenet needs a folder that holds train/<class>/"),

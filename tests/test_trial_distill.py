@@ -17,6 +17,8 @@ from torch import distributed
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks import seeded
 from nni_blockswap.errors import ConfigError, DataError, TrainingError
+from nni_blockswap.files import read_json
+from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import SMALL, WRN
 from trial import distill, teacher
 from trial.checkpoints import read
@@ -368,6 +370,43 @@ def test_two_runs_do_not_mix_in_one_folder(trained: list[str], tmp_path: Path, m
             SystemExit, match=r"^trial: '.*settings\.json' is damaged .*; give this one a folder of its own"
         ):
             run_here(monkeypatch, arguments)
+
+
+def test_a_run_that_came_to_nothing_leaves_its_folder_free(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*trained, "--out", str(tmp_path / "out"), "--epochs", "1", "--limit-steps", "1"]
+    with pytest.raises(SystemExit, match=r"there is no checkpoint 'mistyped\.pt'"):
+        run_here(monkeypatch, [*arguments, "--teacher", "mistyped.pt", "--lr", "0.2"])
+    run_here(monkeypatch, arguments)
+    assert read_json(tmp_path / "out" / "settings.json")["lr"] == 0.1
+
+
+def test_the_folder_that_one_is_in_will_do(trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    run_here(monkeypatch, [*trained, "--out", ".", "--epochs", "1", "--limit-steps", "1", "--beta", "0"])
+    assert (tmp_path / "out" / "weights.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("points", "sentence"), [((), "it names none; name some, or use --beta 0"), (("stage9",), "stage9")]
+)
+def test_attention_points_are_looked_at_before_a_teacher_is_trained(
+    points: tuple[str, ...], sentence: str, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WideResNetSpace, "attention_points", points)
+    monkeypatch.setattr(distill, "find_teacher", lambda *_: pytest.fail("a teacher was asked for"))
+    with pytest.raises(SystemExit, match=sentence):
+        run_here(monkeypatch, [*trained, "--out", str(tmp_path / "out")])
+
+
+def test_a_classifier_is_not_trained_on_detections(
+    trained: list[str], tmp_path: Path, coco_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = trained[:4]
+    with pytest.raises(SystemExit, match="WideResNetSpace classify, and coco is a data set for detection"):
+        run_here(monkeypatch, [*here, "--data", "coco", "--data-root", str(coco_folder), "--out", str(tmp_path / "o")])
 
 
 def test_without_attention_transfer_there_is_no_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
