@@ -1,4 +1,4 @@
-"""Batch normalisation and ReLU compiled for this machine's processor, where there is a C compiler: ``batch_norm.c``."""
+"""What takes most passes through memory, compiled for this machine's processor where there is a C compiler."""
 
 import ctypes
 import functools
@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ DEFINITIONS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 
 @functools.cache
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The functions of ``batch_norm.c`` for ``dtype``, compiled in a moment; None where that cannot be done."""
+    """The functions of ``compiled.c`` for ``dtype``, compiled in a moment; None where that cannot be done."""
     if dtype not in DEFINITIONS:
         return None
     compiler = shlex.split(os.environ.get("CC", "cc"))
-    source = Path(__file__).with_name("batch_norm.c")
+    source = Path(__file__).with_name("compiled.c")
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            target = Path(folder) / "batch_norm.so"
+            target = Path(folder) / "compiled.so"
             command = [*compiler, *FLAGS, *DEFINITIONS[dtype], str(source), "-o", str(target), "-lm"]
             subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
             return ctypes.CDLL(str(target))
@@ -35,7 +36,10 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 
 class BatchNorm(torch.autograd.Function):
-    """BN in training mode with frozen scale and shift, then ReLU if asked for. Keeps x alone for the backward pass."""
+    """BN in training mode with frozen scale and shift, then ReLU if asked for; x (N, C, H, W) in a type with a library.
+
+    For the backward pass it keeps x alone.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool) -> Tensor:
@@ -43,7 +47,7 @@ class BatchNorm(torch.autograd.Function):
         y = torch.empty_like(x)
         mean, inverse_std = torch.empty_like(weight), torch.empty_like(weight)
         ctx.least = 0.0 if relu else -math.inf
-        _call("forward", x, [ctx.least, eps], [x, weight, bias, mean, inverse_std, y])
+        _call("forward", _sizes(x), [ctx.least, eps], [x, weight, bias, mean, inverse_std, y])
         ctx.save_for_backward(x, weight, bias, mean, inverse_std)
         return y
 
@@ -52,12 +56,30 @@ class BatchNorm(torch.autograd.Function):
         x, *of_channels = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         before = torch.empty_like(x)
-        _call("backward", x, [ctx.least], [gradient, x, *of_channels, before])
+        _call("backward", _sizes(x), [ctx.least], [gradient, x, *of_channels, before])
         return before, None, None, None, None
 
 
-def _call(name: str, x: Tensor, numbers: list[float], tensors: list[Tensor]) -> None:
+def fisher_information(activations: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """Equations (2) and (3), as ``proxies.fisher.fisher_information``, of blocks in a type with a library."""
+    return torch.stack([_information(*block) for block in zip(activations, gradients, strict=True)])
+
+
+def _information(activation: Tensor, gradient: Tensor) -> Tensor:
+    a, g = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (activation, gradient))
+    images, channels, height, width = a.shape
+    sums = torch.empty(images, width, channels)
+    _call("products", [images, height, width * channels], [], [a, g, sums])
+    return sums.sum(1).square_().sum() / (2 * images)
+
+
+def _sizes(x: Tensor) -> list[int]:
     images, channels, height, width = x.shape
-    sizes = map(ctypes.c_long, (images * height, width * channels, channels))
+    return [images * height, width * channels, channels]
+
+
+def _call(name: str, sizes: Sequence[int], numbers: Sequence[float], tensors: Sequence[Tensor]) -> None:
+    """Call a function with tensors in channels_last, the first of which has the type that it is compiled for."""
     pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
-    getattr(library(x.dtype), name)(*sizes, *map(ctypes.c_float, numbers), *pointers)
+    function = getattr(library(tensors[0].dtype), name)
+    function(*map(ctypes.c_long, sizes), *map(ctypes.c_float, numbers), *pointers)

@@ -22,6 +22,9 @@ from nni_blockswap.proxies import Score
 from nni_blockswap.proxies.fisher import fisher_information
 from nni_blockswap.tasks.classification import Classification, Labelled
 
+Information = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+"""From activations and gradients of blocks to their Fisher information."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -41,12 +44,20 @@ class FisherChain:
         batches: images (N, C, H, W) and labels of each minibatch; blocks are shared while it stays the same.
         recompute: keep of a block only what goes in and what comes out, and run it again in the backward pass. Less
             memory, and the same score to the last bit.
+        information: what computes equations (2) and (3).
     """
 
-    def __init__(self, network: BlockSpace, batches: Sequence[Labelled], recompute: bool = False) -> None:
+    def __init__(
+        self,
+        network: BlockSpace,
+        batches: Sequence[Labelled],
+        recompute: bool = False,
+        information: Information = fisher_information,
+    ) -> None:
         self._network = network.requires_grad_(False)
         self._blocks = network.blocks()
         self._recompute = recompute
+        self._information = information
         self._batches = [(images.contiguous(memory_format=torch.channels_last), labels) for images, labels in batches]
         self._stems = [passing(network, images)[0][0] for images, _ in self._batches]
         self._steps: list[Step] = []
@@ -82,7 +93,7 @@ class FisherChain:
         activation, out = run_block(self._blocks[position], step.x) if self._recompute else (step.activation, step.out)
         inputs = [activation, step.x] if position else [activation]  # nothing is wanted of what lies before the first
         at_probe, *before = torch.autograd.grad(out, inputs, gradient, retain_graph=True)
-        return fisher_information([activation.detach()], [at_probe]), before[0] if before else gradient
+        return self._information([activation.detach()], [at_probe]), before[0] if before else gradient
 
 
 def head_gradient(network: BlockSpace, out: Tensor, batch: Labelled) -> Tensor:

@@ -23,7 +23,7 @@ from nni_blockswap.cuda_graphs import GraphedFisherChain, graphed
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.fast_fisher import FisherChain, is_chain
 from nni_blockswap.proxies import Proxy, Score
-from nni_blockswap.proxies.fisher import FisherPotential
+from nni_blockswap.proxies.fisher import FisherPotential, fisher_information
 from nni_blockswap.tasks import Batch, Task
 from nni_blockswap.tasks.classification import Classification, Labelled
 from nni_blockswap.workers import Measure, score_all
@@ -219,7 +219,7 @@ def start_fast(
 ) -> Measure:
     """A function from choices to Fisher potential, the mean over ``batches``; see ``fast_fisher``.
 
-    All processes of a search are told whether BN ``is_compiled``, so that they round alike.
+    All processes of a search are told whether they take the ``compiled`` forms, so that they round alike.
     """
     network = draw_network()
     device = batches[0][0].device
@@ -230,7 +230,8 @@ def start_fast(
         network.to(memory_format=torch.channels_last)
     chain: FisherChain | GraphedFisherChain
     with autocast(device, precision):
-        chain = FisherChain(network, batches, recompute)
+        information = compiled.fisher_information if is_compiled else fisher_information
+        chain = FisherChain(network, batches, recompute, information)
         if device.type == "cuda" and not recompute:
             chain = graphed(chain, network, batches)
 
@@ -242,7 +243,7 @@ def start_fast(
 
 
 def can_compile(precision: str, device: torch.device) -> bool:
-    """Whether ``cpu_layers`` can have BN compiled here."""
+    """Whether there is a compiled form of BN and Fisher information for this."""
     dtype = {"float32": torch.float32, "bf16": torch.bfloat16}.get(precision)
     return device.type == "cpu" and dtype is not None and compiled.library(dtype) is not None
 

@@ -186,6 +186,20 @@ def test_batch_norm_is_exact_where_a_plain_sum_in_float32_is_not(is_compiled: bo
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler: there is no cc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_fisher_information(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    blocks = [
+        [torch.randn(shape).to(dtype) for _ in range(2)] for shape in ((5, 6, 7, 4), (3, 40, 1, 9), (64, 8, 8, 8))
+    ]
+    blocks[2][0] = blocks[2][0].contiguous(memory_format=torch.channels_last)
+    found = compiled.fisher_information(*zip(*blocks, strict=True))
+    expected = [(torch.einsum("nchw,nchw->nc", a.double(), g.double()) ** 2).sum() / (2 * len(a)) for a, g in blocks]
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx([one.item() for one in expected], rel=1e-5)  # sums in float32
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler: there is no cc")
 def test_both_batch_norms_are_there_where_a_compiler_is() -> None:
     assert compiled.library(torch.float32) is not None
     assert compiled.library(torch.bfloat16) is not None

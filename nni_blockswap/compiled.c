@@ -1,11 +1,12 @@
-// Batch normalisation in training mode and the ReLU after it, forward and backward, each tensor as few times through
-// memory as it goes. compiled.py compiles this file, once for float32 and once for bfloat16, and calls it.
+// Batch normalisation in training mode with the ReLU after it, forward and backward, and the products that Fisher
+// information sums: each tensor as few times through memory as it goes. compiled.py compiles this file, once for
+// float32 and once for bfloat16, and calls it.
 //
 // A tensor (N, C, H, W) in channels_last lies in memory as rows (N H) by columns (W C), and column j belongs to channel
 // j % C. Passes go over columns: they vectorise whatever C is, and sums down a column, a W-th of what a channel adds
 // up, are the more precise. What a channel has is spread over its columns before, or added up from them after.
 //
-// Each value of y is max(least, out) with out = weight (x - mean) / sqrt(variance + eps) + bias; `least` is 0 with ReLU
+// In batch normalisation each value of y is max(least, out) with out = weight (x - mean) / sqrt(variance + eps) + bias; `least` is 0 with ReLU
 // and minus infinity without. A NaN stays one.
 
 #include <math.h>
@@ -96,6 +97,15 @@ static void combine(long rows, long columns, float least, const value *restrict 
             const float at = load(x[j]), p = passed(load(gradient[j]), at, scale[j], shift[j], least);
             dx[j] = rounded(scale[j] * p + slope[j] * at + constant[j]);
         }
+}
+
+// For each image, sums of a g.
+void products(long images, long rows, long columns, const value *restrict a, const value *restrict g,
+              float *restrict sums) {
+    memset(sums, 0, images * columns * sizeof *sums);
+    for (long n = 0; n < images; ++n, sums += columns)
+        for (long r = 0; r < rows; ++r, a += columns, g += columns)
+            for (long j = 0; j < columns; ++j) sums[j] += load(a[j]) * load(g[j]);
 }
 
 // --- layers: weight, bias, mean and inverse_std have a number for each channel ----------------------------------------
