@@ -6,8 +6,8 @@
 // j % C. Passes go over columns: they vectorise whatever C is, and sums down a column, a W-th of what a channel adds
 // up, are the more precise. What a channel has is spread over its columns before, or added up from them after.
 //
-// In batch normalisation each value of y is max(least, out) with out = weight (x - mean) / sqrt(variance + eps) + bias; `least` is 0 with ReLU
-// and minus infinity without. A NaN stays one.
+// In batch normalisation each value of y is max(least, out) with out = weight (x - mean) / sqrt(variance + eps) + bias;
+// `least` is 0 with ReLU and minus infinity without. A NaN stays one.
 
 #include <math.h>
 #include <stdint.h>
