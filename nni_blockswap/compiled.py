@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nni_blockswap.proxies import fisher
+
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 DEFINITIONS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 
@@ -23,22 +25,22 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The functions of ``compiled.c`` for ``dtype``, compiled in a moment; None where that cannot be done."""
     if dtype not in DEFINITIONS:
         return None
-    compiler = shlex.split(os.environ.get("CC", "cc"))
     source = Path(__file__).with_name("compiled.c")
     try:
+        compiler = shlex.split(os.environ.get("CC", "cc"))
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             target = Path(folder) / "compiled.so"
             command = [*compiler, *FLAGS, *DEFINITIONS[dtype], str(source), "-o", str(target), "-lm"]
             subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
             return ctypes.CDLL(str(target))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, ValueError, subprocess.CalledProcessError):
         return None
 
 
 class BatchNorm(torch.autograd.Function):
     """BN in training mode with frozen scale and shift, then ReLU if asked for; x (N, C, H, W) in a type with a library.
 
-    For the backward pass it keeps x alone.
+    Of all that is large it keeps x alone for the backward pass.
     """
 
     @staticmethod
@@ -61,7 +63,9 @@ class BatchNorm(torch.autograd.Function):
 
 
 def fisher_information(activations: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """Equations (2) and (3), as ``proxies.fisher.fisher_information``, of blocks in a type with a library."""
+    """Equations (2) and (3), as ``proxies.fisher.fisher_information``, which blocks of other types are left to."""
+    if any(activation.dtype not in DEFINITIONS for activation in activations):
+        return fisher.fisher_information(activations, gradients)
     return torch.stack([_information(*block) for block in zip(activations, gradients, strict=True)])
 
 

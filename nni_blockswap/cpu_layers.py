@@ -80,10 +80,11 @@ class BatchNorm(nn.Module):
     def __init__(self, norm: nn.BatchNorm2d, relu: bool, is_compiled: bool) -> None:
         super().__init__()
         self.weight, self.bias, self.eps, self.relu = norm.weight, norm.bias, norm.eps, relu
-        self._function = compiled.BatchNorm if is_compiled else _BatchNorm
+        self._is_compiled = is_compiled and norm.affine
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self._function.apply(x, self.weight, self.bias, self.eps, self.relu)  # type: ignore[no-untyped-call]
+        function = compiled.BatchNorm if self._is_compiled and x.dtype in compiled.DEFINITIONS else _BatchNorm
+        out: Tensor = function.apply(x, self.weight, self.bias, self.eps, self.relu)  # type: ignore[no-untyped-call]
         return out
 
 

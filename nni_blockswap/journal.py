@@ -63,9 +63,11 @@ class Journal:
             self._stream.flush()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; where there is no score, other settings may use the folder."""
         if self._stream is not None:
             self._stream.close()
+            if not self._scores:
+                Path(self._stream.name).with_name("search.json").unlink(missing_ok=True)
 
     def _read(self, path: Path) -> None:
         if not path.exists():
@@ -83,8 +85,8 @@ class Journal:
 
 
 def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
-    path, scores = folder / "search.json", folder / "scores.jsonl"
-    if not path.exists() or not scores.exists() or not scores.stat().st_size:  # no score, nothing to mix
+    path = folder / "search.json"
+    if not path.exists():
         write_json(path, identity)
         return
     try:

@@ -65,7 +65,7 @@ class Ranking:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Ranking":
-        """Read what ``save`` wrote, scores by block apart. Raises SpaceError where it is missing or is no ranking."""
+        """Read what ``save`` wrote, without scores by block. Raises SpaceError where it is missing or is no ranking."""
         best = Architecture.load(Path(folder) / "best.json")
         shared = {name: value for name, value in best.provenance.items() if name != "block_scores"}
         try:

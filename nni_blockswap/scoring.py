@@ -50,7 +50,8 @@ class Scorer:
         precision: of the convolutions, one of ``PRECISIONS``; Fisher information is summed in float32 at least. "auto"
             is bf16 where it is native to a CPU and known to rank as float64 does (``_is_bf16_known``), else float32.
         processes: that score side by side on a CPU, the fast way; None is one for each of PyTorch's threads. Each holds
-            a super-network and the activations of one candidate. Scores do not depend on it.
+            a super-network and the activations of one candidate. Scores do not depend on it. A
+            script's own space, in ``__main__``, is scored in one: no other process can import it.
         recompute: the fast way only: run each block a second time in the backward pass instead of keeping its
             activations: less memory, more time, the same scores.
 
@@ -264,7 +265,7 @@ def check_fit(space: str, space_args: Mapping[str, Any], task: Task, batch: Batc
     if classifies == detects:
         raise ConfigError(
             f"the networks of {space} {'detect' if detects else 'classify'}, and {task.name} is a data set for "
-            f"{'classification' if classifies else 'detection'}; change the one or the other."
+            f"{'classification' if classifies else 'detection'}; change one of them, or the space's 'detects'."
         )
     if not classifies:
         return

@@ -20,7 +20,7 @@ from nni_blockswap.journal import Journal
 from nni_blockswap.proxies import Score, make_proxy
 from nni_blockswap.ranking import Ranking, check_overwrites
 from nni_blockswap.sampler import Sampler
-from nni_blockswap.scoring import Scorer, mean_score
+from nni_blockswap.scoring import Scorer, can_compile, mean_score
 from nni_blockswap.tasks import make_task
 
 Indices = tuple[int, ...]
@@ -134,8 +134,8 @@ def search(
 
     With ``out`` every score is on disk as it comes; a second call with the same settings scores only what is missing
     and gives the same rankings: bit for bit on a CPU, on a GPU as far as its kernels are deterministic. ``out`` then
-    holds ranking.csv and best.json, for several budgets in a folder each. A ranking of another budget or another number
-    of samples or draws is not overwritten; its scores are used.
+    holds ranking.csv and best.json, for several budgets in a folder each. A ranking of another budget, of other
+    candidates or of another number of samples or draws is not overwritten; its scores are used.
 
     Raises:
         ScoreError: at some budget no score is finite; the other rankings are saved.
@@ -147,7 +147,7 @@ def search(
     folder = Path(out) if out is not None else None
     homes = [folder / str(budget) if len(samples) > 1 else folder for budget in samples] if folder else []
     for home, budget in zip(homes, samples, strict=False):
-        check_overwrites(home, _extent(settings, budget))
+        check_overwrites(home, _extent(settings, table, budget))
     journal = Journal(folder, _identity(settings, scorer))
     wanted = sorted(set().union(*samples.values()))  # in order, neighbours share their first blocks
     with Board(folder, scorer.proxy.higher_is_better) as board:
@@ -242,6 +242,7 @@ def _identity(settings: ScoreSettings, scorer: Scorer) -> dict[str, Any]:
         "augment": settings.augment,
         "device": scorer.device.type,
         "precision": scorer.precision,
+        "compiled": can_compile(scorer.precision, scorer.device),
         "versions": {"nni_blockswap": nni_blockswap.__version__, "torch": torch.__version__},
     }
 
@@ -277,7 +278,7 @@ def _rank(
     found: Iterable[Indices],
     journal: Journal,
 ) -> Ranking:
-    provenance = {**_identity(settings, scorer), **_extent(settings, budget)}
+    provenance = {**_identity(settings, scorer), **_extent(settings, table, budget)}
     del provenance["space"], provenance["space_args"]
     scored = []
     for indices in found:
@@ -287,10 +288,10 @@ def _rank(
     return Ranking.of(str(budget), scored, higher_is_better=scorer.proxy.higher_is_better)
 
 
-def _extent(settings: SearchSettings, budget: Budget) -> dict[str, Any]:
+def _extent(settings: SearchSettings, table: CostTable, budget: Budget) -> dict[str, Any]:
     """What a ranking depends on beside the scores."""
-    narrowed = None if settings.candidates is None else zlib.crc32(repr(sorted(settings.candidates.items())).encode())
-    return {"inits": settings.inits, "samples": settings.samples, "budget": str(budget), "candidates": narrowed}
+    candidates = f"{zlib.crc32(repr(table.candidates).encode()):08x}"  # a name for the lists of all blocks
+    return {"inits": settings.inits, "samples": settings.samples, "budget": str(budget), "candidates": candidates}
 
 
 def _mean(settings: ScoreSettings, journal: Journal, choices: Mapping[str, str]) -> Score:

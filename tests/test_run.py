@@ -336,8 +336,8 @@ def test_an_interrupted_run_leaves_nothing_and_says_how_to_go_on(quick, tmp_path
 def test_a_killed_manager_and_dispatcher_resume_where_they_were(quick, tmp_path):
     config, environment = quick(samples=400)
     where = port()
-    nnictl = partial(subprocess.run, env=environment, cwd=tmp_path, check=True, timeout=120, stdout=subprocess.DEVNULL)
-    nnictl(["nnictl", "create", "--config", str(config), "--port", where])
+    nnictl = partial(subprocess.run, env=environment, cwd=tmp_path, timeout=120, stdout=subprocess.DEVNULL)
+    nnictl(["nnictl", "create", "--config", str(config), "--port", where], check=True)
     running = experiment.Experiment(int(where))
     scores = running.folder / "checkpoint" / "search" / "scores.jsonl"
     deadline = time.monotonic() + 400
@@ -349,7 +349,11 @@ def test_a_killed_manager_and_dispatcher_resume_where_they_were(quick, tmp_path)
         process.kill()
     before = scores.read_bytes()
     assert before.count(b"\n") < 400
-    nnictl(["nnictl", "resume", running.id, "--port", where])
+    for _ in range(run.ATTEMPTS):  # nnictl gives the manager three seconds to come up
+        where = port()
+        if nnictl(["nnictl", "resume", running.id, "--port", where], check=False).returncode == 0:
+            break
+    running = experiment.Experiment(int(where))
     try:
         while (status := running.get("check-status"))["status"] not in ("DONE", "ERROR"):
             assert time.monotonic() < deadline

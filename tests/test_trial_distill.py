@@ -382,6 +382,19 @@ def test_a_run_that_came_to_nothing_leaves_its_folder_free(
     assert read_json(tmp_path / "out" / "settings.json")["lr"] == 0.1
 
 
+def test_a_run_without_a_checkpoint_yet_keeps_its_folder(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = (
+        "distill.find_teacher = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nrunning.main('trial', distill.run)"
+    )
+    done = run_apart(killed, [*trained, "--out", str(tmp_path / "out")])
+    assert done.returncode == -signal.SIGKILL
+    with pytest.raises(SystemExit, match="out' holds a run with another lr;"):
+        run_here(monkeypatch, [*trained, "--out", str(tmp_path / "out"), "--lr", "0.2"])
+    assert read_json(tmp_path / "out" / "settings.json")["lr"] == 0.1
+
+
 def test_the_folder_that_one_is_in_will_do(trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")

@@ -24,7 +24,7 @@ from trial.detection import DetectionRecipe, DetectionTraining
 from trial.nni_link import NNILink, is_first_process
 from trial.reporting import Description, EpochReport
 from trial.running import fit, in_terminal, main, say
-from trial.student import add_student, begin, claim, publish
+from trial.student import add_student, begin, claim, publish, released_on_failure
 from trial.training import loaders
 
 CLASSIFIER, DETECTOR = "search_spaces.resnet:ResNetSpace", "search_spaces.mask_rcnn:MaskRCNNSpace"
@@ -86,7 +86,8 @@ def run() -> None:
     """Train one detector."""
     given = parser().parse_args()
     architecture, out, link = begin(given)
-    detect(detector(architecture, options.pairs(given.space_args, "--space-args")), given, out, link)
+    with released_on_failure(out):
+        detect(detector(architecture, options.pairs(given.space_args, "--space-args")), given, out, link)
 
 
 def detect(architecture: Architecture, given: argparse.Namespace, out: Path, link: NNILink | None) -> None:

@@ -19,7 +19,7 @@ from trial import options, sparse
 from trial.nni_link import NNILink, is_first_process
 from trial.reporting import AttentionPictures, Description, EpochReport
 from trial.running import fit, in_terminal, main, say
-from trial.student import COMPARISON, add_student, begin, claim, publish
+from trial.student import COMPARISON, add_student, begin, claim, publish, released_on_failure
 from trial.teachers import TeacherPlan, find_teacher, original_of
 from trial.training import ImageTraining, check_attention, check_fit, loaders
 
@@ -55,7 +55,8 @@ def run() -> None:
     """Train one student."""
     given = parser().parse_args()
     architecture, out, link = begin(given)
-    distill(architecture, given, out, link)
+    with released_on_failure(out):
+        distill(architecture, given, out, link)
 
 
 def distill(architecture: Architecture, given: argparse.Namespace, out: Path, link: NNILink | None) -> None:

@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ COMPARISON = ("method", "variant", "seed", "nonzero")
 """What a comparison's parameters say of how a network came about and is trained; see ``nni_blockswap.comparison``."""
 
 SETTINGS = "settings.json"
+
+_claimed: set[Path] = set()
+"""Folders whose settings this process has written."""
 
 NOT_A_BLOCK = ("space", "space_args", "params", "macs", "score", "rank", "architecture_id", *COMPARISON)
 """What a tuner's parameters hold beside one substitute for each block label."""
@@ -76,20 +80,31 @@ def architecture_from(parameters: Mapping[str, Any], given: argparse.Namespace) 
 
 
 def claim(out: Path, architecture: Architecture, settings: dict[str, Any]) -> None:
-    """Write down whose folder ``out`` is; a run that came to nothing has no claim to it.
+    """Write down whose folder ``out`` is.
 
     Raises:
         StateError: another run's, with which this one would be mixed, or that cannot be told.
     """
     settings = {"architecture_id": architecture.id, **settings}
-    begun = any((out / name).exists() for name in (checkpoints.LAST, checkpoints.BEST, checkpoints.WEIGHTS))
-    if begun and (out / SETTINGS).exists():
+    if (out / SETTINGS).exists():
         kept = _settings_in(out)
         other = [name for name in {**kept, **settings} if kept.get(name) != settings.get(name)]
         if other:
             raise StateError(f"'{out}' holds a run with another {', '.join(other)}; give this one a folder of its own.")
     write_json(out / SETTINGS, settings)
+    _claimed.add(out)
     architecture.save(out / "architecture.json")
+
+
+@contextmanager
+def released_on_failure(out: Path) -> Iterator[None]:
+    """Give ``out`` up again where a run ends in an error before there is anything of it."""
+    try:
+        yield
+    except BaseException:
+        if out in _claimed and not any((out / name).exists() for name in (checkpoints.LAST, checkpoints.WEIGHTS)):
+            (out / SETTINGS).unlink(missing_ok=True)
+        raise
 
 
 def _settings_in(out: Path) -> dict[str, Any]:

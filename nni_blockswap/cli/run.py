@@ -83,12 +83,14 @@ def start(config: Path, port: int) -> tuple[Experiment, Any]:
                 interrupted = True  # what was started has to be known before it can be stopped
         if creation.returncode == 0:
             try:
-                if interrupted:
-                    raise KeyboardInterrupt
-                return Experiment(port), _manager(port)
+                experiment, manager = Experiment(port), _manager(port)
             except BaseException:
                 nnictl("stop", "--port", str(port)).communicate()
                 raise
+            if interrupted:
+                stop(experiment, manager)
+                raise KeyboardInterrupt
+            return experiment, manager
         if interrupted:
             raise KeyboardInterrupt
         port += 1

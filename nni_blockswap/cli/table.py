@@ -1,10 +1,12 @@
 """The students of an experiment as a table: costs, score, what they are judged by, files."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nni_blockswap.cli.config import Config
 from nni_blockswap.cli.experiment import CHECKPOINT, figure, results
+from nni_blockswap.errors import StateError
 from nni_blockswap.students import SUCCEEDED, Student, read
 
 
@@ -32,7 +34,9 @@ def print_students(folder: Path, config: Config) -> bool:
 def _row(student: Student, folder: Path | str, result: dict[str, Any]) -> tuple[str, ...]:
     given = student.parameters
     score = "" if given["score"] is None else f"{given['score']:.4g}"
-    found = figure(result)[1] if result else student.accuracy  # the tuner may not have heard of it yet
+    found = student.accuracy
+    with suppress(StateError):  # no result yet, or one of a trial of the user's own
+        found = figure(result)[1]  # the tuner may not have heard of it yet
     judged = student.state if found is None else f"{found:.2%}"
     return student.name, f"{given['params']:,}", f"{given['macs']:,}", score, judged, str(folder)
 

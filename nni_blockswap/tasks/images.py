@@ -106,7 +106,7 @@ def limited(images: Images, limit: object) -> Images:
     """At most ``limit`` of ``images``, always the same ones, evenly over the classes.
 
     Raises:
-        DataError: ``limit`` is no number, or leaves a class no image on one of the two sides.
+        DataError: ``limit`` is no whole number, or leaves a class no image on one of the two sides.
     """
     total, classes = len(images), len(set(images.labels.tolist()))
     if limit is None or (isinstance(limit, int) and limit >= total):
