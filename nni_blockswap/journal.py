@@ -29,7 +29,7 @@ class Journal:
 
     def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
         self._scores: dict[tuple[int, str], Score] = {}
-        self._stream = None
+        self._folder, self._stream = folder, None
         if folder is not None:
             path = folder / "scores.jsonl"
             try:
@@ -64,10 +64,10 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; where there is no score, other settings may use the folder."""
-        if self._stream is not None:
+        if self._folder is not None and self._stream is not None:
             self._stream.close()
             if not self._scores:
-                Path(self._stream.name).with_name("search.json").unlink(missing_ok=True)
+                (self._folder / "search.json").unlink(missing_ok=True)
 
     def _read(self, path: Path) -> None:
         if not path.exists():

@@ -300,6 +300,3 @@ def _mean(settings: ScoreSettings, journal: Journal, choices: Mapping[str, str])
 
 def _spell(choices: Mapping[str, str]) -> str:
     return " ".join(choices.values())
-
-
-__all__ = ["Progress", "Score", "ScoreSettings", "SearchSettings", "sample", "score", "search", "table_of"]

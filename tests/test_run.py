@@ -1,4 +1,4 @@
-"""blockswap run and export: what a person is told, and that nothing is left behind."""
+"""blockswap run: that it starts, ends and leaves nothing behind."""
 
 import json
 import os
@@ -14,116 +14,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 import yaml
 
-from nni_blockswap import Architecture
-from nni_blockswap.cli import experiment, following, main, run
-from nni_blockswap.cli.config import Config
-from nni_blockswap.cli.table import print_students
+from nni_blockswap.cli import experiment, main, run
 from nni_blockswap.dispatcher import restore_gpus
 from nni_blockswap.errors import ConfigError, StateError
-from nni_blockswap.files import read_json, write_json
-from nni_blockswap.students import Students
-from tests.conftest import SMALL, WRN
+from nni_blockswap.files import read_json
 
 ROOT = Path(__file__).parents[1]
-
-
-class FakeExperiment:
-    """Answers as NNI's manager does, one scene after the other."""
-
-    def __init__(self, folder, scenes):
-        self.id, self.folder, self._scenes = "abc", folder, iter(scenes)
-
-    def get(self, what):
-        assert what == "check-status"
-        self._status, self._trials, self._curves = next(self._scenes)
-        return {"status": self._status, "errors": ["Dispatcher stream error, tuner may have crashed."]}
-
-    def trials(self):
-        return self._trials
-
-    def curves(self):
-        return self._curves
-
-    def trial_folder(self, trial):
-        return self.folder / trial
-
-
-def trial(number, status, accuracy=None):
-    final = [{"data": json.dumps(json.dumps({"default": accuracy}))}] if accuracy else []
-    return {"trialJobId": f"t{number}", "sequenceId": number, "status": status, "finalMetricData": final}
-
-
-def followed(folder, *scenes, monkeypatch, capsys):
-    monkeypatch.setattr(following, "PERIOD", 0)
-    good = following.Follower(FakeExperiment(folder, scenes), following.Line(), "accuracy").follow()
-    return good, capsys.readouterr().out.splitlines()
-
-
-def test_a_good_experiment_is_told_from_search_to_accuracy(tmp_path, monkeypatch, capsys):
-    write_json(
-        tmp_path / "checkpoint" / "progress.json", {"done": 30, "total": 300, "seconds": 3.0, "fresh": 30, "best": 0.5}
-    )
-    good, lines = followed(
-        tmp_path,
-        ("RUNNING", [], {}),
-        ("RUNNING", [trial(0, "RUNNING")], {"t0": [0.5, 0.75]}),
-        ("DONE", [trial(0, "SUCCEEDED", 0.9)], {}),
-        monkeypatch=monkeypatch,
-        capsys=capsys,
-    )
-    assert good
-    assert lines[0] == "search: 30/300 candidates, 10.0/s, 0:27 left, best 0.5 "
-    assert lines[-3:] == [
-        "trial 1 (t0): started",
-        "trial 1 (t0): epoch 2, accuracy 75.00%",
-        "trial 1 (t0): done, accuracy 90.00%",
-    ]
-
-
-def test_a_failed_trial_is_told_with_its_last_word(tmp_path, monkeypatch, capsys):
-    (tmp_path / "t0").mkdir()
-    (tmp_path / "t0" / "trial.stderr").write_text("noise\ntrial: there is no checkpoint 'x.pt'.\n\n")
-    good, lines = followed(
-        tmp_path, ("DONE", [trial(0, "FAILED"), trial(1, "USER_CANCELED")], {}), monkeypatch=monkeypatch, capsys=capsys
-    )
-    assert not good
-    assert "trial 1 (t0): FAILED: trial: there is no checkpoint 'x.pt'." in lines
-    assert "trial 2 (t1): stopped, by hand or for want of memory (USER_CANCELED)" in lines
-
-
-def test_a_failed_search_is_told_in_the_tuners_own_sentence(tmp_path, monkeypatch, capsys):
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint" / "error.txt").write_text("no architecture fits.\n")
-    good, lines = followed(tmp_path, ("ERROR", [], {}), monkeypatch=monkeypatch, capsys=capsys)
-    assert not good
-    assert lines[-1] == "The experiment failed: no architecture fits."
-
-
-def test_a_tuner_that_could_not_be_made_is_told_from_its_traceback(tmp_path, monkeypatch, capsys):
-    (tmp_path / "log").mkdir()
-    (tmp_path / "log" / "nnictl_stderr.log").write_text("Traceback ...\nModuleNotFoundError: No module named 'x'\n")
-    good, lines = followed(tmp_path, ("ERROR", [], {}), monkeypatch=monkeypatch, capsys=capsys)
-    assert not good
-    assert "No module named 'x'" in lines[-1]
-
-
-def test_fewer_students_than_trials_is_an_end_too(tmp_path, monkeypatch, capsys):
-    good, _ = followed(
-        tmp_path,
-        ("TUNER_NO_MORE_TRIAL", [trial(0, "RUNNING")], {}),
-        ("TUNER_NO_MORE_TRIAL", [trial(0, "SUCCEEDED", 0.9)], {}),
-        monkeypatch=monkeypatch,
-        capsys=capsys,
-    )
-    assert good
-
-
-def test_stopped_by_another_hand(tmp_path, monkeypatch, capsys):
-    with pytest.raises(StateError, match="nnictl resume abc"):
-        followed(tmp_path, ("STOPPED", [], {}), monkeypatch=monkeypatch, capsys=capsys)
 
 
 def test_a_taken_port_is_passed_over():
@@ -132,97 +30,6 @@ def test_a_taken_port_is_passed_over():
         taken.listen()
         port = taken.getsockname()[1]
         assert run._free_port(port) > port
-
-
-def finished(folder, accuracies):
-    """An experiment's folder with trained students of these accuracies; their architectures."""
-    students = [Architecture.from_choices(WRN, [name] * 3, SMALL).scored(0.5, {}) for name in ("S", "B(2)", "G(2)")][
-        : len(accuracies)
-    ]
-    table = Students.select(folder / "checkpoint" / "students.json", students)
-    for number, (student, accuracy) in enumerate(zip(students, accuracies, strict=True)):
-        out = folder / "environments" / "local-env" / "trials" / f"t{number}"
-        result = {
-            "accuracy": accuracy,
-            "teacher_accuracy": 0.99,
-            "architecture_id": student.id,
-            "params": student.params,
-        }
-        write_json(out / "result.json", result)
-        student.save(out / "architecture.json")
-        torch.save(student.build().state_dict(), out / "weights.pt")
-        table.succeeded(student.id, accuracy)
-    return students
-
-
-def test_the_table_names_costs_accuracies_teacher_and_folders(tmp_path, capsys):
-    students = finished(tmp_path, [0.9, 0.8])
-    config = Config(ROOT / "config.yml")
-    assert print_students(tmp_path, config)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line]
-    trials = tmp_path / "environments" / "local-env" / "trials"
-    assert lines[1] == ["1", f"{students[0].params:,}", f"{students[0].macs:,}", "0.5", "90.00%", str(trials / "t0")]
-    assert lines[2] == ["2", f"{students[1].params:,}", f"{students[1].macs:,}", "0.5", "80.00%", str(trials / "t1")]
-    assert lines[3] == ["teacher", f"{students[0].params:,}", f"{students[0].macs:,}", "99.00%"]
-
-
-def test_a_student_that_failed_fails_the_run(tmp_path, capsys):
-    students = finished(tmp_path, [0.9, 0.8])
-    (tmp_path / "environments" / "local-env" / "trials" / "t1" / "result.json").unlink()
-    table = Students.select(tmp_path / "checkpoint" / "students.json", students)
-    table.failed(students[1].id)
-    assert not print_students(tmp_path, Config(ROOT / "config.yml"))
-    assert "failed" in capsys.readouterr().out
-
-
-def test_export_takes_the_best_trial_and_its_weights_fit(tmp_path, capsys):
-    best = finished(tmp_path / "experiment", [0.8, 0.9, 0.7])[1]
-    assert main(["export", str(tmp_path / "experiment"), "--out", str(tmp_path / "out")]) == 0
-    taken = Architecture.load(tmp_path / "out" / "architecture.json")
-    assert taken.id == best.id
-    taken.build().load_state_dict(torch.load(tmp_path / "out" / "weights.pt", weights_only=True))
-
-
-def test_a_detector_is_judged_by_its_box_ap(tmp_path, capsys):
-    best = finished(tmp_path / "experiment", [0.2, 0.3])[1]
-    for path in (tmp_path / "experiment").rglob("result.json"):
-        result = read_json(path)
-        result["box_AP"], result["mask_AP"] = result.pop("accuracy"), 0.1
-        write_json(path, result)
-    assert main(["export", str(tmp_path / "experiment"), "--out", str(tmp_path / "out")]) == 0
-    assert "box AP 30.00%" in capsys.readouterr().out
-    assert Architecture.load(tmp_path / "out" / "architecture.json").id == best.id
-    assert print_students(tmp_path / "experiment", Config(ROOT / "experiments" / "coco_mask_rcnn.yml"))
-    table = capsys.readouterr().out
-    assert "box AP" in table.splitlines()[1]
-    assert "20.00%" in table.splitlines()[2]
-
-
-def test_export_finds_an_experiment_by_its_id(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    write_json(tmp_path / "nni-experiments" / ".experiment", {"xyz": {"logDir": str(tmp_path / "elsewhere")}})
-    finished(tmp_path / "elsewhere" / "xyz", [0.8])
-    assert main(["export", "xyz", "--out", str(tmp_path / "out")]) == 0
-    assert main(["export", "abc", "--out", str(tmp_path / "out")]) == 2
-    assert "there is no experiment 'abc'; NNI knows xyz" in capsys.readouterr().err
-
-
-def test_export_of_what_is_not_there(tmp_path, capsys):
-    assert main(["export", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert "no trial of experiment" in capsys.readouterr().err
-
-
-def test_export_to_onnx_or_a_sentence(tmp_path, capsys):
-    finished(tmp_path / "experiment", [0.8])
-    status = main(["export", str(tmp_path / "experiment"), "--out", str(tmp_path / "out"), "--onnx"])
-    try:
-        import onnx
-    except ImportError:
-        assert status == 2
-        assert "torch.onnx needs the packages onnx and onnxscript" in capsys.readouterr().err
-        return
-    assert status == 0
-    onnx.checker.check_model(str(tmp_path / "out" / "model.onnx"))
 
 
 @pytest.mark.parametrize(("of_manager", "expected"), [("3", "3"), ("", ""), (None, None)])

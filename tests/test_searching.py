@@ -59,7 +59,7 @@ def test_same_seed_same_ranking_in_another_process_and_another_seed_another(tmp_
     here = run(tmp_path / "here")
     program = (
         "import torch; torch.set_num_threads(1)\n"
-        "from nni_blockswap.searching import *\n"
+        "from nni_blockswap.searching import SearchSettings, search\n"
         f"search(SearchSettings(**{SETTINGS!r}), {str(tmp_path / 'there')!r})"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)

@@ -10,19 +10,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import distributed
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks import seeded
-from nni_blockswap.errors import ConfigError, DataError, TrainingError
+from nni_blockswap.errors import TrainingError
 from nni_blockswap.files import read_json
 from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import SMALL, WRN
 from trial import distill, teacher
 from trial.checkpoints import read
-from trial.running import main, share
+from trial.running import main
 from trial.student import architecture_from
 from trial.training import ImageTraining
 
@@ -158,55 +156,6 @@ def test_under_nni(tmp_path: Path) -> None:
     )  # 7 columns, 4 images of 8x8, borders of 2
 
 
-def test_a_training_set_smaller_than_a_batch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for part in ("train", "val"):
-        (tmp_path / part / "class0").mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / part / "class0" / "0.png")
-    Architecture.from_choices(WRN, ["S"] * 3, {**SMALL, "in_channels": 3}).save(tmp_path / "a.json")
-    arguments = ["--architecture", str(tmp_path / "a.json"), "--out", str(tmp_path / "out"), "--beta", "0"]
-    data = ["--data", "image-folder", "--data-root", str(tmp_path), "--data-option", "image_size=8"]
-    with pytest.raises(
-        SystemExit, match=r"^trial: the training set has 1 images, less than one batch; lower --batch-size"
-    ):
-        run_here(monkeypatch, [*arguments, *data, "--batch-size", "2"])
-    assert not (tmp_path / "out" / "result.json").exists()
-
-
-LOST = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2301"
-
-
-@pytest.mark.parametrize(
-    ("error", "first", "other"),
-    [
-        (TrainingError("it diverged."), "trial: it diverged.", 1),
-        (ConfigError("no."), "trial: no.", 1),
-        (RuntimeError(LOST), "trial: another process of this run has failed; what it said tells why.", 1),
-        (distributed.DistBackendError("NCCL error"), "trial: another process of this run has failed; .*", 1),
-        (DataError("'a.jpg' cannot be read."), r"trial: 'a\.jpg' cannot be read\.", "trial: 'a.jpg' cannot be read."),
-    ],
-)
-def test_of_several_processes_one_speaks(
-    error: Exception, first: str, other: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run() -> None:
-        raise error
-
-    with pytest.raises(SystemExit, match=f"^{first}$"):
-        main("trial", run)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(SystemExit) as quiet:
-        main("trial", run)
-    assert quiet.value.code == other
-
-
-def test_a_fault_of_the_program_keeps_its_traceback() -> None:
-    def run() -> None:
-        raise RuntimeError("shapes do not match")
-
-    with pytest.raises(RuntimeError, match="shapes"):
-        main("trial", run)
-
-
 def _metrics(trial: Path) -> list[str]:
     """The reports in NNI's file: each "ME", six digits of length, JSON."""
     text, found = (trial / ".nni" / "metrics").read_text(), []
@@ -249,17 +198,6 @@ def test_faults_end_in_one_sentence(
     assert "\n" not in str(exit_.value.code)
 
 
-def test_the_sentence_of_a_reading_process_is_found_in_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    def run() -> None:
-        trace = (
-            "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File x\n"
-        )
-        raise DataError(f"{trace}nni_blockswap.errors.DataError: the image 'a.jpg' cannot be read.\n")
-
-    with pytest.raises(SystemExit, match=r"^trial: the image 'a\.jpg' cannot be read\.$"):
-        main("trial", run)
-
-
 @pytest.mark.slow  # starts two processes: half a minute
 def test_two_processes_share_each_batch(trained: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trial.distill", *trained, "--devices", "2", "--out", str(tmp_path / "out")]
@@ -277,11 +215,6 @@ def test_a_diverged_run_of_two_processes_says_so_once(trained: list[str], tmp_pa
     assert ended.returncode != 0
     assert ended.stderr.count("no longer finite") == 1, ended.stderr
     assert "Traceback" not in ended.stderr  # Lightning or gloo may say that a process is gone
-
-
-def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--batch-size 7 cannot be shared evenly by 2 processes"):
-        share(7, SimpleNamespace(world_size=2))
 
 
 def test_a_teacher_needs_to_know_its_space(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,6 @@ def write_onnx(folder: Path) -> None:
         CheckpointError: the weights do not fit the architecture.
     """
     import torch
-    from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
     from nni_blockswap.architecture import Architecture
 
@@ -67,7 +66,7 @@ def write_onnx(folder: Path) -> None:
             f"torch.onnx needs the packages onnx and onnxscript ({error}): pip install onnx onnxscript."
         ) from error
     network: Any = Architecture.load(folder / ARCHITECTURE).build()
-    if isinstance(network, GeneralizedRCNN):
+    if network.detects:
         raise ConfigError("ONNX is written of classifiers; of a detector take the weights.")
     try:
         network.load_state_dict(torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True))

@@ -46,7 +46,7 @@ def fisher_information(activations: Sequence[Tensor], gradients: Sequence[Tensor
         precision = torch.promote_types(activation.dtype, torch.float32)
         images = max(1, CACHED // activation[0].numel()) if activation.is_cpu else len(activation)
         pieces = zip(torch.split(activation, images), torch.split(gradient, images), strict=True)
-        per_channel = torch.cat([a.to(precision, copy=True).mul_(g).sum((2, 3)) for a, g in pieces])  # (N, C)
+        per_channel = torch.cat([(a.to(precision) * g.to(precision)).sum((2, 3)) for a, g in pieces])  # (N, C)
         blocks.append(per_channel.square().sum() / (2 * len(activation)))
     return torch.stack(blocks)
 

@@ -182,11 +182,10 @@ def _index(path: Path) -> Any:
         raise DataError(f"'{path}' is not an annotation file of COCO ({error}); download it anew.") from error
 
 
-def _has_area(box: Sequence[float], size: Mapping[str, Any]) -> bool:
+def _has_area(box: Sequence[float], size: Mapping[str, float]) -> bool:
     """Whether something of a box (x, y, width, height) lies within its image."""
     x, y, width, height = box
-    inside = min(x + width, size["width"]) > max(x, 0) and min(y + height, size["height"]) > max(y, 0)
-    return inside and width > 0 and height > 0
+    return min(x + width, size["width"]) > max(x, 0) and min(y + height, size["height"]) > max(y, 0)
 
 
 def _as_lists(examples: Iterable[tuple[Tensor, Target]]) -> Detection:
