@@ -21,11 +21,11 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from nni_blockswap.architecture import Architecture  # noqa: E402
-from nni_blockswap.comparison import Comparison, contestants  # noqa: E402
+from nni_blockswap.experiment.students import identity  # noqa: E402
 from nni_blockswap.files import read_json, write_json, write_text  # noqa: E402
-from nni_blockswap.report import points, read_trials, report  # noqa: E402
 from nni_blockswap.searching import SearchSettings  # noqa: E402
-from nni_blockswap.students import identity  # noqa: E402
+from nni_blockswap.studies.comparison import Comparison, contestants  # noqa: E402
+from nni_blockswap.studies.report import points, read_trials, report  # noqa: E402
 
 SPACE, ARGUMENTS = "search_spaces.wide_resnet:WideResNetSpace", {"depth": 16, "width": 2}
 TRAINING_IMAGES, TEST_IMAGES = 5000, 2000

@@ -22,12 +22,12 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import processor  # noqa: E402
 from nni_blockswap.architecture import complete_args, cost_table  # noqa: E402
-from nni_blockswap.budget import Budget  # noqa: E402
+from nni_blockswap.cost.budget import Budget  # noqa: E402
 from nni_blockswap.files import write_text  # noqa: E402
-from nni_blockswap.journal import Journal  # noqa: E402
-from nni_blockswap.proxies import make_proxy  # noqa: E402
-from nni_blockswap.sampler import Sampler  # noqa: E402
-from nni_blockswap.scoring import Scorer  # noqa: E402
+from nni_blockswap.methods.sampler import Sampler  # noqa: E402
+from nni_blockswap.results.journal import Journal  # noqa: E402
+from nni_blockswap.scoring.proxies import make_proxy  # noqa: E402
+from nni_blockswap.scoring.scorer import Scorer  # noqa: E402
 from nni_blockswap.tasks import make_task  # noqa: E402
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"

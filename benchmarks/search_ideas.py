@@ -23,11 +23,11 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine import processor  # noqa: E402
 from benchmarks.precision import SPACE  # noqa: E402
 from benchmarks.search_speed import full_backward, samples_of, scorer  # noqa: E402
-from nni_blockswap import cpu_layers  # noqa: E402
 from nni_blockswap.architecture import Architecture  # noqa: E402
-from nni_blockswap.fast_fisher import FisherChain  # noqa: E402
 from nni_blockswap.files import write_text  # noqa: E402
-from nni_blockswap.scoring import Scorer, start_fast  # noqa: E402
+from nni_blockswap.scoring.engines import cpu_layers  # noqa: E402
+from nni_blockswap.scoring.engines.chain import FisherChain  # noqa: E402
+from nni_blockswap.scoring.scorer import Scorer, start_fast  # noqa: E402
 
 Choices = Mapping[str, str]
 Measure = Callable[[Choices], object]

@@ -37,12 +37,12 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine import processor, wait, write_section  # noqa: E402
 from benchmarks.precision import SPACE  # noqa: E402
 from nni_blockswap.architecture import complete_args, cost_table, load_space  # noqa: E402
-from nni_blockswap.blocks import BlockSpace  # noqa: E402
-from nni_blockswap.budget import Budget  # noqa: E402
-from nni_blockswap.cuda_graphs import CudaRecorder  # noqa: E402
-from nni_blockswap.proxies import make_proxy  # noqa: E402
-from nni_blockswap.sampler import Sampler  # noqa: E402
-from nni_blockswap.scoring import Scorer, autocast, can_compile, start_fast  # noqa: E402
+from nni_blockswap.blocks.space import BlockSpace  # noqa: E402
+from nni_blockswap.cost.budget import Budget  # noqa: E402
+from nni_blockswap.methods.sampler import Sampler  # noqa: E402
+from nni_blockswap.scoring.engines.cuda_graphs import CudaRecorder  # noqa: E402
+from nni_blockswap.scoring.proxies import make_proxy  # noqa: E402
+from nni_blockswap.scoring.scorer import Scorer, autocast, can_compile, start_fast  # noqa: E402
 from nni_blockswap.tasks import make_task  # noqa: E402
 from search_spaces.wide_resnet import WideResNetSpace  # noqa: E402
 

@@ -4,8 +4,8 @@ In one run, in turns, so that a machine that gets busier shows:
 
 - a plain loop: images augmented one by one by torchvision's transforms in a DataLoader, NCHW, float32, attention by
   hooks, figures read after every step;
-- the trial itself: ``trial.training`` under Lightning's trainer, as ``python -m trial.distill`` runs it, in every
-  precision that the device has.
+- the trial itself: ``training.classification`` under Lightning's trainer, as ``python -m trial.distill`` runs it, in
+  every precision that the device has.
 
 All students are random ones within 2.5 % of the budget, the same for all ways. Weights are random, too: they cost the
 same. Writes the section of this machine's device into benchmarks/results/training_speed.md and leaves the others.
@@ -40,13 +40,13 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine import processor, wait, write_section  # noqa: E402
 from benchmarks.precision import SPACE  # noqa: E402
 from nni_blockswap.architecture import Architecture, cost_table  # noqa: E402
-from nni_blockswap.blocks import seeded  # noqa: E402
-from nni_blockswap.budget import Budget  # noqa: E402
-from nni_blockswap.sampler import Sampler  # noqa: E402
+from nni_blockswap.blocks.space import seeded  # noqa: E402
+from nni_blockswap.cost.budget import Budget  # noqa: E402
+from nni_blockswap.methods.sampler import Sampler  # noqa: E402
 from nni_blockswap.tasks import Task, make_task  # noqa: E402
-from trial.options import Machine, Recipe  # noqa: E402
-from trial.running import make_trainer, quiet  # noqa: E402
-from trial.training import ImageTraining, Teacher  # noqa: E402
+from nni_blockswap.training.classification import ImageTraining, Teacher  # noqa: E402
+from nni_blockswap.training.options import Machine, Recipe  # noqa: E402
+from nni_blockswap.training.running import make_trainer, quiet  # noqa: E402
 
 BUDGET, BATCH, WARM_UP = "400K", 128, 3
 EPOCH = 50_000 // BATCH * BATCH

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nni_blockswap.architecture import Architecture
-    from nni_blockswap.budget import Budget
+    from nni_blockswap.cost.budget import Budget
     from nni_blockswap.searching import SearchSettings, search
     from nni_blockswap.strategy import BlockSwapStrategy
     from nni_blockswap.tuner import BlockSwapTuner
@@ -21,7 +21,7 @@ _HOMES = {
     "Architecture": "architecture",
     "BlockSwapStrategy": "strategy",
     "BlockSwapTuner": "tuner",
-    "Budget": "budget",
+    "Budget": "cost.budget",
     "SearchSettings": "searching",
     "search": "searching",
 }

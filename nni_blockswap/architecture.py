@@ -12,10 +12,10 @@ from typing import Any, Protocol, cast
 
 from torch import nn
 
-from nni_blockswap.cost import CostTable
+from nni_blockswap.blocks.substitutes.paper import IDENTITY
+from nni_blockswap.cost.table import CostTable
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.files import read_json, write_json
-from nni_blockswap.substitutes import IDENTITY
 
 
 class Space(Protocol):
@@ -131,7 +131,7 @@ def load_space(space: str) -> Space:
             f"start in the folder that holds '{module_name.split('.')[0]}', or put it on PYTHONPATH."
         ) from error
     if not (isinstance(found, type) and hasattr(found, "cost_table")):
-        raise SpaceError(f"'{space}' is not a search space; derive it from nni_blockswap.blocks.BlockSpace.")
+        raise SpaceError(f"'{space}' is not a search space; derive it from nni_blockswap.blocks.space.BlockSpace.")
     return cast(Space, found)
 
 

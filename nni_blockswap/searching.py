@@ -12,15 +12,15 @@ import torch
 
 import nni_blockswap
 from nni_blockswap.architecture import Architecture, complete_args, cost_table
-from nni_blockswap.board import Board
-from nni_blockswap.budget import Budget
-from nni_blockswap.cost import CostTable
+from nni_blockswap.cost.budget import Budget
+from nni_blockswap.cost.table import CostTable
 from nni_blockswap.errors import BudgetError, ConfigError
-from nni_blockswap.journal import Journal
-from nni_blockswap.proxies import Score, make_proxy
-from nni_blockswap.ranking import Ranking, check_overwrites
-from nni_blockswap.sampler import Sampler
-from nni_blockswap.scoring import Scorer, can_compile, mean_score
+from nni_blockswap.methods.sampler import Sampler
+from nni_blockswap.results.board import Board
+from nni_blockswap.results.journal import Journal
+from nni_blockswap.results.ranking import Ranking, check_overwrites
+from nni_blockswap.scoring.proxies import Score, make_proxy
+from nni_blockswap.scoring.scorer import Scorer, can_compile, mean_score
 from nni_blockswap.tasks import make_task
 
 Indices = tuple[int, ...]

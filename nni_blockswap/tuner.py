@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from nni import NoMoreTrialError
 from nni.tuner import Tuner
 
-from nni_blockswap.dispatcher import code_directory, release_gpu, restore_gpus, share_cores, tell
 from nni_blockswap.errors import BlockSwapError, BudgetError
+from nni_blockswap.experiment.dispatcher import code_directory, release_gpu, restore_gpus, share_cores, tell
+from nni_blockswap.experiment.students import Students, identity, result_of
 from nni_blockswap.files import write_json, write_text
-from nni_blockswap.students import Students, identity, result_of
 
 if TYPE_CHECKING:  # torch is imported when the search begins: NNI gives a tuner ten seconds to connect
     from nni_blockswap.searching import Progress, SearchSettings
@@ -39,7 +39,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         settings: the fields of ``nni_blockswap.searching.SearchSettings``, with one ``budget`` for ``budgets``; and
             ``students``, how many of the best to hand out (default 3; maxTrialNumber should be the same). A relative
             ``data_root`` is below the tuner's codeDirectory. ``candidates`` are those of the experiment's search space.
-            With ``comparison``, the fields of ``nni_blockswap.comparison.Comparison``, its contestants are handed out.
+            With ``comparison``, the fields of ``studies.comparison.Comparison``, its contestants are handed out.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -107,7 +107,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         share_cores()
         restore_gpus()
         (self._folder() / ERROR).unlink(missing_ok=True)
-        from nni_blockswap.classargs import read_settings
+        from nni_blockswap.experiment.classargs import read_settings
         from nni_blockswap.searching import search
 
         settings, count = read_settings(self._settings, self._search_space, code_directory())
@@ -127,7 +127,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
 
     def _compare(self, settings: "SearchSettings", count: int, watch: "_Watch") -> Students:
         """BlockSwap's students and those of the methods that it is compared to."""
-        from nni_blockswap.comparison import Comparison, contestants
+        from nni_blockswap.studies.comparison import Comparison, contestants
 
         trials = contestants(Comparison.read(self._settings["comparison"]), settings, self._folder() / SEARCH, watch)
         release_gpu()

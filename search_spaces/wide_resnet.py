@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from nni_blockswap.blocks import BlockSpace, PreActivationBlock, initialise, label
+from nni_blockswap.blocks.space import BlockSpace, PreActivationBlock, initialise, label
+from nni_blockswap.blocks.substitutes.paper import Site, candidates
 from nni_blockswap.errors import SpaceError
-from nni_blockswap.substitutes import Site, candidates
 
 
 class WideResNetSpace(BlockSpace):

@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.errors import BlockSwapError, ScoreError, StateError
-from nni_blockswap.proxies import Score
-from nni_blockswap.scoring import Scorer
+from nni_blockswap.scoring.proxies import Score
+from nni_blockswap.scoring.scorer import Scorer
 from nni_blockswap.searching import Progress, SearchSettings, sample, search, table_of
 from nni_blockswap.tasks import make_task
 from tests.conftest import SMALL, WRN

@@ -15,8 +15,8 @@ from nni.nas.space import ModelStatus, RawFormatModelSpace, SimplifiedModelSpace
 
 from nni_blockswap import Architecture, BlockSwapStrategy
 from nni_blockswap.errors import ConfigError, ScoreError, SpaceError
-from nni_blockswap.proxies import Score
-from nni_blockswap.scoring import Scorer
+from nni_blockswap.scoring.proxies import Score
+from nni_blockswap.scoring.scorer import Scorer
 from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import SMALL, WRN
 

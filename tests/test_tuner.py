@@ -13,8 +13,8 @@ import pytest
 from nni.runtime.msg_dispatcher import MsgDispatcher
 
 from nni_blockswap import Architecture, BlockSwapTuner
-from nni_blockswap.classargs import argument_faults
-from nni_blockswap.dispatcher import code_directory
+from nni_blockswap.experiment.classargs import argument_faults
+from nni_blockswap.experiment.dispatcher import code_directory
 from nni_blockswap.files import read_json
 from tests.conftest import SMALL, WRN
 

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.blocks import seeded
+from nni_blockswap.blocks.space import seeded
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.tasks import make_task
 from nni_blockswap.tasks.coco import Coco
-from trial import options
-from trial.detection import DetectionRecipe, DetectionTraining
-from trial.nni_link import NNILink, is_first_process
-from trial.reporting import Description, EpochReport
-from trial.running import fit, in_terminal, main, say
-from trial.student import add_student, begin, claim, publish, released_on_failure
-from trial.training import loaders
+from nni_blockswap.training import options
+from nni_blockswap.training.classification import loaders
+from nni_blockswap.training.detection import DetectionRecipe, DetectionTraining
+from nni_blockswap.training.nni_link import NNILink, is_first_process
+from nni_blockswap.training.reporting import Description, EpochReport
+from nni_blockswap.training.running import fit, in_terminal, main, say
+from nni_blockswap.training.student import add_student, begin, claim, publish, released_on_failure
 
 CLASSIFIER, DETECTOR = "search_spaces.resnet:ResNetSpace", "search_spaces.mask_rcnn:MaskRCNNSpace"
 

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.blocks import seeded
+from nni_blockswap.blocks.space import seeded
 from nni_blockswap.tasks import make_task
-from trial import options, sparse
-from trial.nni_link import NNILink, is_first_process
-from trial.reporting import AttentionPictures, Description, EpochReport
-from trial.running import fit, in_terminal, main, say
-from trial.student import COMPARISON, add_student, begin, claim, publish, released_on_failure
-from trial.teachers import TeacherPlan, find_teacher, original_of
-from trial.training import ImageTraining, check_attention, check_fit, loaders
+from nni_blockswap.training import options
+from nni_blockswap.training import pruning as sparse
+from nni_blockswap.training.classification import ImageTraining, check_attention, check_fit, loaders
+from nni_blockswap.training.nni_link import NNILink, is_first_process
+from nni_blockswap.training.reporting import AttentionPictures, Description, EpochReport
+from nni_blockswap.training.running import fit, in_terminal, main, say
+from nni_blockswap.training.student import COMPARISON, add_student, begin, claim, publish, released_on_failure
+from nni_blockswap.training.teachers import TeacherPlan, find_teacher, original_of
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,9 +6,9 @@ from pathlib import Path
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.tasks import make_task
-from trial import options
-from trial.running import main
-from trial.teachers import TeacherPlan, find_teacher, original_of
+from nni_blockswap.training import options
+from nni_blockswap.training.running import main
+from nni_blockswap.training.teachers import TeacherPlan, find_teacher, original_of
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nni_blockswap.cli.config import Config
 from nni_blockswap.errors import BlockSwapError
+from nni_blockswap.experiment.config import Config
 
 TUNER = "nni_blockswap.tuner.BlockSwapTuner"
 
@@ -128,7 +128,7 @@ def _limits(config: Config) -> Iterator[Fault]:
 
 def _tuner(config: Config) -> Iterator[Fault]:
     """The tuner's class and the names and types of its arguments."""
-    from nni_blockswap.classargs import argument_faults, read_settings
+    from nni_blockswap.experiment.classargs import argument_faults, read_settings
 
     name = config.tuner.get("className")
     if config.tuner and name != TUNER:
@@ -149,13 +149,13 @@ def _tuner(config: Config) -> Iterator[Fault]:
 def _search(config: Config) -> Iterator[Fault]:
     """Space, substitutes, budget, data and the machine: what the search would stumble over."""
     from nni_blockswap.architecture import cost_table
-    from nni_blockswap.budget import Budget
-    from nni_blockswap.classargs import read_settings
-    from nni_blockswap.comparison import Comparison, faults
-    from nni_blockswap.proxies import make_proxy
-    from nni_blockswap.sampler import Sampler
-    from nni_blockswap.scoring import check_fit, resolve_device, resolve_precision
-    from nni_blockswap.searchspace import from_nni
+    from nni_blockswap.blocks.nni_format import from_nni
+    from nni_blockswap.cost.budget import Budget
+    from nni_blockswap.experiment.classargs import read_settings
+    from nni_blockswap.methods.sampler import Sampler
+    from nni_blockswap.scoring.proxies import make_proxy
+    from nni_blockswap.scoring.scorer import check_fit, resolve_device, resolve_precision
+    from nni_blockswap.studies.comparison import Comparison, faults
 
     arguments = config.arguments
 

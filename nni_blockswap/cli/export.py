@@ -6,8 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from nni_blockswap.cli.experiment import figure, folder_of, results
 from nni_blockswap.errors import CheckpointError, ConfigError, StateError
+from nni_blockswap.experiment.service import figure, folder_of, results
 from nni_blockswap.files import write_atomically
 
 ARCHITECTURE, WEIGHTS, RESULT, ONNX = "architecture.json", "weights.pt", "result.json", "model.onnx"

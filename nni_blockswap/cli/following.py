@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nni_blockswap.cli.experiment import CHECKPOINT, Experiment
 from nni_blockswap.errors import StateError
+from nni_blockswap.experiment.service import CHECKPOINT, Experiment
 from nni_blockswap.files import read_json
 
 PERIOD = 1.0

@@ -30,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Study and print the table."""
     from nni_blockswap.cli.search import ProgressLine
-    from nni_blockswap.proxies import PROXIES
-    from nni_blockswap.rank_study import rank_study, read_trained, table
+    from nni_blockswap.scoring.proxies import PROXIES
     from nni_blockswap.searching import ScoreSettings
+    from nni_blockswap.studies.rank_study import rank_study, read_trained, table
 
     settings = ScoreSettings(**score_settings(options))
     trained = read_trained(options.csv, settings.space, settings.space_args)

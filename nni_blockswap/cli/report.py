@@ -6,7 +6,7 @@ Writes OUT/report.md and .csv, OUT/report.png (the paper's Figure 3) and OUT/tri
 import argparse
 from pathlib import Path
 
-from nni_blockswap.cli.experiment import folder_of
+from nni_blockswap.experiment.service import folder_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
-    from nni_blockswap.report import report
+    from nni_blockswap.studies.report import report
 
     folders = [Path(name) if Path(name).is_dir() else folder_of(name) for name in options.experiments]
     print(report(folders, options.out, options.latency_batch or None))

@@ -15,11 +15,11 @@ from typing import Any
 import psutil
 
 from nni_blockswap.cli import check
-from nni_blockswap.cli.config import Config
-from nni_blockswap.cli.experiment import Experiment, nnictl
 from nni_blockswap.cli.following import Follower, Line
-from nni_blockswap.cli.table import print_students
+from nni_blockswap.cli.summary import print_students
 from nni_blockswap.errors import ConfigError, StateError
+from nni_blockswap.experiment.config import Config
+from nni_blockswap.experiment.service import Experiment, nnictl
 
 ATTEMPTS = 4
 """nnictl gives NNI's manager three seconds to come up, too few on a busy machine."""

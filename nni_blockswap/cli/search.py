@@ -76,8 +76,8 @@ def run(options: argparse.Namespace) -> int:
 
 def settings_of(options: argparse.Namespace) -> SearchSettings:
     """Search settings from the command line."""
+    from nni_blockswap.blocks.nni_format import read_candidates
     from nni_blockswap.searching import SearchSettings
-    from nni_blockswap.searchspace import read_candidates
 
     return SearchSettings(
         **score_settings(options),

@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
     """Score the swaps and print them."""
     from nni_blockswap.cli.search import ProgressLine
     from nni_blockswap.searching import ScoreSettings
-    from nni_blockswap.sensitivity import rows, sensitivity, table
+    from nni_blockswap.studies.sensitivity import rows, sensitivity, table
 
     settings = ScoreSettings(**score_settings(options))
     original, by_block = sensitivity(settings, options.substitute, options.out, ProgressLine())

@@ -27,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the space."""
     from nni_blockswap.architecture import cost_table
-    from nni_blockswap.budget import Budget
-    from nni_blockswap.cost import RESOURCES, CostTable
-    from nni_blockswap.sampler import Sampler
-    from nni_blockswap.searchspace import read_candidates, to_nni
+    from nni_blockswap.blocks.nni_format import read_candidates, to_nni
+    from nni_blockswap.cost.budget import Budget
+    from nni_blockswap.cost.table import RESOURCES, CostTable
+    from nni_blockswap.methods.sampler import Sampler
 
     table: CostTable = cost_table(options.space, key_values(options.space_arg))
     if options.search_space_file:

@@ -1,0 +1,40 @@
+"""NNI's search space format, ``{"block_00": {"_type": "choice", "_value": ["S", ...]}, ...}``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nni_blockswap.cost.table import CostTable
+from nni_blockswap.errors import SpaceError
+from nni_blockswap.files import read_json
+
+
+def to_nni(table: CostTable) -> dict[str, Any]:
+    """The candidates of every block, as NNI writes them."""
+    return {
+        label: {"_type": "choice", "_value": list(names)}
+        for label, names in zip(table.labels, table.candidates, strict=True)
+    }
+
+
+def from_nni(content: Any) -> dict[str, list[str]]:
+    """Candidates by block label. Raises SpaceError where an entry is not a choice."""
+    rule = 'maps each block to {"_type": "choice", "_value": [substitutes]}; write one with blockswap space --json'
+    if not isinstance(content, Mapping):
+        raise SpaceError(f"a search space {rule}; this one is {content!r}.")
+    found = {}
+    for label, entry in content.items():
+        values = entry.get("_value") if isinstance(entry, Mapping) and entry.get("_type") == "choice" else None
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise SpaceError(f"a search space {rule}; its '{label}' is {entry!r}.")
+        found[str(label)] = values
+    return found
+
+
+def read_candidates(path: str | Path) -> dict[str, list[str]]:
+    """Candidates by block label, from a file in NNI's format."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise SpaceError(f"no search space can be read from '{path}': {error}.") from error
+    return from_nni(content)

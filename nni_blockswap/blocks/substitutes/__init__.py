@@ -1,0 +1,1 @@
+"""What can stand in a block's place, a file a family."""

@@ -1,0 +1,1 @@
+"""What architectures cost, and what they may cost."""

@@ -1,0 +1,1 @@
+"""An NNI experiment, as its tuner and as the command ``blockswap`` see it."""

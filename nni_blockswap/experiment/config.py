@@ -1,0 +1,55 @@
+"""The nnictl config of an experiment, as far as it concerns this package."""
+
+from pathlib import Path
+from typing import Any
+
+from nni_blockswap.errors import ConfigError
+
+
+class Config:
+    """An nnictl config: its content, its tuner's arguments, and what its paths are relative to."""
+
+    def __init__(self, path: Path) -> None:
+        import yaml
+
+        try:
+            self.content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the config '{path}' cannot be read: {error}.") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"the config '{path}' is not YAML: {' '.join(str(error).split())}.") from error
+        if not isinstance(self.content, dict):
+            raise ConfigError(f"the config '{path}' maps fields to values, as in 'trialConcurrency: 1'.")
+        self.path = path
+        tuner = self.content.get("tuner")
+        self.tuner: dict[str, Any] = tuner if isinstance(tuner, dict) else {}
+        arguments = self.tuner.get("classArgs")
+        self.arguments: dict[str, Any] = arguments if isinstance(arguments, dict) else {}
+
+    def resolve(self, path: Any) -> Path:
+        """A path of the config, relative to the config's folder."""
+        return (self.path.parent / Path(str(path)).expanduser()).resolve()
+
+    @property
+    def code_directory(self) -> Path:
+        """Where the tuner and the space are imported from."""
+        return self.resolve(self.tuner.get("codeDirectory", "."))
+
+    @property
+    def trial_directory(self) -> Path:
+        """Where the trial's command runs."""
+        return self.resolve(self.content.get("trialCodeDirectory", "."))
+
+    @property
+    def figure(self) -> str:
+        """What its trials are judged by."""
+        return "box AP" if self.arguments.get("data") == "coco" else "accuracy"
+
+    def search_space(self) -> Any:
+        """The candidates, in NNI's format. Raises SpaceError where their file cannot be read."""
+        from nni_blockswap.blocks.nni_format import read_candidates
+
+        if "searchSpaceFile" in self.content:
+            names = read_candidates(self.resolve(self.content["searchSpaceFile"]))
+            return {label: {"_type": "choice", "_value": values} for label, values in names.items()}
+        return self.content.get("searchSpace")

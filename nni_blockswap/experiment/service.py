@@ -1,0 +1,131 @@
+"""An NNI experiment from outside: its manager's web service while it runs, and its folder at any time."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nni_blockswap.errors import ConfigError, StateError
+from nni_blockswap.experiment.students import identity
+from nni_blockswap.files import read_json
+
+CHECKPOINT = "checkpoint"
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class Experiment:
+    """A running experiment.
+
+    Args:
+        port: of its web page.
+
+    Attributes:
+        id: as nnictl takes it.
+        folder: what NNI writes goes below it.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        profile = self.get("experiment")
+        self.id = str(profile["id"])
+        self.folder = Path(profile["logDir"])
+
+    def get(self, what: str) -> Any:
+        """What the web service answers. Raises StateError where the manager is gone."""
+        try:
+            with _direct.open(f"http://localhost:{self.port}/api/v1/nni/{what}", timeout=20) as answer:
+                return json.load(answer)
+        except (OSError, ValueError) as error:
+            raise StateError(
+                f"NNI's manager at port {self.port} does not answer ({error}); nnictl resume goes on if it was stopped."
+            ) from error
+
+    def trials(self) -> list[dict[str, Any]]:
+        """All trials, in the order of their start."""
+        return sorted(self.get("trial-jobs"), key=lambda trial: int(trial.get("sequenceId", 0)))
+
+    def curves(self) -> dict[str, list[float]]:
+        """Intermediate results so far, by trial."""
+        found: dict[str, dict[int, float]] = {}
+        for metric in self.get("metric-data?type=PERIODICAL"):
+            value = json.loads(json.loads(metric["data"]))
+            value = value["default"] if isinstance(value, dict) else value
+            found.setdefault(metric["trialJobId"], {})[int(metric["sequence"])] = float(value)
+        return {trial: [values[epoch] for epoch in sorted(values)] for trial, values in found.items()}
+
+    def trial_folder(self, trial: str) -> Path:
+        """Where a trial writes."""
+        return next(self.folder.glob(f"environments/*/trials/{trial}"), self.folder)
+
+
+def folder_of(identity: str) -> Path:
+    """The folder of an experiment that ran on this machine.
+
+    Raises:
+        ConfigError: NNI knows of none with that id.
+    """
+    known = _known_experiments()
+    if identity not in known:
+        raise ConfigError(
+            f"there is no experiment '{identity}'; "
+            f"NNI knows {', '.join(known) or 'none'} (see nnictl experiment list --all)."
+        )
+    return Path(known[identity]["logDir"]).expanduser() / identity
+
+
+def _known_experiments() -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = read_json(Path("~/nni-experiments/.experiment").expanduser())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def figure(result: Mapping[str, Any]) -> tuple[str, float]:
+    """What a trial is judged by: a classifier's accuracy, a detector's box AP; (its name, its value in [0, 1]).
+
+    Raises:
+        StateError: the result has neither.
+    """
+    for key, name in (("accuracy", "accuracy"), ("box_AP", "box AP")):
+        if key in result:
+            return name, float(result[key])
+    raise StateError(f"the trial of {result.get('architecture_id')} has neither accuracy nor box AP in its result.")
+
+
+def results(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """(trial's folder, its result.json) by identity, of the trials that came to an end."""
+    found = {}
+    for path in sorted(folder.glob("environments/*/trials/*/result.json"), key=lambda path: path.stat().st_mtime):
+        result = read_json(path)
+        found[identity(result)] = path.parent, result
+    return found
+
+
+def nnictl(*arguments: str) -> "subprocess.Popen[str]":
+    """Start nnictl, its output readable.
+
+    The environment's programs come first on its PATH, for trials and TensorBoard. It has no terminal: Ctrl-C is for
+    this process, which then stops what it started.
+    """
+    programs = Path(sys.executable).parent
+    search = os.pathsep.join([str(programs), os.environ.get("PATH", os.defpath)])
+    local = ",".join(filter(None, [os.environ.get("no_proxy"), "localhost", "127.0.0.1"]))
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from nni.tools.nnictl.nnictl import parse_args; sys.exit(parse_args())",
+            *arguments,
+        ],
+        env={**os.environ, "PATH": search, "no_proxy": local},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )

@@ -1,0 +1,1 @@
+"""Scores of untrained architectures, all from one super-network."""

@@ -1,0 +1,1 @@
+"""Fast ways to a score, which stays the same."""

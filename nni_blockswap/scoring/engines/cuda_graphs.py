@@ -1,0 +1,166 @@
+"""``fast_fisher`` on a GPU: each block is recorded once under each substitute; a candidate is a replay of recordings.
+
+A candidate of WRN-40-2 is about a thousand kernels of some microseconds each: launched one by one, the GPU waits for
+Python. But a block under a substitute always does the same to tensors of the same shapes. Its forward and its backward
+pass are captured as a CUDA graph each, when a candidate first needs them, between buffers that never move:
+
+    x_0 = stem's output -> block_00 -> x_1 -> ... -> block_nn -> x_n -> head -> g_n -> block_nn -> g_n-1 -> ... -> g_1
+
+Captures of one block share their memory, as a candidate runs but one of them: the peak is that of one candidate.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.scoring.engines.chain import FisherChain, head_gradient, passing, run_block
+from nni_blockswap.scoring.proxies import Score
+from nni_blockswap.scoring.proxies.fisher import fisher_information
+from nni_blockswap.tasks.classification import Labelled
+
+Step = Callable[[Any], Any]
+"""One recording; it takes what the one before it gave."""
+Replay = Callable[[], object]
+Record = Callable[[int, Sequence[Step]], Sequence[Replay]]
+"""From a place, whose recordings may share memory, and steps that follow each other, to a replay of each step."""
+
+TOLERANCE = 0.05
+"""Relative difference between replayed and plainly run scores: rounding is far below, a wrong replay far above."""
+
+
+class GraphedFisherChain:
+    """Measures candidates as ``FisherChain`` does, from recordings.
+
+    Args:
+        network: the super-network, in training mode; its weights are frozen.
+        batches: images (N, C, H, W) and labels of each minibatch.
+        record: how steps are recorded.
+    """
+
+    def __init__(self, network: BlockSpace, batches: Sequence[Labelled], record: Record) -> None:
+        self._network = network.requires_grad_(False)
+        self._blocks = network.blocks()
+        self._record = record
+        network.select({block.label: block.names[0] for block in self._blocks})
+        images, labels = zip(*batches, strict=True)
+        channels_last = [one.contiguous(memory_format=torch.channels_last) for one in images]
+        passed = [passing(network, one) for one in channels_last]
+        self._stems, self._labels = [inputs[0].clone() for inputs, _ in passed], labels
+        inputs, outputs = passed[0]
+        self._x = [torch.empty_like(x) for x in (inputs[0], *outputs)]
+        self._gradients = [torch.empty_like(x) for x in self._x]
+        self._batch = channels_last[0][:1], labels[0].clone()
+        self._information = torch.empty(len(self._blocks), dtype=self._precision(), device=self._x[0].device)
+        self._pairs: dict[tuple[int, str], Sequence[Replay]] = {}
+        (self._head,) = record(len(self._blocks), [self._run_head])
+        self._names: list[str] = []
+        self._at = -1
+
+    def measure(self, choices: Mapping[str, str], index: int = 0) -> Score:
+        """Fisher potential of the architecture ``choices`` on the ``index``-th minibatch."""
+        if index != self._at:
+            self._x[0].copy_(self._stems[index])
+            self._batch[1].copy_(self._labels[index])
+            self._names, self._at = [], index
+        names = [choices[block.label] for block in self._blocks]
+        same = [before == name for before, name in zip(self._names, names, strict=False)]
+        shared = same.index(False) if False in same else len(same)
+        for position in range(shared, len(names)):
+            self._pair(position, names[position])[0]()
+        self._head()
+        for position in reversed(range(len(names))):
+            self._pair(position, names[position])[1]()
+        self._names = names
+        blocks = tuple(self._information.tolist())
+        return Score(sum(blocks), blocks)
+
+    def _precision(self) -> torch.dtype:
+        return torch.promote_types(self._x[0].dtype, torch.float32)
+
+    def _pair(self, position: int, name: str) -> Sequence[Replay]:
+        """Replays of a block's forward and backward pass under the substitute ``name``."""
+        if (position, name) not in self._pairs:
+            block = self._blocks[position]
+
+            def forward(_: None) -> tuple[Tensor, Tensor, Tensor]:
+                block.select(name)
+                x = self._x[position].detach().requires_grad_(position > 0)
+                activation, out = run_block(block, x)
+                self._x[position + 1].copy_(out.detach())
+                return x, activation, out
+
+            def backward(passed: tuple[Tensor, Tensor, Tensor]) -> None:
+                x, activation, out = passed
+                inputs = [activation, x] if position else [activation]  # nothing is wanted of what lies before
+                at_probe, *before = torch.autograd.grad(out, inputs, self._gradients[position + 1], retain_graph=True)
+                self._information[position : position + 1].copy_(fisher_information([activation.detach()], [at_probe]))
+                if before:
+                    self._gradients[position].copy_(before[0])
+
+            self._pairs[position, name] = self._record(position, [forward, backward])
+        return self._pairs[position, name]
+
+    def _run_head(self, _: None) -> None:
+        self._gradients[-1].copy_(head_gradient(self._network, self._x[-1], self._batch))
+
+
+class CudaRecorder:
+    """Records steps as CUDA graphs on ``device``."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pools: dict[int, Any] = {}
+
+    def __call__(self, place: int, steps: Sequence[Step]) -> list[Replay]:
+        pool = self._pools.setdefault(place, torch.cuda.graph_pool_handle())
+        here = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(here)
+        try:
+            with torch.cuda.stream(self._stream):
+                given = None
+                for step in steps:  # once without recording: what libraries set up on first use cannot be captured
+                    given = step(given)
+                given, replays = None, list[Replay]()
+                for step in steps:
+                    graph = torch.cuda.CUDAGraph()
+                    with _capturing(graph, pool):
+                        given = step(given)
+                    replays.append(graph.replay)
+        finally:
+            here.wait_stream(self._stream)  # nothing that it uses may be freed before it is done
+        return replays
+
+
+@contextmanager
+def _capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
+    """``torch.cuda.graph`` without its freeing of all unused memory each time."""
+    graph.capture_begin(pool)
+    try:
+        yield
+    except BaseException:
+        with suppress(RuntimeError):  # the failed step's own error says more
+            graph.capture_end()
+        raise
+    graph.capture_end()
+
+
+def graphed(chain: FisherChain, network: BlockSpace, batches: Sequence[Labelled]) -> FisherChain | GraphedFisherChain:
+    """``chain`` from CUDA graphs, or itself, with a warning, where they do not work or do not give its score."""
+    choices = {block.label: block.names[-1] for block in network.blocks()}
+    try:
+        fast = GraphedFisherChain(network, batches, CudaRecorder(batches[0][0].device))
+        found, expected = fast.measure(choices).value, chain.measure(choices).value
+    except RuntimeError as error:
+        problem = str(error).partition("\n")[0]
+    else:
+        if math.isclose(found, expected, rel_tol=TOLERANCE):
+            return fast
+        problem = f"they score {found:g} where it is {expected:g}"
+    warnings.warn(f"CUDA graphs are not used: {problem}. Scores are the same and take longer.", stacklevel=2)
+    return chain

@@ -1,0 +1,30 @@
+"""Training accuracy on a minibatch, a metric of the paper's Table 1."""
+
+import math
+from typing import ClassVar
+
+import torch
+
+from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.errors import ConfigError
+from nni_blockswap.scoring.proxies.base import Score
+from nni_blockswap.tasks import Batch, Task
+from nni_blockswap.tasks.classification import Classification
+
+
+class Accuracy:
+    """Share of the minibatch classified correctly, BN in training mode; NaN where an output is not finite."""
+
+    name: ClassVar[str] = "accuracy"
+    higher_is_better: ClassVar[bool] = True
+    needs_weight_gradients: ClassVar[bool] = False
+
+    @torch.no_grad()
+    def measure(self, network: BlockSpace, task: Task, batch: Batch) -> Score:
+        """One forward pass. Raises ConfigError for a task without classes to count."""
+        if not isinstance(task, Classification):
+            raise ConfigError(f"the proxy 'accuracy' needs a classification task; '{task.name}' is none: use fisher.")
+        images, labels = batch
+        logits = network(images)
+        hits = float((logits.argmax(1) == labels).float().mean())
+        return Score(hits if bool(logits.isfinite().all()) else math.nan)

@@ -1,0 +1,23 @@
+"""Summed absolute gradients of the weights (Golub et al., 2019), a metric of the paper's Table 1."""
+
+from typing import ClassVar
+
+import torch
+
+from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.scoring.proxies.base import Score
+from nni_blockswap.tasks import Batch, Task
+
+
+class GradNorm:
+    """sum_w |dLoss / dw| over all weights of the architecture."""
+
+    name: ClassVar[str] = "grad_norm"
+    higher_is_better: ClassVar[bool] = True
+    needs_weight_gradients: ClassVar[bool] = True
+
+    def measure(self, network: BlockSpace, task: Task, batch: Batch) -> Score:
+        """One forward and one full backward pass."""
+        weights = [weight for weight in network.active_parameters() if weight.requires_grad]
+        gradients = torch.autograd.grad(task.loss(network, batch), weights)
+        return Score(sum(gradient.abs().sum().item() for gradient in gradients))

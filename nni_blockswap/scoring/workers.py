@@ -1,0 +1,165 @@
+"""Scores on several CPU cores: this process, and helpers beside it that it hands pieces of the work to.
+
+A helper is a Python process of its own. Work comes in on its standard input and scores leave on its standard output, so
+that it ends when this process ends, however that comes about. Every process computes on one thread: a score is the same
+to the last bit whoever finds it.
+"""
+
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any, BinaryIO
+
+import torch
+
+from nni_blockswap.errors import WorkerError
+from nni_blockswap.scoring.proxies import Score
+
+Measure = Callable[[Mapping[str, str]], Score]
+Piece = list[tuple[int, Mapping[str, str]]]
+"""Neighbouring candidates with their positions."""
+
+LONGEST_PIECE = 8
+
+
+def score_all(
+    start: Callable[[], Measure], measure: Measure, candidates: Sequence[Mapping[str, str]], helpers: int
+) -> Iterator[tuple[int, Score]]:
+    """Score ``candidates``, in an order that keeps neighbours together.
+
+    Args:
+        start: gives a helper what it measures with; it can be pickled.
+        measure: what this process measures with.
+        candidates: choices by label.
+        helpers: processes beside this one.
+
+    Yields:
+        (position in ``candidates``, score), as they come.
+
+    Raises:
+        WorkerError: a helper died.
+    """
+    pieces = _pieces(candidates, helpers + 1)
+    with ExitStack() as stack:
+        team = _Team(start, min(helpers, len(pieces) - 1))
+        stack.callback(team.close)
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
+        while pieces or team.busy:
+            for position, choices in pieces.popleft() if pieces else ():
+                yield position, measure(choices)
+                yield from team.results(pieces, wait=False)
+            yield from team.results(pieces, wait=not pieces)
+
+
+def _pieces(candidates: Sequence[Mapping[str, str]], processes: int) -> "deque[Piece]":
+    """``candidates`` in the order of their blocks, in runs that get shorter, so that all processes finish together."""
+    left = sorted(enumerate(candidates), key=lambda one: list(one[1].values()))
+    pieces: deque[Piece] = deque()
+    while left:
+        length = max(1, min(LONGEST_PIECE, len(left) // (2 * processes)))
+        pieces.append(left[:length])
+        del left[:length]
+    return pieces
+
+
+class _Team:
+    """The helpers, and what they say."""
+
+    def __init__(self, start: Callable[[], Measure], size: int) -> None:
+        self._said: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+        self._processes = [_start_process() for _ in range(size)]
+        self._left = [0] * size  # scores that each still owes
+        for index in range(size):
+            threading.Thread(target=self._listen, args=(index, start), daemon=True).start()
+
+    @property
+    def busy(self) -> bool:
+        return any(self._left)
+
+    def results(self, pieces: "deque[Piece]", *, wait: bool) -> Iterator[tuple[int, Score]]:
+        """The scores that have come in; helpers that are ready get the next piece."""
+        while not self._said.empty() or (wait and self.busy):
+            index, message = self._said.get()
+            if message is None:
+                raise WorkerError(_obituary(self._processes[index].wait()))
+            if message != _READY:
+                self._left[index] -= 1
+                yield message
+            if pieces and not self._left[index]:
+                self._left[index] = len(pieces[0])
+                self._send(index, pieces.popleft())
+
+    def close(self) -> None:
+        """End the helpers, at work or not."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+    def _send(self, index: int, message: Any) -> None:
+        stream = self._processes[index].stdin
+        with suppress(OSError):  # it died: its listener will say so
+            pickle.dump(message, stream)  # type: ignore[arg-type]
+            stream.flush()  # type: ignore[union-attr]
+
+    def _listen(self, index: int, start: Callable[[], Measure]) -> None:
+        """In a thread: pass on what a helper says; None when it says no more."""
+        self._send(index, start)  # here, as it takes until the helper has started to read
+        try:
+            while True:
+                answer = pickle.load(self._processes[index].stdout)  # type: ignore[arg-type]
+                self._said.put((index, answer))
+        except (EOFError, pickle.UnpicklingError, OSError):
+            self._said.put((index, None))
+
+
+_READY = "ready"
+
+
+def _start_process() -> "subprocess.Popen[bytes]":
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    # Before anything is imported standard output becomes standard error: nothing printed may come between the answers.
+    program = f"import os; answers = os.dup(1); os.dup2(2, 1); from {__name__} import serve; serve(answers)"
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,  # Ctrl-C is for this process
+    )
+
+
+def serve(descriptor: int) -> None:
+    """What a helper does until its standard input ends; answers go to the file ``descriptor``."""
+    answers = os.fdopen(descriptor, "wb")
+    warnings.filterwarnings("ignore", message=".*Buffer'> is found to be not a nn.Module")  # NNI's, and harmless
+    torch.set_num_threads(1)
+    requests = sys.stdin.buffer
+    try:
+        measure: Measure = pickle.load(requests)()
+        _answer(answers, _READY)
+        while True:
+            for position, choices in pickle.load(requests):
+                _answer(answers, (position, measure(choices)))
+    except (EOFError, BrokenPipeError):
+        os._exit(0)  # nobody listens any more
+
+
+def _answer(stream: BinaryIO, message: Any) -> None:
+    pickle.dump(message, stream)
+    stream.flush()
+
+
+def _obituary(code: int) -> str:
+    cause = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    return (
+        f"a scoring process {cause}; the scores found so far are kept: start the same search again, "
+        "with fewer processes if memory ran out."
+    )

@@ -1,0 +1,1 @@
+"""Comparisons: of methods, proxies, blocks and trained networks."""

@@ -1,0 +1,184 @@
+"""BlockSwap beside its alternatives (section 5): which networks an experiment trains, by which method, how often.
+
+At each budget: the best by Fisher potential or by another proxy, random architectures, and the original pruned to as
+many non-zero parameters. At no budget of their own: one substitute in every block, narrower or shallower originals.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.cost.budget import Budget
+from nni_blockswap.errors import BlockSwapError, ConfigError
+from nni_blockswap.experiment.students import parameters_of
+from nni_blockswap.methods.sampler import Sampler
+from nni_blockswap.scoring.proxies import PROXIES
+from nni_blockswap.searching import Progress, SearchSettings, check_count, sample, search, table_of
+
+BLOCKSWAP, RANDOM = "blockswap", "random"
+PRUNED = ("l1-pruning", "snip")
+METHODS = (BLOCKSWAP, *(name for name in PROXIES if name != "fisher"), RANDOM, *PRUNED)
+"""Methods that meet a budget; those between the first and ``random`` take the best by another proxy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        methods: of ``METHODS``.
+        budgets: at which they are compared; empty: at the search's own.
+        single: substitutes, each to be tried in every block at once.
+        reduced: arguments of the space, each a narrower or shallower original.
+        seeds: trainings of each; each has a teacher of its own, and ``random`` an architecture of its own.
+    """
+
+    methods: Sequence[str] = (BLOCKSWAP, RANDOM)
+    budgets: Sequence[str] = ()
+    single: Sequence[str] = ()
+    reduced: Sequence[Mapping[str, Any]] = ()
+    seeds: int = 3
+
+    def __post_init__(self) -> None:
+        check_count("seeds", self.seeds)
+        for name in ("methods", "budgets", "single", "reduced"):
+            if isinstance(getattr(self, name), str | Mapping) or not isinstance(getattr(self, name), Sequence):
+                raise ConfigError(f"a comparison's {name} are a list, not {getattr(self, name)!r}.")
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown:
+            raise ConfigError(f"there is no method '{unknown[0]}'; choose from {', '.join(METHODS)}.")
+
+    @property
+    def size(self) -> int:
+        """How many trials it has."""
+        return self.seeds * (len(self.methods) * max(1, len(self.budgets)) + len(self.single) + len(self.reduced))
+
+    @classmethod
+    def read(cls, arguments: Mapping[str, Any]) -> "Comparison":
+        """A comparison from a config. Raises ConfigError for an argument that there is not."""
+        unknown = arguments.keys() - cls.__dataclass_fields__.keys()
+        if unknown:
+            known = ", ".join(cls.__dataclass_fields__)
+            raise ConfigError(f"a comparison has no '{min(unknown)}'; it has {known}.")
+        return cls(**arguments)
+
+
+def contestants(
+    comparison: Comparison,
+    settings: SearchSettings,
+    out: str | Path,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> list[dict[str, Any]]:
+    """Parameters of the trials: all of the first seed, then all of the next, so that every method is seen early.
+
+    Beside what a student's trial is given they hold ``method``, ``variant`` (its budget, substitute or arguments),
+    ``seed`` and, for a pruned network, ``nonzero``: how many parameters it keeps.
+
+    Args:
+        settings: of the searches; each method's scores are kept in a folder of ``out``.
+
+    Raises:
+        BlockSwapError: a search cannot be made, a substitute does not fit every block, or a budget to prune to is not
+            one of parameters.
+    """
+    for error in faults(comparison, settings):  # before any search: those take long
+        raise error
+    settings = _at_its_budgets(comparison, settings)
+    compared = list(_compared(comparison, settings, Path(out), on_progress))
+    return [
+        {**trained[seed % len(trained)], "method": method, "variant": variant, "seed": seed}
+        for seed in range(comparison.seeds)
+        for method, variant, trained in compared
+    ]
+
+
+def faults(comparison: Comparison, settings: SearchSettings) -> list[BlockSwapError]:
+    """Every budget that cannot be met, substitute that does not fit, and original that cannot be."""
+    settings = _at_its_budgets(comparison, settings)
+    attempts: list[Callable[[], object]] = [
+        *(partial(_everywhere, substitute, settings) for substitute in comparison.single),
+        *(partial(_original, settings, arguments) for arguments in comparison.reduced),
+    ]
+    for text in settings.budgets:
+        if set(comparison.methods) - set(PRUNED):
+            attempts.append(partial(_reached, text, settings))
+        if set(comparison.methods) & set(PRUNED):
+            attempts.append(partial(_count, text, settings))
+    found = []
+    for attempt in attempts:
+        try:
+            attempt()
+        except BlockSwapError as error:
+            found.append(error)
+    return found
+
+
+def _reached(text: str, settings: SearchSettings) -> None:
+    Sampler(table_of(settings), Budget.parse(text, settings.tolerance))
+
+
+def _at_its_budgets(comparison: Comparison, settings: SearchSettings) -> SearchSettings:
+    return replace(settings, budgets=[str(budget) for budget in comparison.budgets] or settings.budgets)
+
+
+Compared = tuple[str, str, Sequence[dict[str, Any]]]
+"""Method, variant, and the parameters that the seeds take in turn."""
+
+
+def _compared(
+    comparison: Comparison, settings: SearchSettings, out: Path, on_progress: Callable[[Progress], None]
+) -> Iterator[Compared]:
+    for method in comparison.methods:
+        if method == RANDOM:
+            yield from _random(settings, comparison.seeds)
+        elif method in PRUNED:
+            original = _original(settings, {})
+            for text in settings.budgets:
+                kept = _count(text, settings)
+                yield method, text, [{**parameters_of(original), "params": kept, "nonzero": kept}]
+        else:
+            proxy = "fisher" if method == BLOCKSWAP else method
+            rankings = search(replace(settings, proxy=proxy), out / proxy, on_progress)
+            for text, ranking in zip(settings.budgets, rankings, strict=True):
+                yield method, text, [parameters_of(ranking.best, 1)]
+    for substitute in comparison.single:
+        yield "single", substitute, [parameters_of(_everywhere(substitute, settings))]
+    for arguments in comparison.reduced:
+        variant = " ".join(f"{name}={value}" for name, value in arguments.items())
+        yield "reduced", variant, [parameters_of(_original(settings, arguments))]
+
+
+def _random(settings: SearchSettings, count: int) -> Iterator[Compared]:
+    """Architectures from another draw than the searches'."""
+    drawn = sample(replace(settings, samples=count, seed=settings.seed + 1), table_of(settings))
+    for text, found in zip(settings.budgets, drawn.values(), strict=True):
+        names = [table_of(settings).names(indices) for indices in found]
+        yield (
+            RANDOM,
+            text,
+            [parameters_of(Architecture.from_choices(settings.space, one, settings.space_args)) for one in names],
+        )
+
+
+def _everywhere(substitute: str, settings: SearchSettings) -> Architecture:
+    """One substitute in every block."""
+    blocks = len(table_of(settings).labels)
+    return Architecture.from_choices(settings.space, [substitute] * blocks, settings.space_args)
+
+
+def _original(settings: SearchSettings, changed: Mapping[str, Any]) -> Architecture:
+    """The original of the space, some of its arguments ``changed``."""
+    arguments = {**settings.space_args, **changed}
+    table = cost_table(settings.space, arguments)
+    return Architecture.from_choices(settings.space, table.names(table.teacher()), arguments)
+
+
+def _count(text: str, settings: SearchSettings) -> int:
+    """How many parameters a budget means. Raises ConfigError where it limits none."""
+    bounds = replace(Budget.parse(text), tolerance=None).bounds(cost_table(settings.space, settings.space_args))
+    if "params" not in bounds:
+        raise ConfigError(f"pruning counts parameters, and the budget {text} limits none; give one as in 400K.")
+    return bounds["params"][1]

@@ -1,0 +1,46 @@
+"""Latency of networks on this machine, side by side: in rounds, so that what disturbs the machine disturbs them all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+import torch
+
+from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.scoring.scorer import resolve_device
+
+ROUNDS = 5
+SECONDS = 0.2
+"""Time that each network runs in a round, after a warm-up."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of one forward pass: mean and standard deviation over the rounds."""
+
+    mean: float
+    spread: float
+
+
+def measure(networks: Mapping[str, BlockSpace], batch_size: int = 1, device: str = "auto") -> dict[str, Latency]:
+    """Latency of each of ``networks`` on a batch of images of its ``input_size``, in evaluation mode.
+
+    Each runs ``SECONDS`` in each of ``ROUNDS``; a GPU is waited for before the clock is read.
+    """
+    where = resolve_device(device)
+    from torch.utils.benchmark import Timer  # it looks for a CUDA compiler, and says so
+
+    def timer(network: BlockSpace) -> Timer:
+        images = torch.zeros(batch_size, *network.input_size, device=where)
+        variables = {"network": network, "images": images}
+        return Timer("network(images)", globals=variables, num_threads=torch.get_num_threads())
+
+    timers = {name: timer(network.to(where).eval()) for name, network in networks.items()}
+    times: dict[str, list[float]] = {name: [] for name in networks}
+    with torch.inference_mode():
+        for one in timers.values():
+            one.timeit(3)
+        for _ in range(ROUNDS):
+            for name, one in timers.items():
+                times[name].append(one.blocked_autorange(min_run_time=SECONDS).median)
+    return {name: Latency(mean(found), stdev(found)) for name, found in times.items()}

@@ -1,0 +1,1 @@
+"""Training of students and teachers, on Lightning."""

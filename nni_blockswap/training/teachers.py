@@ -1,0 +1,165 @@
+"""Teachers: from a checkpoint, from torchvision by name, or trained once and kept for every later trial."""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import nn
+
+from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.blocks.space import seeded
+from nni_blockswap.errors import CheckpointError
+from nni_blockswap.tasks import Task
+from nni_blockswap.training import checkpoints
+from nni_blockswap.training.classification import ImageTraining, Teacher, check_fit, loaders
+from nni_blockswap.training.nni_link import is_first_process
+from nni_blockswap.training.options import Machine, Recipe, pairs
+from nni_blockswap.training.reporting import EpochReport
+from nni_blockswap.training.running import fit, in_terminal, make_trainer, say
+
+TORCHVISION = "torchvision:"
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """Which teacher to take.
+
+    Attributes:
+        source: a checkpoint's path, or "torchvision:" and a model's or its weights' name; None trains one.
+        folder: where trained teachers are kept.
+        recipe: how one is trained.
+    """
+
+    source: str | None
+    folder: Path
+    recipe: Recipe
+
+
+def find_teacher(
+    architecture: Architecture, task: Task, data_options: Mapping[str, Any], plan: TeacherPlan, machine: Machine
+) -> Teacher:
+    """The teacher of ``architecture``, checked: it fits the space, and its accuracy on the validation set is known.
+
+    Raises:
+        CheckpointError: it cannot be found, read, or does not fit.
+    """
+    original = architecture.teacher()
+    if plan.source is None:
+        path = trained_teacher(original, task, data_options, plan, machine)
+        source, state = str(path), checkpoints.read(path)
+    else:
+        source, state = plan.source, _given(plan.source)
+    network: Any = original.build()
+    checkpoints.load_weights(network, checkpoints.weights_of(state), source)
+    check_fit(original, task)
+    teacher = Teacher(network, network.attention_points, evaluate(network, task, plan.recipe, machine))
+    say(f"teacher: {original.params:,} parameters, validation accuracy {teacher.accuracy:.2%}, from '{source}'.")
+    return teacher
+
+
+def original_of(given: argparse.Namespace) -> Architecture | None:
+    """The original network of the space in the command line, or None where it names none."""
+    if given.space is None:
+        return None
+    arguments = pairs(given.space_args, "--space-args")
+    table = cost_table(given.space, arguments)
+    return Architecture.from_choices(given.space, table.names(table.teacher()), arguments)
+
+
+def evaluate(network: nn.Module, task: Task, recipe: Recipe, machine: Machine) -> float:
+    """Accuracy on the validation set, on one device; in processes beside the first, 0."""
+    if not is_first_process():
+        return 0.0
+    trainer = make_trainer(Path(), 1, replace(machine, devices="1"), board=False)
+    loader = task.val_loader(recipe.batch_size, workers=machine.workers)
+    (metrics,) = trainer.validate(ImageTraining(network, task, recipe), loader, verbose=False)
+    return float(metrics["val/accuracy"])
+
+
+def trained_teacher(
+    original: Architecture, task: Task, data_options: Mapping[str, Any], plan: TeacherPlan, machine: Machine
+) -> Path:
+    """The kept weights of ``original`` trained on ``task``; trained now if nobody did.
+
+    One process trains and any others wait: the lock is the operating system's, so it falls with the process that holds
+    it, and the next one goes on from the last checkpoint. Training takes one device.
+    """
+    path = plan.folder / f"{original.id}-{task.name}-{_fingerprint(task, data_options, plan.recipe, machine)}.pt"
+    if path.exists():
+        return path
+    if not is_first_process():
+        raise CheckpointError(f"the teacher '{path}' should have been trained by the first process.")
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with _waiting_for(path.with_suffix(".lock")):
+        if not path.exists():
+            _train(original, task, plan.recipe, machine, path)
+    return path
+
+
+class _waiting_for:  # noqa: N801  # reads as a phrase
+    """A file lock that says so when it has to wait."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = FileLock(path)
+
+    def __enter__(self) -> None:
+        try:
+            self._lock.acquire(timeout=0.1)
+        except Timeout:
+            say("another trial is training the teacher; waiting for it.")
+            self._lock.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+
+def _train(original: Architecture, task: Task, recipe: Recipe, machine: Machine, path: Path) -> None:
+    say(f"training the teacher once: {original.params:,} parameters, {recipe.epochs} epochs; to be kept as '{path}'.")
+    with seeded(recipe.seed):
+        network: Any = original.build()
+    check_fit(original, task)
+    out = path.with_suffix("")
+    report = EpochReport(None, "val/accuracy", None if in_terminal() else say)
+    fit(
+        ImageTraining(network, task, recipe),
+        loaders(task, machine.workers),
+        out,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        machine=replace(machine, devices="1"),
+        monitor="val/accuracy",
+        clip=recipe.clip,
+        callbacks=[report],
+    )
+    original.save(out / "architecture.json")
+    checkpoints.save(checkpoints.plain_state(network), path)
+
+
+def _fingerprint(task: Task, data_options: Mapping[str, Any], recipe: Recipe, machine: Machine) -> str:
+    """Of all that makes a teacher what it is; an image tells data sets of the same name apart."""
+    image = task.fingerprint(task.minibatch(1, seed=0, augment=False))
+    text = json.dumps([asdict(recipe), dict(data_options), image, machine.limit_steps], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _given(source: str) -> Any:
+    if not source.startswith(TORCHVISION):
+        return checkpoints.read(source)
+    from torchvision import models
+
+    name = source.removeprefix(TORCHVISION)
+    try:
+        weights = models.get_weight(name) if "_Weights." in name else models.get_model_weights(name).DEFAULT
+    except ValueError as error:
+        raise CheckpointError(f"torchvision has no weights called '{name}': {error}.") from error
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the weights '{name}' cannot be downloaded ({error}); fetch {weights.url} and give --teacher PATH."
+        ) from error

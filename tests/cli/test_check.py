@@ -1,0 +1,172 @@
+"""blockswap check names every fault of an nnictl config at once; the shipped configs have none but absent data."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nni_blockswap.architecture import cost_table
+from nni_blockswap.blocks.nni_format import to_nni
+from nni_blockswap.cli import main
+from nni_blockswap.cli.check import find_faults
+from nni_blockswap.experiment.config import Config
+from nni_blockswap.files import read_json
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A function: changes to config.yml, by dotted name, -> the path of the changed config; None removes a field."""
+
+    def write(**changes):
+        content = yaml.safe_load((ROOT / "config.yml").read_text())
+        content |= {"searchSpaceFile": str(ROOT / "search_space.json"), "trialCodeDirectory": str(ROOT)}
+        content["tuner"]["codeDirectory"] = str(ROOT)
+        for name, value in changes.items():
+            *above, last = name.split("__")
+            place = content
+            for step in above:
+                place = place[step]
+            place[last] = value
+            if value is None:
+                del place[last]
+        path = tmp_path / "config.yml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+def test_the_shipped_config_has_no_fault_and_lists_its_whole_space(capsys):
+    assert main(["check", str(ROOT / "config.yml")]) == 0
+    assert "no fault" in capsys.readouterr().out
+    arguments = Config(ROOT / "config.yml").arguments
+    assert read_json(ROOT / "search_space.json") == to_nni(cost_table(arguments["space"], arguments["space_args"]))
+
+
+def test_nobody_sets_trial_gpu_number():
+    for path in [ROOT / "config.yml", *(ROOT / "experiments").glob("*.yml")]:
+        assert "trialGpuNumber:" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yml")), ids=lambda path: path.name)
+def test_the_papers_experiments_lack_nothing_but_data(path, tmp_path):
+    """Their data is not here; nothing else may be wrong."""
+    config = Config(path)
+    for field in {"searchSpaceFile", "trialCodeDirectory", "experimentWorkingDirectory"} & config.content.keys():
+        config.content[field] = str(config.resolve(config.content[field]))
+    config.tuner["codeDirectory"] = str(config.code_directory)
+    nowhere = config.arguments["data_root"] = str(tmp_path / "nowhere")
+    config.content["trialCommand"] = re.sub(
+        r"--data-root \S+", f"--data-root {nowhere}", config.content["trialCommand"]
+    )
+    copy = tmp_path / "config.yml"
+    copy.write_text(yaml.safe_dump(config.content))
+    faults = [fault.sentence for fault in find_faults(copy) if fault.fatal]
+    assert faults
+    assert all(nowhere in fault for fault in faults), faults
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"trialConcurency": 1}, "no field 'trialConcurency'; did you mean trialConcurrency?"),
+        ({"tuner__classarg": {}}, "no field 'tuner.classarg'; did you mean classArgs?"),
+        ({"trialCommand": None}, "'trialCommand' is missing"),
+        (
+            {"trialCommand": "python -m 'trial.distill"},
+            "trialCommand cannot be split into words (No closing quotation)",
+        ),
+        ({"tuner__classArgs__samples": 0}, "samples is a whole number of at least 1, not 0"),
+        ({"tuner__classArgs__seed": -1}, "seed is at least 0, not -1"),
+        ({"tuner__classArgs__space_args__num_classes": 5}, "digits has 10 classes and the network 5"),
+        ({"tuner__classArgs__data_options": {"image_size": "x"}}, "the data set 'digits' cannot take the options"),
+        ({"trialConcurrency": 0}, "trialConcurrency is a whole number of at least 1, not 0"),
+        ({"maxTrialNumber": "three"}, "maxTrialNumber is a whole number of at least 1, not 'three'"),
+        (
+            {"maxTrialNumber": None},
+            "maxTrialNumber is missing, and without it nothing is ever DONE; set it to 3",
+        ),
+        ({"maxTrialNumber": 5}, "maxTrialNumber is 5 and there are 3 students, so it is never DONE"),
+        ({"trialGpuNumber": 1}, "trialGpuNumber is 1, which NNI cannot schedule"),
+        ({"maxExperimentDuration": "soon"}, 'nnictl refuses the config: Bad unit in "soon"'),
+        ({"tuner__className": "nni_blockswap.Tuner"}, "tuner.className is nni_blockswap.tuner.BlockSwapTuner"),
+        ({"tuner__codeDirectory": None}, "tuner.codeDirectory is missing"),
+        ({"tuner__codeDirectory": "/nowhere"}, "tuner.codeDirectory is a folder, and '/nowhere' is none"),
+        ({"tuner__classArgs": None}, "tuner.classArgs is missing"),
+        ({"tuner__classArgs__sample": 3}, "the tuner has no argument 'sample'"),
+        ({"tuner__classArgs__budget": None}, "argument 'budget' is missing"),
+        ({"tuner__classArgs__samples": "many"}, "samples is a whole number, not 'many'"),
+        ({"tuner__classArgs__space": "nowhere:Space"}, "the space 'nowhere:Space' cannot be imported"),
+        ({"tuner__classArgs__space_args": {"depth": 17}}, "6n + 4"),
+        ({"tuner__classArgs__budget": "1K"}, "parameters reach from"),
+        ({"tuner__classArgs__data": "mnist"}, "there is no data set 'mnist'"),
+        ({"tuner__classArgs__data_options": {"size": 3}}, "has no option 'size'"),
+        ({"tuner__classArgs__batch_size": 5000}, "5000"),
+        ({"tuner__classArgs__proxy": "fischer"}, "fischer"),
+        ({"tuner__classArgs__device": "cuda:99"}, "cuda:99"),
+        ({"tuner__classArgs__precision": "half"}, "there is no precision 'half'"),
+        ({"searchSpaceFile": "nowhere.json"}, "nowhere.json"),
+        ({"searchSpaceFile": None}, "neither searchSpaceFile nor searchSpace is there"),
+        ({"searchSpaceFile": None, "searchSpace": {"block_77": {"_type": "choice", "_value": ["S"]}}}, "'block_77'"),
+        ({"searchSpaceFile": None, "searchSpace": {"block_00": {"_type": "choice", "_value": ["Z(3)"]}}}, "Z(3)"),
+        ({"trialCommand": "python -m trial.nothing"}, "the trial's module 'trial.nothing' is not in"),
+        ({"trialCommand": "python -m trial.distill --data digits --epoch many"}, "invalid int value: 'many'"),
+        ({"trialCommand": "python -m trial.distill --data digits --bets 3"}, "unrecognized arguments: --bets 3"),
+        (
+            {"trialCommand": "python -m trial.distill --data cifar100"},
+            "searches on digits and the trial trains on cifar100",
+        ),
+        ({"trialCodeDirectory": "/nowhere"}, "trialCodeDirectory is a folder, and '/nowhere' is none"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_every_fault_is_one_line_with_rule_value_and_remedy(written, changes, sentence):
+    fatal = [fault.sentence for fault in find_faults(written(**changes)) if fault.fatal]
+    assert any(sentence in fault for fault in fatal), fatal
+    assert all("\n" not in fault for fault in fatal)
+
+
+def test_all_faults_come_at_once(written, capsys):
+    path = written(
+        trialConcurency=1, maxTrialNumber=9, tuner__classArgs__budget="1K", tuner__classArgs__data="mnist",
+        trialCommand="python -m trial.distill --data mnist --bets 3",
+    )  # fmt: skip
+    assert main(["check", str(path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert all(line.startswith(f"{path}: ") for line in lines)
+
+
+def test_a_comparisons_faults_come_at_once(written):
+    compared = {"budgets": ["200K", "1K", "abc"], "single": ["G(3)"], "methods": ["blockswap", "snip"], "seeds": 1}
+    path = written(tuner__classArgs__comparison=compared, tuner__classArgs__students=12)
+    fatal = [fault.sentence for fault in find_faults(path) if fault.fatal]
+    for part in ("has 7 trials and students is 12", "G(3)", "950 to 1,050", "'abc'"):
+        assert sum(part in sentence for sentence in fatal) == 1, (part, fatal)
+
+
+def test_harmless_oddities_are_warnings(written, capsys):
+    assert main(["check", str(written(trialConcurrency=2, maxTrialNumber=2))]) == 0
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 2
+    assert all(": warning: " in line for line in warnings)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "cannot be read"),
+        ("a: [1", "is not YAML"),
+        ("- a", "maps fields to values"),
+        ("", "maps fields to values"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path, capsys, content, sentence):
+    path = tmp_path / "config.yml"
+    if content is not None:
+        path.write_text(content)
+    assert main(["check", str(path)]) == 2
+    assert sentence in capsys.readouterr().err

@@ -1,0 +1,252 @@
+"""blockswap run: that it starts, ends and leaves nothing behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from nni_blockswap.cli import main, run
+from nni_blockswap.errors import ConfigError, StateError
+from nni_blockswap.experiment import service
+from nni_blockswap.experiment.dispatcher import restore_gpus
+from nni_blockswap.files import read_json
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_taken_port_is_passed_over():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert run._free_port(port) > port
+
+
+@pytest.mark.parametrize(("of_manager", "expected"), [("3", "3"), ("", ""), (None, None)])
+def test_the_search_sees_the_gpus_that_the_manager_sees(of_manager, expected):
+    """NNI gives the dispatcher CUDA_VISIBLE_DEVICES="", through a shell; above it is the manager."""
+    code = "import os; from nni_blockswap.experiment.dispatcher import restore_gpus; restore_gpus(); "
+    code += "print(os.environ.get('CUDA_VISIBLE_DEVICES'))"
+    shell = f'SDK_PROCESS=dispatcher CUDA_VISIBLE_DEVICES= /bin/sh -c \'"{sys.executable}" -c "$CODE"; true\'; true'
+    environment = {**os.environ, "CODE": code, "CUDA_VISIBLE_DEVICES": of_manager or ""}
+    if of_manager is None:
+        del environment["CUDA_VISIBLE_DEVICES"]
+    done = subprocess.run(
+        ["/bin/sh", "-c", shell], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(expected)
+
+
+def test_gpus_chosen_with_tuner_gpu_indices_stay(monkeypatch):
+    monkeypatch.setenv("SDK_PROCESS", "dispatcher")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    restore_gpus()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+@pytest.fixture
+def quick(tmp_path):
+    """A function: changes to config.yml's classArgs -> a copy that takes seconds, and an environment of its own."""
+
+    def write(**arguments):
+        content = yaml.safe_load((ROOT / "config.yml").read_text())
+        changes = {"searchSpaceFile": str(ROOT / "search_space.json"), "trialCodeDirectory": str(ROOT)}
+        content |= {**changes, "maxTrialNumber": 1, "experimentWorkingDirectory": str(tmp_path / "experiments")}
+        content["trialCommand"] += f" --epochs 1 --teacher-epochs 1 --teacher-dir {tmp_path / 'teachers'}"
+        content["tuner"]["codeDirectory"] = str(ROOT)
+        content["tuner"]["classArgs"] |= {"samples": 3, "batch_size": 8, "students": 1, **arguments}
+        (tmp_path / "config.yml").write_text(yaml.safe_dump(content))
+        home = {
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(ROOT),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        return tmp_path / "config.yml", {**os.environ, **home}
+
+    return write
+
+
+BLOCKSWAP = [sys.executable, "-c", "import sys; from nni_blockswap.cli import main; sys.exit(main())"]
+
+
+def port():
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return str(probe.getsockname()[1])
+
+
+def left_over(folder):
+    """Processes that still have to do with ``folder``."""
+    return [
+        process.info["cmdline"]
+        for process in psutil.process_iter(["cmdline"])
+        if str(folder) in " ".join(process.info["cmdline"] or [])
+    ]
+
+
+@pytest.mark.slow  # starts NNI's manager, searches, trains a teacher and a student for an epoch
+def test_the_shipped_job_from_check_to_table_and_export(quick, tmp_path):
+    config, environment = quick()
+    done = subprocess.run(
+        [*BLOCKSWAP, "run", str(config), "--port", port()],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Web page: http://localhost:" in done.stdout
+    rows = done.stdout[done.stdout.index("student ") :].splitlines()
+    assert rows[1].split()[0] == "1"
+    folder = Path(rows[1].split()[-1])
+    result = json.loads((folder / "result.json").read_text())
+    assert f"{result['params']:,}" in rows[1]
+    assert f"{result['teacher_accuracy']:.2%}" in rows[2]
+    curves = folder.parents[3] / "trials" / folder.name / "output" / "tensorboard"  # where the TensorBoard button looks
+    assert any(curves.resolve().glob("events.out.tfevents.*"))
+    assert left_over(tmp_path) == []
+    assert main(["export", str(folder.parents[3]), "--out", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.slow  # starts NNI's manager
+def test_an_interrupted_run_leaves_nothing_and_says_how_to_go_on(quick, tmp_path):
+    config, environment = quick(samples=100_000)
+    running = subprocess.Popen(
+        [*BLOCKSWAP, "run", str(config), "--port", port()],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdout is not None
+    for line in running.stdout:
+        if "candidates" in line:
+            break
+    running.send_signal(signal.SIGINT)
+    rest, _ = running.communicate(timeout=90)
+    assert running.returncode == 130
+    assert "nnictl resume" in rest
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.slow  # starts NNI's manager twice, searches, trains a teacher and a student for an epoch
+def test_a_killed_manager_and_dispatcher_resume_where_they_were(quick, tmp_path):
+    config, environment = quick(samples=400)
+    where = port()
+    nnictl = partial(subprocess.run, env=environment, cwd=tmp_path, timeout=120, stdout=subprocess.DEVNULL)
+    nnictl(["nnictl", "create", "--config", str(config), "--port", where], check=True)
+    running = service.Experiment(int(where))
+    scores = running.folder / "checkpoint" / "search" / "scores.jsonl"
+    deadline = time.monotonic() + 400
+    while not scores.exists() or scores.read_bytes().count(b"\n") < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    manager = run._manager(int(where))
+    for process in [manager, *manager.children(recursive=True)]:
+        process.kill()
+    before = scores.read_bytes()
+    assert before.count(b"\n") < 400
+    for _ in range(run.ATTEMPTS):  # nnictl gives the manager three seconds to come up
+        where = port()
+        if nnictl(["nnictl", "resume", running.id, "--port", where], check=False).returncode == 0:
+            break
+    running = service.Experiment(int(where))
+    try:
+        while (status := running.get("check-status"))["status"] not in ("DONE", "ERROR"):
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        assert (status["status"], [trial["status"] for trial in running.trials()]) == ("DONE", ["SUCCEEDED"])
+    finally:
+        run.stop(running, run._manager(int(where)))
+    after = scores.read_bytes()
+    assert after.startswith(before[: before.rfind(b"\n") + 1])
+    keys = [(line["init"], line["choices"]) for line in map(json.loads, after.splitlines())]
+    assert len(keys) == len(set(keys)) == 400
+    assert [student["state"] for student in read_json(running.folder / "checkpoint" / "students.json")] == ["succeeded"]
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.slow  # starts NNI's manager
+def test_a_fault_in_the_search_ends_nnictl_create_with_its_sentence(quick, tmp_path):
+    config, environment = quick(budget="1K")
+    command = ["nnictl", "create", "--config", str(config), "--port", port(), "--foreground"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    said = done.stdout + done.stderr
+    assert "BlockSwap: No architecture has" in said
+    deadline = time.monotonic() + 60
+    while left_over(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert left_over(tmp_path) == []
+
+
+def test_what_was_started_is_stopped_when_it_does_not_answer(monkeypatch, tmp_path):
+    called = []
+
+    def nnictl(*arguments):
+        called.append(arguments[0])
+        return subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE, text=True)
+
+    monkeypatch.setattr(run, "nnictl", nnictl)
+    with pytest.raises(StateError, match="does not answer"):
+        run.start(tmp_path / "config.yml", int(port()))
+    assert called == ["create", "stop"]
+
+
+def test_nnictl_that_cannot_start_is_told_in_a_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "ATTEMPTS", 1)
+    failing = [sys.executable, "-c", "print('first'); print('last words'); raise SystemExit(1)"]
+    monkeypatch.setattr(run, "nnictl", lambda *_: subprocess.Popen(failing, stdout=subprocess.PIPE, text=True))
+    with pytest.raises(ConfigError, match="nnictl cannot start the experiment: last words"):
+        run.start(tmp_path / "config.yml", 8760)
+
+
+class Manager(BaseHTTPRequestHandler):
+    """Answers as NNI's manager does."""
+
+    def do_GET(self):
+        data = [json.dumps(json.dumps(value)) for value in ({"default": 0.75, "epoch": 2}, 0.5)]
+        metrics = [
+            {"trialJobId": "t0", "sequence": str(1 - number), "data": value} for number, value in enumerate(data)
+        ]
+        answers = {
+            "experiment": {"id": "abc", "logDir": "/logs/abc"},
+            "trial-jobs": [{"trialJobId": "t1", "sequenceId": 10}, {"trialJobId": "t0", "sequenceId": 9}],
+            "metric-data?type=PERIODICAL": metrics,
+        }
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answers[self.path.removeprefix("/api/v1/nni/")]).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+def test_the_web_service_is_understood_and_asked_without_a_proxy(monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://nowhere.invalid:1")
+    with HTTPServer(("localhost", 0), Manager) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            found = service.Experiment(server.server_port)
+            assert (found.id, found.folder) == ("abc", Path("/logs/abc"))
+            assert [trial["trialJobId"] for trial in found.trials()] == ["t0", "t1"]
+            assert found.curves() == {"t0": [0.5, 0.75]}
+        finally:
+            server.shutdown()
+            thread.join()
+    with pytest.raises(StateError, match="does not answer"):
+        found.trials()

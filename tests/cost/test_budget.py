@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+
+from nni_blockswap.architecture import cost_table
+from nni_blockswap.cost.budget import Budget
+from nni_blockswap.cost.table import CostTable
+from nni_blockswap.errors import BudgetError
+from search_spaces.wide_resnet import WideResNetSpace
+from tests.conftest import SMALL, WRN
+
+TABLE = CostTable(
+    labels=("block_00", "block_01"),
+    candidates=(("S", "B(2)"), ("S", "G(2)")),
+    params=(np.array([500, 100]), np.array([490, 40])),
+    macs=(np.array([7000, 900]), np.array([2000, 300])),
+    fixed_params=10,
+    fixed_macs=1000,
+)
+"""The teacher has 1,000 parameters and 10,000 MACs."""
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("400000", Budget(params=400_000)),
+        (400000, Budget(params=400_000)),
+        ("400K", Budget(params=400_000)),
+        ("400k", Budget(params=400_000)),
+        ("2.1M", Budget(params=2_100_000)),
+        ("0.81G", Budget(params=810_000_000)),
+        ("36%", Budget(params=0.36)),
+        ("params=400K", Budget(params=400_000)),
+        ("macs=90M", Budget(macs=90_000_000)),
+        ("macs=12.5%", Budget(macs=0.125)),
+        ("params=400K,macs=90M", Budget(params=400_000, macs=90_000_000)),
+        (" MACs=90M, 36% ", Budget(params=0.36, macs=90_000_000)),
+        ("400K+-2.5%", Budget(params=400_000, tolerance=0.025)),
+    ],
+)
+def test_parse(text: str | int, budget: Budget) -> None:
+    assert Budget.parse(text) == budget
+
+
+def test_the_tolerance_may_stand_in_the_text_or_beside_it() -> None:
+    band = Budget(params=400_000, tolerance=0.025)
+    assert Budget.parse("400K", 0.025) == Budget.parse("400K+-2.5%", 0.025) == band
+    with pytest.raises(BudgetError, match=r"'400K\+-2.5%' has a tolerance of its own, which is not 0.05"):
+        Budget.parse("400K+-2.5%", 0.05)
+
+
+@pytest.mark.parametrize(
+    ("budget", "label"),
+    [
+        (Budget(params=400_000), "400K"),
+        (Budget(params=811_370), "811370"),
+        (Budget(params=2_100_000), "2.1M"),
+        (Budget(params=999), "999"),
+        (Budget(params=810_000_000), "810M"),
+        (Budget(params=10**12), "1000G"),
+        (Budget(params=0.36), "36%"),
+        (Budget(params=1.0), "100%"),
+        (Budget(params=1e-7), "0.00001%"),
+        (Budget(macs=90_000_000), "macs=90M"),
+        (Budget(params=0.07, macs=90_000_000), "params=7%,macs=90M"),
+        (Budget(params=400_000, tolerance=0.025), "400K+-2.5%"),
+        (Budget(params=1, macs=0.29, tolerance=1e-5), "params=1,macs=29%+-0.001%"),
+    ],
+)
+def test_the_label_is_short_and_reads_back(budget: Budget, label: str) -> None:
+    assert str(budget) == label
+    assert Budget.parse(label) == budget
+    assert not set(label) & set('/\\:*?"<>| ')
+
+
+def test_every_figure_reads_back() -> None:
+    rng = np.random.default_rng(0)
+    for params, share, tolerance in zip(rng.integers(1, 10**9, 200), rng.random(200), rng.random(200), strict=True):
+        budget = Budget(params=int(params), macs=float(share), tolerance=float(tolerance))
+        assert Budget.parse(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    ("text", "tolerance", "bounds"),
+    [
+        ("400", None, {"params": (0, 400)}),
+        ("macs=5K", None, {"macs": (0, 5000)}),
+        ("400", 0.025, {"params": (390, 410)}),
+        ("403", 0.025, {"params": (393, 413)}),  # 392.925 to 413.075: inclusive bounds lie inside
+        ("35%,macs=9K", None, {"params": (0, 350), "macs": (0, 9000)}),
+        ("29%", 0.1, {"params": (261, 319)}),  # floats would say 260.99999999999994 and 319.00000000000006
+        ("100%,macs=36%", 0.5, {"params": (500, 1500), "macs": (1800, 5400)}),
+        ("0.16%", None, {"params": (0, 1)}),
+    ],
+)
+def test_bounds(text: str, tolerance: float | None, bounds: dict[str, tuple[int, int]]) -> None:
+    assert Budget.parse(text, tolerance).bounds(TABLE) == bounds
+
+
+def test_a_share_is_of_the_original_network_also_where_the_space_is_narrowed_to_others() -> None:
+    table = cost_table(WRN, SMALL)
+    params = sum(
+        weight.numel() for weight in WideResNetSpace.build(dict.fromkeys(table.labels, "S"), **SMALL).parameters()
+    )
+    narrow = table.narrowed({label: [name for name in table.candidates[block] if name != "S"]
+                             for block, label in enumerate(table.labels)})  # fmt: skip
+    assert not any("S" in names for names in narrow.candidates)
+    for one in (table, narrow, narrow.narrowed({"block_00": ["B(2)"]})):
+        assert Budget(params=0.5).bounds(one) == {"params": (0, params // 2)}
+        assert Budget(macs=1.0).bounds(one) == Budget(macs=1.0).bounds(table)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "K", "400 Q", "400,000", "-400K", "params=", "latency=4", "4e5", "400K,", "40%K", "400K+-", "400K+-3", "True"],
+)
+def test_what_is_no_budget_is_named(text: str) -> None:
+    with pytest.raises(BudgetError, match=r"400000, 400K, 2.1M or 36% \(of the teacher\)") as caught:
+        Budget.parse(text)
+    assert f"'{text}'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({}, "a budget limits parameters, MACs or both"),
+        ({"params": 0}, "params=0 leaves room for nothing"),
+        ({"macs": -3}, "macs=-3 leaves room for nothing"),
+        ({"params": 1.5}, "params=1.5 is no share of the teacher"),
+        ({"params": 0.0}, "params=0.0 is no share of the teacher"),
+        ({"params": float("nan")}, "params=nan is no share of the teacher"),
+        ({"params": 9, "tolerance": 0.0}, "the tolerance must lie between 0 and 1, as 0.025 for 2.5 %; it is 0.0"),
+        ({"params": 9, "tolerance": 2.5}, "it is 2.5"),
+    ],
+)
+def test_figures_out_of_range(arguments: dict[str, float], sentence: str) -> None:
+    with pytest.raises(BudgetError, match=sentence):
+        Budget(**arguments)
+
+
+def test_a_count_is_whole() -> None:
+    with pytest.raises(BudgetError, match=r"1.2345K is 1234.5"):
+        Budget.parse("1.2345K")
+    with pytest.raises(BudgetError, match="limits params twice"):
+        Budget.parse("400K,params=300K")

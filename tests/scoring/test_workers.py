@@ -1,0 +1,150 @@
+"""Scores from several processes: the same as from one, and nothing lost when one of them dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from nni_blockswap.errors import WorkerError
+from nni_blockswap.results.journal import Journal
+from nni_blockswap.scoring import scorer as scoring
+from nni_blockswap.scoring.proxies import Score
+from nni_blockswap.scoring.workers import score_all
+from tests.scoring.engines.test_chain import WRN, batch, covering, scorer, super_network
+
+
+def test_scores_do_not_depend_on_order_processes_or_a_resume() -> None:
+    candidates = covering(super_network(WRN, torch.float32))
+    alone = dict(scorer().scores(0, candidates))
+    assert sorted(alone) == list(range(len(candidates)))
+    backwards = dict(scorer().scores(0, candidates[::-1]))
+    assert [backwards[len(candidates) - 1 - position] for position in range(len(candidates))] == [
+        alone[position] for position in range(len(candidates))
+    ]
+    resumed = dict(scorer().scores(0, candidates[7:]))
+    assert all(alone[position + 7] == score for position, score in resumed.items())
+    assert dict(scorer(processes=3).scores(0, candidates)) == alone
+    start = partial(_first_here_is_slow, os.getpid())
+    many = candidates * 20  # more than this process does before the helper is there
+    shared = dict(score_all(start, start(), many, 1))  # slow here, so that the helper takes its part
+    assert {pid for score in shared.values() for pid in score.blocks} > {float(os.getpid())}
+
+
+def _first_here_is_slow(parent: int):
+    """Measures nothing but which process it is in; takes its time in the parent."""
+
+    def measure(choices) -> Score:
+        if os.getpid() == parent:
+            time.sleep(0.5)
+        return Score(1.0, (float(os.getpid()),))
+
+    return measure
+
+
+def _leaving_a_mark(start, mark: Path):
+    """What ``start`` gives; each of its scores says that this process took part."""
+    measure = start()
+
+    def marked(choices) -> Score:
+        mark.touch()
+        return measure(choices)
+
+    return marked
+
+
+def test_helpers_find_the_same_scores_as_this_process(tmp_path: Path) -> None:
+    candidates = covering(super_network(WRN, torch.float32))
+    network = partial(scoring.draw, *WRN, 0, "float32", torch.device("cpu"))
+    data = [batch(WRN, torch.float32)]
+    start = partial(
+        scoring.start_fast, network, data, "float32", False, scoring.can_compile("float32", torch.device("cpu"))
+    )
+    mine = start()
+    alone = {position: mine(choices) for position, choices in enumerate(candidates)}
+
+    mark = tmp_path / "scored"
+
+    def patient(choices) -> Score:
+        time.sleep(0 if mark.exists() else 0.5)  # until the helper has scored, too
+        return mine(choices)
+
+    shared = dict(score_all(partial(_leaving_a_mark, start, mark), patient, candidates * 8, 1))
+    assert mark.exists()
+    assert shared == {position: alone[position % len(candidates)] for position in range(8 * len(candidates))}
+
+
+def _dies(code: int):
+    """In a helper: a measure that ends the process."""
+    parent = os.getppid()
+
+    def measure(choices) -> Score:
+        os.kill(os.getpid(), code)
+        raise AssertionError(parent)
+
+    return measure
+
+
+def test_a_killed_helper_is_told_in_one_sentence_and_keeps_what_was_found(tmp_path) -> None:
+    candidates = covering(super_network(WRN, torch.float32)) * 20  # more than there is time for before it dies
+    journal = Journal(tmp_path, {})
+
+    def patient(choices) -> Score:
+        time.sleep(0.5)
+        return Score(1.0)
+
+    def score_and_record() -> None:
+        for position, score in score_all(partial(_dies, signal.SIGKILL), patient, candidates, 1):
+            journal.add(0, str(position), score)
+
+    with pytest.raises(WorkerError, match=r"a scoring process was killed by signal 9; .* start the same search again"):
+        score_and_record()
+    journal.close()
+    assert len(Journal(tmp_path, {})) == len(journal) > 0
+
+
+def test_ctrl_c_ends_a_search_and_its_helpers(tmp_path) -> None:
+    code = (
+        "import torch; torch.set_num_threads(2)\n"
+        "from tests.scoring.engines.test_chain import covering, scorer, super_network, WRN\n"
+        "candidates = covering(super_network(WRN, torch.float32)) * 500\n"
+        "for position, score in scorer(processes=2).scores(0, candidates):\n"
+        "    print(position, flush=True)\n"
+    )
+    root = Path(__file__).parents[2]
+    search = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert search.stdout is not None
+    assert search.stdout.readline().strip().isdigit()
+    os.killpg(search.pid, signal.SIGINT)  # as a terminal does: to its whole group
+    _, errors = search.communicate(timeout=60)  # returns when no helper holds the pipe any more
+    assert errors.count("KeyboardInterrupt") == 1
+
+
+def test_a_space_of_a_script_is_scored_without_helpers_that_could_not_import_it() -> None:
+    code = (
+        "from search_spaces.wide_resnet import WideResNetSpace\n"
+        "class Own(WideResNetSpace):\n"
+        "    pass\n"
+        "from nni_blockswap import SearchSettings, search\n"
+        f"settings = SearchSettings(space='__main__:Own', space_args={WRN[1]!r}, data='digits', budgets=['50%'],\n"
+        "    data_options={'image_size': 8}, samples=20, batch_size=16, processes=2, device='cpu')\n"
+        "(ranking,) = search(settings)\n"
+        "print(len(ranking.architectures))\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-"], input=code, cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "20"

@@ -1,0 +1,265 @@
+"""Comparisons: who competes, that each is told apart, and that the trial trains what it is told to."""
+
+import json
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nni_blockswap.architecture import Architecture
+from nni_blockswap.errors import BudgetError, ConfigError, SpaceError
+from nni_blockswap.experiment.classargs import argument_faults
+from nni_blockswap.experiment.students import FAILED, SUCCEEDED, Students, read, result_of
+from nni_blockswap.searching import SearchSettings, sample, search, table_of
+from nni_blockswap.studies import comparison
+from nni_blockswap.studies.comparison import METHODS, Comparison, contestants, faults
+from nni_blockswap.training import options
+from nni_blockswap.training.options import Recipe
+from nni_blockswap.training.student import begin
+from tests.studies.test_rank_study import squared_norm
+from tests.trial.test_experiments import command, draw_images, load
+from trial import distill
+
+SPACE = "search_spaces.wide_resnet:WideResNetSpace"
+ARGUMENTS = {"depth": 10, "width": 1, "in_channels": 1, "image_size": 8}
+SETTINGS = SearchSettings(
+    space=SPACE,
+    data="digits",
+    space_args=ARGUMENTS,
+    data_options={"image_size": 8},
+    batch_size=8,
+    budgets=["40K"],
+    tolerance=0.2,
+    samples=6,
+    device="cpu",
+)
+
+COMPARISON = Comparison(
+    methods=METHODS, budgets=["30K", "40K"], single=["G(4)"], reduced=[{"depth": 10, "width": 2}], seeds=2
+)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    return contestants(COMPARISON, SETTINGS, tmp_path_factory.mktemp("searches"))
+
+
+def one(compared, method, variant, seed=0):
+    (found,) = [p for p in compared if (p["method"], p["variant"], p["seed"]) == (method, variant, seed)]
+    return found
+
+
+def architecture(parameters):
+    choices = {label: name for label, name in parameters.items() if label.startswith("block_")}
+    return Architecture.from_choices(parameters["space"], choices, parameters["space_args"])
+
+
+def test_every_method_competes_at_every_budget_and_seed(compared):
+    assert len(compared) == 2 * (2 * len(METHODS) + 2) == COMPARISON.size
+    assert [p["seed"] for p in compared] == sorted(p["seed"] for p in compared)
+    for parameters in compared:
+        assert architecture(parameters).id == parameters["architecture_id"]
+        json.dumps(parameters, allow_nan=False)
+        if parameters["variant"] == "40K" and "nonzero" not in parameters:
+            assert 32_000 <= parameters["params"] <= 48_000
+
+
+def test_blockswap_is_the_best_of_its_search(compared):
+    ranking = search(SETTINGS)[0]
+    assert one(compared, "blockswap", "40K")["architecture_id"] == ranking.best.id
+    assert one(compared, "blockswap", "40K", 1)["architecture_id"] == ranking.best.id
+
+
+def test_random_networks_differ_and_are_no_members_of_the_searchs_sample():
+    # five million architectures meet this budget, so that a common one would be no accident
+    settings = replace(SETTINGS, space_args={**ARGUMENTS, "depth": 16}, budgets=["50%"], tolerance=None)
+    as_many = Comparison(methods=["random"], seeds=settings.samples)  # from the same draw they would be the sample
+    drawn = [architecture(parameters).choices for parameters in contestants(as_many, settings, "unused")]
+    table = table_of(settings)
+    ((_, found),) = sample(settings, table).items()
+    both = [*drawn, *(table.names(indices) for indices in found)]
+    assert len({tuple(choices.items()) for choices in both}) == 2 * settings.samples
+
+
+def test_another_proxys_network_is_the_best_of_the_same_sample_by_that_proxy(compared):
+    found = one(compared, "l2_norm", "40K")
+    norms = {searched.id: squared_norm(searched.choices.values()) for searched in search(SETTINGS)[0].architectures}
+    assert found["architecture_id"] == max(norms, key=norms.get)
+    assert found["score"] == pytest.approx(max(norms.values()), rel=1e-5)
+
+
+def test_pruned_networks_are_the_original_with_the_budgets_parameters(compared):
+    for method in ("l1-pruning", "snip"):
+        found = one(compared, method, "30K")
+        assert (found["params"], found["nonzero"]) == (30_000, 30_000)
+        assert architecture(found).choices == dict.fromkeys(architecture(found).choices, "S")
+
+
+def test_single_and_reduced_networks(compared):
+    single, reduced = one(compared, "single", "G(4)"), one(compared, "reduced", "depth=10 width=2")
+    assert set(architecture(single).choices.values()) == {"G(4)"}
+    assert reduced["space_args"]["width"] == 2
+    assert set(architecture(reduced).choices.values()) == {"S"}
+
+
+@pytest.mark.parametrize(
+    ("space", "arguments", "params", "macs"),
+    [
+        (SPACE, {"depth": 16, "width": 1}, 0.175e6, None),
+        (SPACE, {"depth": 16, "width": 2}, 691_674, None),
+        (SPACE, {"depth": 40, "width": 1}, 563_930, None),
+        ("search_spaces.resnet:ResNetSpace", {"depth": 18, "late_width": 0.5}, 3.2e6, 909e6),
+    ],
+)
+def test_the_papers_reduced_networks_have_the_papers_sizes(space, arguments, params, macs):
+    blocks = {16: 6, 40: 18, 18: 8}[arguments["depth"]]
+    found = Architecture.from_choices(space, ["S"] * blocks, arguments)
+    exact = params if isinstance(params, int) else pytest.approx(params, rel=0.01)  # published rounded
+    assert found.params == exact
+    if macs:
+        assert found.macs == pytest.approx(macs, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"methods": ["magic"]}, ConfigError, "no method 'magic'; choose from blockswap"),
+        ({"methods": "random"}, ConfigError, "methods are a list"),
+        ({"seeds": 0}, ConfigError, "seeds is a whole number"),
+        ({"budget": ["1K"]}, ConfigError, "no 'budget'; it has methods, budgets"),
+        ({"methods": ["snip"], "budgets": ["macs=1M"]}, ConfigError, "pruning counts parameters"),
+        ({"methods": ["random"], "budgets": ["1K"]}, BudgetError, "800 to 1,200"),
+        ({"methods": [], "single": ["G(3)"]}, SpaceError, r"G\(3\)"),
+    ],
+)
+def test_a_faulty_comparison_is_named_in_one_sentence(arguments, error, match):
+    with pytest.raises(error, match=match):
+        contestants(Comparison.read(arguments), SETTINGS, "unused")
+
+
+def test_all_faults_are_found_at_once_and_before_any_search(monkeypatch):
+    faulty = Comparison(
+        methods=["blockswap", "snip"],
+        budgets=["40K", "1K", "abc", "macs=300K"],
+        single=["G(3)", "G(4)"],
+        reduced=[{"depth": 11}],
+    )
+    found = [str(error) for error in faults(faulty, SETTINGS)]
+    assert len(found) == 6, found  # "abc" is no budget to search and none to prune to
+    assert sum("abc" in sentence for sentence in found) == 2
+    for part in ("G(3)", "11", "800 to 1,200", "pruning counts parameters"):
+        assert sum(part in sentence for sentence in found) == 1, (part, found)
+
+    def refuse(*arguments):
+        raise AssertionError("a search was started")
+
+    monkeypatch.setattr(comparison, "search", refuse)
+    with pytest.raises(SpaceError):
+        contestants(faulty, SETTINGS, "unused")
+
+
+def test_check_names_a_faulty_comparison_before_anything_starts():
+    arguments = {"space": SPACE, "data": "digits", "budget": "40K"}
+    assert argument_faults({**arguments, "comparison": {"seeds": 3}}) == []
+    assert "has 6 trials and students is 7" in argument_faults({**arguments, "students": 7, "comparison": {}})[0]
+    assert "no method 'magic'" in argument_faults({**arguments, "comparison": {"methods": ["magic"]}})[0]
+    assert "comparison is a mapping" in argument_faults({**arguments, "comparison": 3})[0]
+
+
+def test_trials_of_one_architecture_are_told_apart(compared, tmp_path):
+    students = Students.of(tmp_path / "students.json", compared)
+    pruned = [one(compared, "l1-pruning", "30K", 0), one(compared, "l1-pruning", "30K", 1)]
+    handed_out = [students.next() for _ in compared]
+    assert handed_out == compared
+    assert students.next() is None
+    # NNI may pair a metric with another trial's parameters: what the metric says of itself counts
+    named = {name: pruned[1][name] for name in ("architecture_id", "method", "variant", "seed")}
+    students.succeeded(*result_of(pruned[0], {"default": 0.9, **named}))
+    kept = {
+        (s.parameters["method"], s.parameters["variant"], s.parameters["seed"]): s
+        for s in read(tmp_path / "students.json")
+    }
+    assert kept["l1-pruning", "30K", 1].accuracy == 0.9
+    assert kept["l1-pruning", "30K", 0].accuracy is None
+    assert {s.state for s in kept.values()}.isdisjoint({FAILED})
+    assert [s.state for s in kept.values()].count(SUCCEEDED) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("snip", ["--nonzero", "20000"]),
+        ("l1-pruning", ["--nonzero", "20000", "--beta", "0"]),
+        ("reduced", ["--space", SPACE, "--space-args", "depth=10", "width=2", "in_channels=1", "image_size=8"]),
+    ],
+)
+def test_the_trial_trains_what_the_method_says(method, more, tmp_path, monkeypatch):
+    Architecture.from_choices(SPACE, ["S"] * 3, ARGUMENTS).save(tmp_path / "a.json")
+    command = ["--architecture", str(tmp_path / "a.json"), "--out", str(tmp_path / "out"), "--data", "digits"]
+    command += ["--data-option", "image_size=8", "--epochs", "1", "--limit-steps", "2", "--teacher-dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["distill", *command, "--method", method, "--variant", "v", "--seed", "3", *more])
+    distill.run()
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["method"], result["variant"], result["seed"]) == (method, "v", 3)
+    weights = torch.load(tmp_path / "out" / "weights.pt", weights_only=True)
+    network = Architecture.load(tmp_path / "a.json").build()
+    network.load_state_dict(weights)
+    competing = [m.weight for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    zeros = sum(int((weight == 0).sum()) for weight in competing)
+    assert result["params"] + zeros == 77_562
+    assert result["params"] == (77_562 if method == "reduced" else 20_000)
+    (teacher,) = [
+        json.loads(path.read_text()) for path in tmp_path.glob("*/architecture.json") if path.parent.name != "out"
+    ]
+    assert teacher["space_args"]["width"] == (2 if method == "reduced" else 1)
+
+
+@pytest.mark.parametrize(("method", "variant"), [("snip", "30K"), ("reduced", "depth=10 width=2")])
+def test_in_an_experiment_a_contestants_parameters_outweigh_the_command(
+    method, variant, compared, tmp_path, monkeypatch
+):
+    wanted = one(compared, method, variant, 1)
+    link = SimpleNamespace(parameters=wanted, link_tensorboard=lambda: None)
+    monkeypatch.setattr("nni_blockswap.training.student.NNILink", lambda: link)
+    monkeypatch.setenv("NNI_PLATFORM", "local")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    typed = ["--out", str(tmp_path), "--space", "search_spaces.resnet:ResNetSpace", "--space-args", "depth=34"]
+    given = distill.parser().parse_args([*typed, "--method", "random", "--variant", "1K", "--seed", "7"])
+    found, out, tie = begin(given)
+    assert (found.id, out, tie) == (wanted["architecture_id"], tmp_path, link)
+    assert (given.method, given.variant, given.seed) == (method, variant, 1)
+    assert given.nonzero == (30_000 if method == "snip" else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "recipe"),
+    [
+        ("cifar10_comparison", 18, Recipe(200, 128, 0.1, 0.9, 5e-4, "cosine", 1000.0, "mse")),
+        ("imagenet_comparison", 16, Recipe(100, 256, 0.1, 0.9, 1e-4, "step", 750.0, "mse")),
+    ],
+)
+def test_the_shipped_comparisons_are_the_papers_and_count_their_trials(name, blocks, recipe):
+    config = load(name)
+    arguments = config["tuner"]["classArgs"]
+    assert argument_faults(arguments) == []
+    comparison = Comparison.read(arguments["comparison"])
+    assert comparison.size == arguments["students"] == config["maxTrialNumber"]
+    for substitute in comparison.single:
+        Architecture.from_choices(arguments["space"], [substitute] * blocks, arguments["space_args"])
+    given = distill.parser().parse_args(command(config))
+    assert options.recipe_from(given) == recipe
+    assert options.pairs(given.space_args, "--space-args") == arguments["space_args"]
+
+
+def test_the_shipped_command_trains_a_reduced_network_from_the_spaces_teacher(tmp_path, monkeypatch):
+    for part in ("train", "test"):
+        draw_images(tmp_path / "data" / part, classes=10, size=32)
+    Architecture.from_choices(SPACE, ["S"] * 6, {"depth": 16, "width": 1}).save(tmp_path / "a.json")
+    given = ["--architecture", str(tmp_path / "a.json"), "--out", str(tmp_path / "out"), "--teacher-dir", str(tmp_path)]
+    given += [*command(load("cifar10_comparison")), "--data-root", str(tmp_path / "data"), "--batch-size", "4"]
+    monkeypatch.setattr(sys, "argv", ["distill", *given, "--epochs", "1", "--limit-steps", "1", "--method", "reduced"])
+    distill.run()
+    teacher = json.loads(next(path for path in tmp_path.glob("*-cifar10-*/architecture.json")).read_text())
+    assert teacher["space_args"]["depth"] == 40

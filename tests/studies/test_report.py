@@ -1,0 +1,164 @@
+"""The report: means and spreads against hand-made figures, what belongs together, and its files."""
+
+import csv
+import json
+import os
+
+import pytest
+
+from nni_blockswap.architecture import Architecture
+from nni_blockswap.cli import main
+from nni_blockswap.errors import StateError
+from nni_blockswap.studies.latency import Latency, measure
+from nni_blockswap.studies.report import points, read_trials, report, teacher_point
+
+SPACE = "search_spaces.wide_resnet:WideResNetSpace"
+ARGUMENTS = {"depth": 10, "width": 1, "in_channels": 1, "image_size": 8}
+MIXED, GROUPED, ORIGINAL = ["G(4)", "S", "B(2)"], ["G(4)"] * 3, ["S"] * 3
+
+
+def trial(folder, choices, accuracy, teacher=0.95, space_args=ARGUMENTS, age=0, seed=None, **result):
+    """A trial's folder as ``trial.distill`` leaves it."""
+    architecture = Architecture.from_choices(SPACE, choices, space_args)
+    architecture.save(folder / "architecture.json")
+    named = {} if seed is None else {"seed": seed}
+    content = {"accuracy": accuracy, "params": architecture.params, "macs": architecture.macs, **named, **result}
+    content |= {} if teacher is None else {"teacher_accuracy": teacher}
+    (folder / "result.json").write_text(json.dumps(content))
+    (folder / "settings.json").write_text(json.dumps({"seed": seed or 0}))
+    os.utime(folder / "result.json", (1e9 - age, 1e9 - age))
+    return architecture
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """Two seeds of three methods, as NNI's folders have them, and a third seed of one of them."""
+    trials = tmp_path / "experiment" / "environments" / "local-env" / "trials"
+    for seed, errors in enumerate([(10, 20, 40), (12, 26, 44)]):
+        for (method, choices), error in zip(
+            [("blockswap", MIXED), ("random", [MIXED, GROUPED][seed]), ("snip", ORIGINAL)], errors, strict=True
+        ):
+            more = {"params": 20_000} if method == "snip" else {}
+            named = {"method": method, "variant": "40K", **more}
+            trial(trials / f"{method}{seed}", choices, 1 - error / 100, 0.95 - seed / 100, seed=seed, **named)
+    trial(trials / "blockswap2", MIXED, 0.83, 0.95, seed=2, method="blockswap", variant="40K")
+    (trials / "unfinished").mkdir()
+    return tmp_path / "experiment"
+
+
+def test_mean_and_spread_over_seeds(experiment):
+    by_method = {point.method: point for point in points(read_trials([experiment]))}
+    assert by_method["blockswap"].error == pytest.approx((10 + 12 + 17) / 3)
+    # deviations -3, -1 and 4 from the mean 13: (9 + 1 + 16) / (3 - 1) = 13
+    assert by_method["blockswap"].spread == pytest.approx(13**0.5)
+    assert by_method["random"].spread == pytest.approx(18**0.5)  # two seeds, two architectures, one point
+    mixed, grouped = (Architecture.from_choices(SPACE, choices, ARGUMENTS) for choices in (MIXED, GROUPED))
+    assert by_method["random"].params == (mixed.params + grouped.params) / 2
+    assert by_method["snip"].params == 20_000
+    assert by_method["snip"].macs == mixed.teacher().macs  # zeros are multiplied too
+
+
+def test_a_single_trial_has_no_spread(tmp_path):
+    trial(tmp_path / "a", MIXED, 0.9)
+    (only,) = points(read_trials([tmp_path]))
+    assert only.spread is None
+
+
+def test_a_repeated_trial_counts_once_and_its_later_result_holds(tmp_path):
+    trial(tmp_path / "first" / "a", MIXED, 0.5, age=100, seed=0, method="random", variant="40K")
+    trial(tmp_path / "again" / "b", MIXED, 0.9, age=0, seed=0, method="random", variant="40K")
+    trial(tmp_path / "again" / "c", MIXED, 0.7, age=0, seed=0, method="blockswap", variant="40K")
+    found = read_trials([tmp_path / "again", tmp_path / "first"])
+    assert {one.method: round(one.error, 6) for one in found} == {"random": 10, "blockswap": 30}
+
+
+def test_an_ordinary_experiment_has_a_point_for_each_student(tmp_path):
+    ids = [trial(tmp_path / str(i), choices, 0.9, seed=0).id for i, choices in enumerate([MIXED, GROUPED])]
+    found = points(read_trials([tmp_path]))
+    assert {point.method for point in found} == {"blockswap"}
+    assert {point.variant for point in found} == set(ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"), [("data", "cifar10", "digits"), ("epochs", 200, 3), ("data_options", {}, {"limit": 9})]
+)
+def test_errors_that_cannot_be_compared_are_not(tmp_path, name, one, other):
+    for folder, value in (("a", one), ("b", other)):
+        trial(tmp_path / folder, MIXED, 0.9, seed=0, method=folder, variant="40K")
+        (tmp_path / folder / "settings.json").write_text(json.dumps({"seed": 0, name: value}))
+    with pytest.raises(StateError, match=rf"errors are compared at the same {name}; .*: report them apart"):
+        read_trials([tmp_path])
+
+
+def test_the_teacher_is_the_students_original_and_not_a_reduced_one(tmp_path):
+    trial(tmp_path / "r", ORIGINAL, 0.9, 0.96, {**ARGUMENTS, "width": 2}, method="reduced", variant="width=2")
+    trial(tmp_path / "b", MIXED, 0.9, 0.96, method="blockswap", variant="40K")
+    teacher = teacher_point(read_trials([tmp_path]))
+    assert teacher.params == Architecture.from_choices(SPACE, ORIGINAL, ARGUMENTS).params
+    assert [one.error for one in teacher.trials] == [pytest.approx(4)]
+
+
+def test_files_and_table(experiment, tmp_path):
+    shown = report([experiment], tmp_path / "out", latency_batch=None)
+    rows = list(csv.DictReader((tmp_path / "out" / "report.csv").open()))
+    assert [(row["method"], row["trials"]) for row in rows] == [
+        ("blockswap", "3"),
+        ("random", "2"),
+        ("snip", "2"),
+        ("teacher", "2"),
+    ]
+    assert float(rows[0]["error"]) == pytest.approx(13)
+    assert "13.00" in shown
+    assert shown in (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(csv.DictReader((tmp_path / "out" / "trials.csv").open()))) == 7
+
+
+def test_the_command_measures_latency(experiment, tmp_path, monkeypatch):
+    asked = []
+
+    def measured(networks, batch_size):
+        asked.append((set(networks), batch_size))
+        return {name: Latency(0.002, 0.0005) for name in networks}
+
+    monkeypatch.setattr("nni_blockswap.studies.report.measure", measured)
+    assert main(["report", str(experiment), "--out", str(tmp_path / "out")]) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "report.csv").open()))
+    assert [float(row["latency ms"]) for row in rows] == pytest.approx([2.0] * 4)
+    assert [float(row["latency std ms"]) for row in rows] == pytest.approx([0.5] * 4)
+    ((networks, batch_size),) = asked
+    assert batch_size == 1
+    first = {}
+    for row in csv.DictReader((tmp_path / "out" / "trials.csv").open()):
+        first.setdefault((row["method"], row["variant"]), row["id"])
+    assert networks >= set(first.values())
+
+
+def test_the_command_takes_ids_and_folders(experiment, tmp_path, capsys, monkeypatch):
+    home = tmp_path / "home"
+    (home / "nni-experiments").mkdir(parents=True)
+    known = {"abc": {"logDir": str(tmp_path / "logs")}}
+    (home / "nni-experiments" / ".experiment").write_text(json.dumps(known))
+    monkeypatch.setenv("HOME", str(home))
+    trial(tmp_path / "logs" / "abc" / "t", GROUPED, 0.5, method="single", variant="G(4)")
+    assert main(["report", str(experiment), "abc", "--out", str(tmp_path / "out"), "--latency-batch", "0"]) == 0
+    assert "single" in capsys.readouterr().out
+    assert main(["report", "nosuch", "--out", str(tmp_path / "out")]) == 2
+    assert "there is no experiment 'nosuch'" in capsys.readouterr().err
+
+
+def test_no_results_and_damaged_ones_are_named(tmp_path):
+    with pytest.raises(StateError, match="no trial"):
+        read_trials([tmp_path])
+    trial(tmp_path / "a", MIXED, 0.9)
+    (tmp_path / "a" / "result.json").write_text('{"box_AP": 0.1}')
+    with pytest.raises(StateError, match="no result of a classification trial"):
+        read_trials([tmp_path])
+
+
+def test_latency_is_measured_in_rounds_and_leaves_no_network_out(monkeypatch):
+    monkeypatch.setattr("nni_blockswap.studies.latency.SECONDS", 0.001)
+    networks = {str(i): Architecture.from_choices(SPACE, ORIGINAL, ARGUMENTS).build() for i in range(2)}
+    found = measure(networks, batch_size=2, device="cpu")
+    assert found.keys() == networks.keys()
+    assert all(one.mean > 0 and one.spread >= 0 for one in found.values())

@@ -1,0 +1,79 @@
+"""How a trial runs and ends: one sentence of one process, and no step on less than a batch."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from torch import distributed
+
+from nni_blockswap.architecture import Architecture
+from nni_blockswap.errors import ConfigError, DataError, TrainingError
+from nni_blockswap.training.running import main, share
+from tests.conftest import SMALL, WRN
+from tests.trial.test_distill import run_here
+
+
+def test_a_training_set_smaller_than_a_batch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "class0").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / part / "class0" / "0.png")
+    Architecture.from_choices(WRN, ["S"] * 3, {**SMALL, "in_channels": 3}).save(tmp_path / "a.json")
+    arguments = ["--architecture", str(tmp_path / "a.json"), "--out", str(tmp_path / "out"), "--beta", "0"]
+    data = ["--data", "image-folder", "--data-root", str(tmp_path), "--data-option", "image_size=8"]
+    with pytest.raises(
+        SystemExit, match=r"^trial: the training set has 1 images, less than one batch; lower --batch-size"
+    ):
+        run_here(monkeypatch, [*arguments, *data, "--batch-size", "2"])
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+LOST = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2301"
+
+
+@pytest.mark.parametrize(
+    ("error", "first", "other"),
+    [
+        (TrainingError("it diverged."), "trial: it diverged.", 1),
+        (ConfigError("no."), "trial: no.", 1),
+        (RuntimeError(LOST), "trial: another process of this run has failed; what it said tells why.", 1),
+        (distributed.DistBackendError("NCCL error"), "trial: another process of this run has failed; .*", 1),
+        (DataError("'a.jpg' cannot be read."), r"trial: 'a\.jpg' cannot be read\.", "trial: 'a.jpg' cannot be read."),
+    ],
+)
+def test_of_several_processes_one_speaks(
+    error: Exception, first: str, other: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> None:
+        raise error
+
+    with pytest.raises(SystemExit, match=f"^{first}$"):
+        main("trial", run)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as quiet:
+        main("trial", run)
+    assert quiet.value.code == other
+
+
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    def run() -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        main("trial", run)
+
+
+def test_the_sentence_of_a_reading_process_is_found_in_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> None:
+        trace = (
+            "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File x\n"
+        )
+        raise DataError(f"{trace}nni_blockswap.errors.DataError: the image 'a.jpg' cannot be read.\n")
+
+    with pytest.raises(SystemExit, match=r"^trial: the image 'a\.jpg' cannot be read\.$"):
+        main("trial", run)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--batch-size 7 cannot be shared evenly by 2 processes"):
+        share(7, SimpleNamespace(world_size=2))

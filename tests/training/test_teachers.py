@@ -1,0 +1,182 @@
+"""Teachers: wrong ones are named, one is trained once however many trials want it, a dead trial's lock falls."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+
+from nni_blockswap.architecture import Architecture
+from nni_blockswap.blocks.space import seeded
+from nni_blockswap.errors import CheckpointError
+from nni_blockswap.tasks import make_task
+from nni_blockswap.training import teachers
+from nni_blockswap.training.checkpoints import read
+from nni_blockswap.training.options import Machine, Recipe
+from nni_blockswap.training.teachers import TeacherPlan, evaluate, find_teacher, trained_teacher
+from tests.conftest import SMALL, WRN
+
+STUDENT = Architecture.from_choices(WRN, ["B(2)", "G(4)", "S"], SMALL)
+OPTIONS = {"image_size": 8}
+QUICK = Recipe(epochs=1).of_teacher(None)
+TRIAL = ["-m", "trial.teacher", "--space", WRN, "--space-args", *(f"{k}={v}" for k, v in SMALL.items())]
+TRIAL += ["--data", "digits", "--data-option", "image_size=8", "--epochs", "1"]
+
+
+@pytest.fixture
+def task():
+    return make_task("digits", **OPTIONS)
+
+
+def plan(folder: Path, source: str | None = None) -> TeacherPlan:
+    return TeacherPlan(source, folder, QUICK)
+
+
+def find(task, folder: Path, source: str | None = None) -> teachers.Teacher:
+    return find_teacher(STUDENT, task, OPTIONS, plan(folder, source), Machine())
+
+
+def accuracy_by_hand(network, task) -> float:
+    hits = count = 0
+    with torch.no_grad():
+        for batch in task.val_loader(50):
+            images, labels = task.prepare(batch, train=False)
+            for image, label in zip(images, labels, strict=True):
+                hits += int(network(image[None])[0].argmax() == label)
+                count += 1
+    return hits / count
+
+
+def test_a_given_checkpoint_is_loaded_and_measured(task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    network = STUDENT.teacher().build().eval()
+    torch.save({"state_dict": {f"network.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "t.ckpt")
+    teacher = find(task, tmp_path, str(tmp_path / "t.ckpt"))
+    assert all(torch.equal(v, teacher.network.state_dict()[k]) for k, v in network.state_dict().items())
+    assert teacher.accuracy == pytest.approx(accuracy_by_hand(network, task))
+    assert f"validation accuracy {teacher.accuracy:.2%}" in capsys.readouterr().out
+
+
+def test_wrong_teachers_are_named(task, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint '.*nothing'"):
+        find(task, tmp_path, str(tmp_path / "nothing"))
+    torch.save(STUDENT.build().state_dict(), tmp_path / "student.pt")
+    with pytest.raises(CheckpointError, match=r"student\.pt' do not fit the network: .*'S' in every block"):
+        find(task, tmp_path, str(tmp_path / "student.pt"))
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    with pytest.raises(CheckpointError, match="holds a state_dict"):
+        find(task, tmp_path, str(tmp_path / "tensor.pt"))
+
+
+def test_torchvision_weights_without_a_network(task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", unreachable)
+    for name in ("resnet34", "ResNet34_Weights.IMAGENET1K_V1"):
+        with pytest.raises(CheckpointError, match=rf"'{name}' cannot be downloaded .*no route.*give --teacher PATH"):
+            find(task, tmp_path, f"torchvision:{name}")
+    with pytest.raises(CheckpointError, match="torchvision has no weights called 'resnet35'"):
+        find(task, tmp_path, "torchvision:resnet35")
+
+
+def test_a_teacher_is_trained_once_and_kept(task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = find(task, tmp_path)
+    monkeypatch.setattr(teachers, "fit", lambda *args, **kwargs: pytest.fail("trained a second time"))
+    again = find(task, tmp_path)
+    assert again.accuracy == first.accuracy == evaluate(again.network, task, QUICK, Machine())
+    assert all(torch.equal(v, again.network.state_dict()[k]) for k, v in first.network.state_dict().items())
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == ["", ".lock", ".pt"]
+
+
+def test_another_recipe_is_another_teacher(task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teachers, "fit", lambda *args, **kwargs: None)
+    paths = {
+        trained_teacher(STUDENT.teacher(), task, options, TeacherPlan(None, tmp_path, recipe), Machine())
+        for recipe in (QUICK, Recipe(epochs=2).of_teacher(None), Recipe(epochs=1, lr=0.2).of_teacher(None))
+        for options in (OPTIONS, {"image_size": 16})
+        if recipe == QUICK or options == OPTIONS
+    }
+    assert len(paths) == 4
+    # What a student alone is trained with does not make another teacher.
+    beta = Recipe(epochs=9, beta=3.0, attention="norm").of_teacher(1)
+    assert trained_teacher(STUDENT.teacher(), task, OPTIONS, TeacherPlan(None, tmp_path, beta), Machine()) in paths
+
+
+def test_the_seed_decides_over_a_teachers_initial_weights(
+    task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teachers, "fit", lambda *args, **kwargs: None)  # what is kept is then untrained
+    first, again, other = (
+        read(trained_teacher(STUDENT.teacher(), task, OPTIONS, TeacherPlan(None, tmp_path / folder, recipe), Machine()))
+        for folder, recipe in (("one", QUICK), ("two", QUICK), ("one", replace(QUICK, seed=1)))
+    )
+    assert torch.equal(first["conv.weight"], again["conv.weight"])
+    assert not torch.equal(first["conv.weight"], other["conv.weight"])
+
+
+def test_a_teachers_gradients_are_clipped(task, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=1, momentum=0.0, weight_decay=0.0, lr=0.1, clip=0.1).of_teacher(None)
+    kept = trained_teacher(
+        STUDENT.teacher(), task, OPTIONS, TeacherPlan(None, tmp_path, recipe), Machine(limit_steps=1)
+    )
+    with seeded(0):  # the recipe's
+        before = STUDENT.teacher().build()
+    after = read(kept)
+    moved = [(after[name] - weight).detach().flatten() for name, weight in before.named_parameters()]
+    assert torch.cat(moved).norm().item() == pytest.approx(0.1 * 0.1, rel=1e-3)
+
+
+def test_other_images_or_fewer_steps_make_another_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teachers, "fit", lambda *args, **kwargs: None)
+    draw = np.random.default_rng(0)
+    for place in ("here", "there"):
+        (tmp_path / place / "train" / "class0").mkdir(parents=True)
+        pixels = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / place / "train" / "class0" / "0.png")
+    original = STUDENT.from_choices(WRN, ["S"] * 3, {**SMALL, "in_channels": 3})
+    paths = {
+        trained_teacher(original, make_task("image-folder", str(tmp_path / place), **OPTIONS), OPTIONS, plan(tmp_path),
+                        Machine(limit_steps=limit))
+        for place in ("here", "there") for limit in (None, 1) for _ in range(2)
+    }  # fmt: skip
+    assert len(paths) == 4
+
+
+def test_two_processes_train_one_teacher(task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"{STUDENT.teacher().id}-digits-{teachers._fingerprint(task, OPTIONS, QUICK, Machine())}"
+    log = tmp_path / "other.log"
+    with FileLock(tmp_path / f"{name}.lock"):  # hold the other process back until it waits
+        command = [sys.executable, *TRIAL, "--teacher-dir", str(tmp_path)]
+        other = subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 240
+        while "waiting for it" not in log.read_text():
+            assert other.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+    find(task, tmp_path)
+    assert other.wait(240) == 0
+    texts = [log.read_text(), capsys.readouterr().out]
+    assert sum("training the teacher once" in text for text in texts) == 1
+    assert all(f"{name}.pt" in text for text in texts)
+
+
+def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
+    lock = tmp_path / "teacher.lock"
+    holder = os.fork()
+    if holder == 0:
+        teachers._waiting_for(lock).__enter__()
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(holder, 0)[1]) == -signal.SIGKILL
+    assert lock.exists()
+    FileLock(lock).acquire(timeout=5).lock.release()

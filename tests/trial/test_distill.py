@@ -1,0 +1,364 @@
+"""The trial as a whole: under NNI and alone, killed and started again, on a full disk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from nni_blockswap.architecture import Architecture
+from nni_blockswap.blocks.space import seeded
+from nni_blockswap.errors import TrainingError
+from nni_blockswap.files import read_json
+from nni_blockswap.training.checkpoints import read
+from nni_blockswap.training.classification import ImageTraining
+from nni_blockswap.training.running import main
+from nni_blockswap.training.student import architecture_from
+from search_spaces.wide_resnet import WideResNetSpace
+from tests.conftest import SMALL, WRN
+from trial import distill, teacher
+
+ROOT = Path(__file__).parents[2]
+STUDENT = Architecture.from_choices(WRN, ["B(2)", "G(4)", "BG(2,4)"], SMALL).scored(1.5, {})
+RECIPE = ["--data", "digits", "--data-option", "image_size=8", "--batch-size", "128", "--epochs", "3"]
+ALONE = [*RECIPE, "--limit-steps", "4"]
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> list[str]:
+    """Arguments that train STUDENT with a teacher that is there already."""
+    STUDENT.save(tmp_path / "student.json")
+    torch.manual_seed(0)
+    torch.save(STUDENT.teacher().build().state_dict(), tmp_path / "teacher.pt")
+    return ["--architecture", str(tmp_path / "student.json"), "--teacher", str(tmp_path / "teacher.pt"), *ALONE]
+
+
+def run_here(monkeypatch: pytest.MonkeyPatch, arguments: list[str], module=distill) -> None:
+    monkeypatch.setattr(sys, "argv", ["trial", *arguments])
+    main("trial", module.run)
+
+
+def run_apart(code: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    start = "import os, resource, signal, sys, torch; torch.set_num_threads(1)\n"
+    start += "from nni_blockswap.training import running; from trial import distill\n"
+    return subprocess.run(
+        [sys.executable, "-c", start + code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+WHEN_SECOND_EPOCH_IS_HALF = """
+from nni_blockswap.training.classification import ImageTraining
+step = ImageTraining.training_step
+def failing(self, batch, batch_idx):
+    if self.current_epoch == 1 and batch_idx == 2:
+        {fault}
+    return step(self, batch, batch_idx)
+ImageTraining.training_step = failing
+running.main("trial", distill.run)
+"""
+
+
+def test_killed_in_mid_epoch_it_goes_on_and_ends_where_it_would_have(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    kill = WHEN_SECOND_EPOCH_IS_HALF.format(fault="os.kill(os.getpid(), signal.SIGKILL)")
+    assert run_apart(kill, [*trained, "--out", str(cut)]).returncode == -signal.SIGKILL
+    assert not (cut / "result.json").exists()
+    run_here(monkeypatch, [*trained, "--out", str(cut)])
+    said = capsys.readouterr().out
+    assert "going on after epoch 1" in said
+    assert [f"epoch {n}/3" in said for n in (1, 2, 3)] == [False, True, True]
+
+    run_here(monkeypatch, [*trained, "--out", str(whole)])
+    results = [json.loads((out / "result.json").read_text()) for out in (cut, whole)]
+    assert [result["epochs"] for result in results] == [3, 3]
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+    weights = [read(out / "weights.pt") for out in (cut, whole)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])  # to the bit
+
+    # A run that is complete is not run again, but ends as it did.
+    run_here(monkeypatch, [*trained, "--out", str(cut)])
+    assert "epoch 3/3" not in capsys.readouterr().out.partition("going on")[2]
+    assert json.loads((cut / "result.json").read_text())["accuracy"] == results[0]["accuracy"]
+
+
+def test_a_full_disk_ends_in_a_sentence_and_spoils_nothing(trained: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    fill = "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"  # no file may grow beyond this any more
+    ended = run_apart(WHEN_SECOND_EPOCH_IS_HALF.format(fault=fill), [*trained, "--out", str(out)])
+    assert ended.returncode == 1
+    (sentence,) = ended.stderr.strip().splitlines()
+    assert "File too large" in sentence
+    assert "what was written before is kept" in sentence
+    assert read(out / "last.ckpt")["epoch"] == 0
+    assert read(out / "best.ckpt")["epoch"] == 0
+    assert not list(out.glob(".*"))  # no half-written file is left
+
+
+def test_under_nni(tmp_path: Path) -> None:
+    trial = tmp_path / "exp" / "environments" / "local-env" / "trials" / "Ab1"
+    trial.mkdir(parents=True)
+    parameters = {
+        **STUDENT.choices, "space": WRN, "space_args": SMALL, "params": 1, "macs": 2, "score": 1.5, "rank": 3,
+        "architecture_id": STUDENT.id,
+    }  # fmt: skip
+    (trial / "parameter.cfg").write_text(json.dumps({"parameter_id": 7, "parameters": parameters}))
+    nni = {
+        "NNI_PLATFORM": "local", "NNI_EXP_ID": "exp", "NNI_TRIAL_JOB_ID": "Ab1", "NNI_TRIAL_SEQ_ID": "0",
+        "NNI_SYS_DIR": str(trial), "NNI_OUTPUT_DIR": str(trial),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "trial.distill", *RECIPE, "--teacher-dir", str(tmp_path / "teachers")]
+    ended = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **nni, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+    reports = [json.loads(line) for line in _metrics(trial)]
+    values = [json.loads(report["value"]) for report in reports]
+    assert [report["type"] for report in reports] == ["PERIODICAL"] * 3 + ["FINAL"]
+    assert [report["sequence"] for report in reports[:3]] == [0, 1, 2]
+    assert {report["parameter_id"] for report in reports} == {7}
+    result = json.loads((trial / "result.json").read_text())
+    assert values[-1]["default"] == values[-2]["default"] == result["accuracy"]
+    assert values[-1]["architecture_id"] == result["architecture_id"] == STUDENT.id
+    assert (values[-1]["params"], values[-1]["macs"]) == (STUDENT.params, STUDENT.macs)
+    assert result["teacher_accuracy"] == values[-1]["teacher_accuracy"]
+    assert result["score"] == 1.5
+    assert result["accuracy"] <= result["top5"] == values[-1]["top5"] == values[-2]["val_top5"]
+    assert Architecture.load(trial / "architecture.json").id == STUDENT.id
+    built = STUDENT.build()
+    built.load_state_dict(read(trial / "weights.pt"))
+
+    # What the web page's TensorBoard button opens:
+    board = EventAccumulator(str(tmp_path / "exp" / "trials" / "Ab1" / "output" / "tensorboard"))
+    board.Reload()
+    expected = {"learning_rate", "train/cross_entropy", "train/accuracy", "val/accuracy", "val/teacher_accuracy"}
+    assert expected | {f"train/attention/stage{n}" for n in (1, 2, 3)} <= set(board.Tags()["scalars"])
+    assert len(board.Scalars("val/accuracy")) == 3
+    (text,) = board.Tensors("architecture/text_summary")
+    assert f"{STUDENT.params:,} parameters, {STUDENT.macs:,} MACs" in text.tensor_proto.string_val[0].decode()
+    pictures = board.Images("attention: image, then teacher | student")
+    assert len(pictures) == 3
+    assert (pictures[0].width, pictures[0].height) == (
+        2 + 7 * 10,
+        2 + 4 * 10,
+    )  # 7 columns, 4 images of 8x8, borders of 2
+
+
+def _metrics(trial: Path) -> list[str]:
+    """The reports in NNI's file: each "ME", six digits of length, JSON."""
+    text, found = (trial / ".nni" / "metrics").read_text(), []
+    while text:
+        length = int(text[2:8])
+        found.append(text[8 : 8 + length])
+        text = text[8 + length :]
+    return found
+
+
+def test_parameters_of_nnis_own_tuners_are_understood() -> None:
+    given = distill.parser().parse_args(["--space", WRN, "--space-args", *(f"{k}={v}" for k, v in SMALL.items())])
+    assert architecture_from(dict(STUDENT.choices), given).id == STUDENT.id
+    ours = {**STUDENT.choices, "space": WRN, "space_args": SMALL, "rank": 1, "params": 3}
+    assert architecture_from(ours, distill.parser().parse_args([])).id == STUDENT.id
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "--out DIR says where"),
+        (["--out", "{tmp}/o"], "--architecture FILE says what to train"),
+        (["--out", "{tmp}/o", "--architecture", "{tmp}/none.json"], "no architecture can be read from"),
+        (["--beta", "-1"], "--beta must not be negative"),
+        (["--data", "mnist"], "no data set 'mnist'"),
+        (["--data-option", "colour=red"], "no option 'colour'"),
+        (["--devices", "two"], "--devices is a number of devices or 'auto', not 'two'"),
+        (["--precision", "bf16-true"], "--precision is one of auto, 32-true, 16-mixed, bf16-mixed, not 'bf16-true'"),
+        (["--precision", "64-true"], "--precision is one of .*, not '64-true'"),
+        (["--workers", "-1"], "--workers must not be negative, as -1 is"),
+        (["--limit-steps", "0"], "--limit-steps must be above 0, not 0"),
+    ],
+)
+def test_faults_end_in_one_sentence(
+    arguments: list[str], sentence: str, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = arguments if "{tmp}/o" in arguments or not arguments else [*trained, "--out", "{tmp}/o", *arguments]
+    with pytest.raises(SystemExit, match=f"^trial: .*{sentence}") as exit_:
+        run_here(monkeypatch, [text.format(tmp=tmp_path) for text in given])
+    assert "\n" not in str(exit_.value.code)
+
+
+@pytest.mark.slow  # starts two processes: half a minute
+def test_two_processes_share_each_batch(trained: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trial.distill", *trained, "--devices", "2", "--out", str(tmp_path / "out")]
+    command += ["--epochs", "1", "--limit-steps", "99"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.count("epoch 1/1") == 1
+    assert read(tmp_path / "out" / "last.ckpt")["global_step"] == 1437 // 128  # as with one process
+
+
+@pytest.mark.slow  # starts two processes: half a minute
+def test_a_diverged_run_of_two_processes_says_so_once(trained: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trial.distill", *trained, "--devices", "2", "--out", str(tmp_path / "out")]
+    ended = subprocess.run([*command, "--lr", "1e20"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode != 0
+    assert ended.stderr.count("no longer finite") == 1, ended.stderr
+    assert "Traceback" not in ended.stderr  # Lightning or gloo may say that a process is gone
+
+
+def test_a_teacher_needs_to_know_its_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="--space MODULE:CLASS or --architecture FILE says whose teacher"):
+        run_here(monkeypatch, ["--data", "digits"], teacher)
+    with pytest.raises(SystemExit, match="--space-args takes KEY=VALUE, not 'depth'"):
+        run_here(monkeypatch, ["--data", "digits", "--space", WRN, "--space-args", "depth"], teacher)
+
+
+@pytest.mark.parametrize(("more", "epochs"), [([], 1), (["--teacher-epochs", "2"], 2)])
+def test_a_teacher_is_trained_as_long_as_told(
+    more: list[str], epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    STUDENT.save(tmp_path / "student.json")
+    arguments = ["--architecture", str(tmp_path / "student.json"), "--out", str(tmp_path / "out"), *ALONE]
+    folder = tmp_path / "teachers"
+    arguments += ["--epochs", "1", "--limit-steps", "1", "--teacher-dir", str(folder)]
+    run_here(monkeypatch, [*arguments, *more])
+    (trained,) = folder.glob("*/last.ckpt")
+    assert read(trained)["global_step"] == epochs
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["epochs"] == 1
+
+
+def test_a_clipped_step_is_as_long_as_rate_times_clip(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = "--beta 0 --momentum 0 --weight-decay 0 --lr 0.1 --epochs 1 --limit-steps 1"
+    run_here(monkeypatch, [*trained, "--out", str(tmp_path / "out"), *plain.split(), "--clip", "0.1"])
+    with seeded(0):  # as --seed says
+        before = STUDENT.build()
+    after = read(tmp_path / "out" / "weights.pt")
+    moved = [(after[name] - weight).detach().flatten() for name, weight in before.named_parameters()]
+    assert torch.cat(moved).norm().item() == pytest.approx(0.1 * 0.1, rel=1e-3)
+
+
+def first_step(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> SimpleNamespace:
+    """What the first training step of a run starts with; the run goes no further."""
+    seen = SimpleNamespace()
+
+    def stop(module: ImageTraining, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+        seen.weights = module.network.conv.weight.detach().clone()
+        seen.images, seen.labels = batch
+        seen.rate = module.trainer.optimizers[0].param_groups[0]["lr"]
+        raise TrainingError("seen enough")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageTraining, "training_step", stop)
+        with pytest.raises(SystemExit, match="seen enough"):
+            run_here(patched, arguments)
+    return seen
+
+
+def test_the_seed_decides_over_weights_order_and_augmentation(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [*trained, "--beta", "0"]
+    first, again, other = (
+        first_step(monkeypatch, [*alone, "--out", str(tmp_path / str(number)), "--seed", seed])
+        for number, seed in enumerate("001")
+    )
+    for name in ("weights", "labels", "images"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+        assert not torch.equal(getattr(first, name), getattr(other, name))
+
+
+@pytest.mark.parametrize(("method", "rate"), [("l1-pruning", 0.02), ("snip", 0.2), ("reduced", 0.2)])
+def test_a_pruned_teacher_is_tuned_at_a_tenth_of_the_rate(
+    method: str, rate: float, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    STUDENT.teacher().save(tmp_path / "student.json")
+    compared = ["--method", method, "--nonzero", "20000", "--lr", "0.2", "--beta", "0"]
+    assert first_step(monkeypatch, [*trained, "--out", str(tmp_path / "out"), *compared]).rate == pytest.approx(rate)
+
+
+def test_two_runs_do_not_mix_in_one_folder(trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [*trained, "--out", str(tmp_path / "out"), "--epochs", "1", "--limit-steps", "1"]
+    run_here(monkeypatch, arguments)
+    with pytest.raises(SystemExit, match=r"out' holds a run with another lr, beta; give this one a folder of its own"):
+        run_here(monkeypatch, [*arguments, "--lr", "0.2", "--beta", "3"])
+    more = ["--limit-steps", "2", "--teacher-epochs", "9", "--data-root", str(tmp_path), "--method", "reduced"]
+    with pytest.raises(SystemExit, match=r"with another data_root, limit_steps, teacher_epochs, method, variant;"):
+        run_here(monkeypatch, [*arguments, *more])
+    for damaged in ("{", "[3]", "\N{SNOWMAN}"):
+        (tmp_path / "out" / "settings.json").write_text(damaged)
+        with pytest.raises(
+            SystemExit, match=r"^trial: '.*settings\.json' is damaged .*; give this one a folder of its own"
+        ):
+            run_here(monkeypatch, arguments)
+
+
+def test_a_run_that_came_to_nothing_leaves_its_folder_free(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*trained, "--out", str(tmp_path / "out"), "--epochs", "1", "--limit-steps", "1"]
+    with pytest.raises(SystemExit, match=r"there is no checkpoint 'mistyped\.pt'"):
+        run_here(monkeypatch, [*arguments, "--teacher", "mistyped.pt", "--lr", "0.2"])
+    run_here(monkeypatch, arguments)
+    assert read_json(tmp_path / "out" / "settings.json")["lr"] == 0.1
+
+
+def test_a_run_without_a_checkpoint_yet_keeps_its_folder(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = (
+        "distill.find_teacher = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nrunning.main('trial', distill.run)"
+    )
+    done = run_apart(killed, [*trained, "--out", str(tmp_path / "out")])
+    assert done.returncode == -signal.SIGKILL
+    with pytest.raises(SystemExit, match="out' holds a run with another lr;"):
+        run_here(monkeypatch, [*trained, "--out", str(tmp_path / "out"), "--lr", "0.2"])
+    assert read_json(tmp_path / "out" / "settings.json")["lr"] == 0.1
+
+
+def test_the_folder_that_one_is_in_will_do(trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    run_here(monkeypatch, [*trained, "--out", ".", "--epochs", "1", "--limit-steps", "1", "--beta", "0"])
+    assert (tmp_path / "out" / "weights.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("points", "sentence"), [((), "it names none; name some, or use --beta 0"), (("stage9",), "stage9")]
+)
+def test_attention_points_are_looked_at_before_a_teacher_is_trained(
+    points: tuple[str, ...], sentence: str, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WideResNetSpace, "attention_points", points)
+    monkeypatch.setattr(distill, "find_teacher", lambda *_: pytest.fail("a teacher was asked for"))
+    with pytest.raises(SystemExit, match=sentence):
+        run_here(monkeypatch, [*trained, "--out", str(tmp_path / "out")])
+
+
+def test_a_classifier_is_not_trained_on_detections(
+    trained: list[str], tmp_path: Path, coco_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = trained[:4]
+    with pytest.raises(SystemExit, match="WideResNetSpace classify, and coco is a data set for detection"):
+        run_here(monkeypatch, [*here, "--data", "coco", "--data-root", str(coco_folder), "--out", str(tmp_path / "o")])
+
+
+def test_without_attention_transfer_there_is_no_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    STUDENT.save(tmp_path / "student.json")
+    arguments = ["--architecture", str(tmp_path / "student.json"), "--out", str(tmp_path / "out"), *ALONE]
+    run_here(monkeypatch, [*arguments, "--beta", "0", "--epochs", "1", "--teacher-dir", str(tmp_path / "teachers")])
+    assert "teacher_accuracy" not in json.loads((tmp_path / "out" / "result.json").read_text())
+    assert not (tmp_path / "teachers").exists()
