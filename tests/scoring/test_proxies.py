@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.blocks.space import BlockSpace, PreActivationBlock, seeded
+from nni_blockswap.blocks.space import BlockSpace, PreActivationBlock
 from nni_blockswap.blocks.substitutes.paper import PUBLISHED_EXTRA
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.results.ranking import NON_FINITE, Ranking
@@ -35,24 +35,6 @@ def covering(space: BlockSpace) -> list[dict[str, str]]:
         {block.label: block.names[(row + 3 * position) % len(block.names)] for position, block in enumerate(blocks)}
         for row in range(max(len(block.names) for block in blocks))
     ]
-
-
-@pytest.fixture(scope="module")
-def super_network() -> BlockSpace:
-    with seeded(7):
-        network = WideResNetSpace(**ARGUMENTS).double().train()
-    for module in network.modules():  # scales and shifts that are not the initial ones must count too
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5, torch.Generator().manual_seed(module.num_features))
-            nn.init.normal_(module.bias, 0, 0.3, torch.Generator().manual_seed(module.num_features))
-    return network
-
-
-@pytest.fixture(scope="module")
-def batch() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(8)
-    images = torch.randn(5, 3, 8, 8, generator=generator, dtype=torch.float64)
-    return images, torch.randint(4, (5,), generator=generator)
 
 
 def frozen_copy(super_network: BlockSpace, choices: dict[str, str]) -> WideResNetSpace:
@@ -208,8 +190,8 @@ def test_accuracy_needs_classes(super_network, batch) -> None:
 
 
 def test_an_unknown_proxy_is_named_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="no proxy 'snip'; choose from fisher, grad_norm, l2_norm, accuracy"):
-        make_proxy("snip")
+    with pytest.raises(ConfigError, match="no proxy 'magic'; choose from fisher, grad_norm, l2_norm, accuracy, "):
+        make_proxy("magic")
 
 
 class TestContract:
@@ -228,7 +210,6 @@ class TestContract:
         first, second = (proxy.measure(network, Anything(), batch) for _ in range(2))
         assert first == second
         assert math.isfinite(first.value)
-        assert first.value > 0
         if first.blocks:
             assert len(first.blocks) == len(network.blocks())
             assert sum(first.blocks) == pytest.approx(first.value)
@@ -246,6 +227,8 @@ class TestContract:
         assert isinstance(proxy.needs_weight_gradients, bool)
 
     def test_a_score_that_is_no_number_is_flagged_and_ranked_last(self, proxy, network, batch, tmp_path) -> None:
+        if proxy.name == "params":
+            pytest.skip("a count is always a number")
         good = proxy.measure(network, Anything(), batch)
         broken = network.blocks()[2].active_branch().conv1.weight
         before = broken.detach().clone()

@@ -6,10 +6,8 @@ from typing import ClassVar
 import torch
 
 from nni_blockswap.blocks.space import BlockSpace
-from nni_blockswap.errors import ConfigError
-from nni_blockswap.scoring.proxies.base import Score
+from nni_blockswap.scoring.proxies.base import Score, check_classifies
 from nni_blockswap.tasks import Batch, Task
-from nni_blockswap.tasks.classification import Classification
 
 
 class Accuracy:
@@ -22,8 +20,7 @@ class Accuracy:
     @torch.no_grad()
     def measure(self, network: BlockSpace, task: Task, batch: Batch) -> Score:
         """One forward pass. Raises ConfigError for a task without classes to count."""
-        if not isinstance(task, Classification):
-            raise ConfigError(f"the proxy 'accuracy' needs a classification task; '{task.name}' is none: use fisher.")
+        check_classifies(self.name, task)
         images, labels = batch
         logits = network(images)
         hits = float((logits.argmax(1) == labels).float().mean())

@@ -1,10 +1,15 @@
 """The protocol of a proxy: a number that stands for the error a network would reach, had it been trained."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from torch import nn
+
 from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.errors import ConfigError
 from nni_blockswap.tasks import Batch, Task
+from nni_blockswap.tasks.classification import Classification
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class Proxy(Protocol):
     In time: for each draw of the weights and each candidate the scorer selects the candidate in the super-network,
     trains it for some minibatches if asked to, freezes or frees its weights as ``needs_weight_gradients`` says, and
     calls ``measure`` once a minibatch. The network is in training mode; ``measure`` must not change its weights.
+    A score is the mean over draws and minibatches; a proxy whose value is a logarithm is thus a mean of logarithms.
     """
 
     name: ClassVar[str]
@@ -29,3 +35,20 @@ class Proxy(Protocol):
 
     def measure(self, network: BlockSpace, task: Task, batch: Batch) -> Score:
         """Score of the architecture that ``network`` has selected, on ``batch``."""
+
+
+def connections(network: BlockSpace) -> dict[str, nn.Parameter]:
+    """Weights of the selected architecture's convolutions and linear layers, by name: no bias, no normalisation."""
+    active = {id(parameter) for parameter in network.active_parameters()}
+    return {name: p for name, p in network.named_parameters() if p.ndim > 1 and id(p) in active}
+
+
+def check_classifies(proxy: str, task: Task) -> None:
+    """Raise ConfigError where a proxy that needs one output for each class is asked about another task."""
+    if not isinstance(task, Classification):
+        raise ConfigError(f"the proxy '{proxy}' needs a classification task; '{task.name}' is none: use fisher.")
+
+
+def logarithm(value: float) -> float:
+    """The natural logarithm; -inf of 0, and NaN of NaN."""
+    return math.log(value) if value > 0 else (-math.inf if value == 0 else math.nan)

@@ -60,8 +60,14 @@ class FisherPotential:
 
     def measure(self, network: BlockSpace, task: Task, batch: Batch) -> Score:
         """One forward pass, and a backward pass to the probes alone."""
-        with probed(network.blocks()) as activations:
-            loss = task.loss(network, batch)
-        gradients = torch.autograd.grad(loss, activations)
-        information = fisher_information(activations, gradients).tolist()
-        return Score(sum(information), tuple(information))
+        information = tuple(one for one, _ in block_information(network, task, batch))
+        return Score(sum(information), information)
+
+
+def block_information(network: BlockSpace, task: Task, batch: Batch) -> list[tuple[float, int]]:
+    """Fisher information of each block of the selected architecture, and the channels that it is summed over."""
+    with probed(network.blocks()) as activations:
+        loss = task.loss(network, batch)
+    gradients = torch.autograd.grad(loss, activations)
+    channels = (activation.shape[1] for activation in activations)
+    return list(zip(fisher_information(activations, gradients).tolist(), channels, strict=True))

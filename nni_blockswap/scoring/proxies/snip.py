@@ -1,0 +1,27 @@
+"""SNIP: how much the loss hangs on each weight (Lee, Ajanthan & Torr, ICLR 2019, equation 6)."""
+
+from typing import ClassVar
+
+import torch
+
+from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.scoring.proxies.base import Score, connections
+from nni_blockswap.tasks import Batch, Task
+
+
+class Snip:
+    """sum_w |w * dLoss / dw| over the weights of convolutions and linear layers.
+
+    Lee et al. divide by this sum, to compare the weights of one network; to compare networks the sum itself is taken,
+    as by Abdelfattah et al., *Zero-Cost Proxies for Lightweight NAS*, ICLR 2021.
+    """
+
+    name: ClassVar[str] = "snip"
+    higher_is_better: ClassVar[bool] = True
+    needs_weight_gradients: ClassVar[bool] = True
+
+    def measure(self, network: BlockSpace, task: Task, batch: Batch) -> Score:
+        """One forward and one full backward pass."""
+        weights = [weight for weight in connections(network).values() if weight.requires_grad]
+        gradients = torch.autograd.grad(task.loss(network, batch), weights)
+        return Score(sum(float((w.detach() * g).abs().sum()) for w, g in zip(weights, gradients, strict=True)))

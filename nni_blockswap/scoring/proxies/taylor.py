@@ -1,0 +1,33 @@
+"""Saliency of activations: SNIP's measure, taken of what leaves a block instead of the weights."""
+
+from typing import ClassVar
+
+import torch
+
+from nni_blockswap.blocks.space import BlockSpace, probed
+from nni_blockswap.scoring.proxies.base import Score
+from nni_blockswap.tasks import Batch, Task
+
+
+class Taylor:
+    """sum_b sum_ncij |a * dLoss / da| over the output a of each block's last convolution.
+
+    |a g| is to first order what the loss would change by if a were 0 (Molchanov et al., *Pruning Convolutional Neural
+    Networks for Resource Efficient Inference*, ICLR 2017, who take it of a whole channel). Fisher information adds a g
+    over the positions of a channel before it is squared; here nothing cancels.
+    """
+
+    name: ClassVar[str] = "taylor"
+    higher_is_better: ClassVar[bool] = True
+    needs_weight_gradients: ClassVar[bool] = False
+
+    def measure(self, network: BlockSpace, task: Task, batch: Batch) -> Score:
+        """One forward pass, and a backward pass to the probes alone."""
+        with probed(network.blocks()) as activations:
+            loss = task.loss(network, batch)
+        gradients = torch.autograd.grad(loss, activations)
+        terms = tuple(
+            float((a.detach() * g).abs().sum(dtype=torch.promote_types(a.dtype, torch.float32)))
+            for a, g in zip(activations, gradients, strict=True)
+        )
+        return Score(sum(terms), terms)
