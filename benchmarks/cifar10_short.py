@@ -81,7 +81,7 @@ def train_teacher(work: Path, data_root: Path) -> Path:
     """The weights of the one teacher."""
     arguments = [f"{name}={value}" for name, value in ARGUMENTS.items()]
     folder = work / "teachers"
-    space = ["--space", SPACE, "--space-args", *arguments, "--teacher-dir", folder]
+    space = ["--space", SPACE, "--space-arg", *arguments, "--teacher-dir", folder]
     run("trial.teacher", [*space, "--epochs", TEACHER_EPOCHS, "--data-root", data_root, *RECIPE], work / "teacher.log")
     (weights,) = folder.glob("*.pt")
     return weights

@@ -45,8 +45,10 @@ from nni_blockswap.cost.budget import Budget  # noqa: E402
 from nni_blockswap.methods.sampler import Sampler  # noqa: E402
 from nni_blockswap.tasks import Task, make_task  # noqa: E402
 from nni_blockswap.training.classification import ImageTraining, Teacher  # noqa: E402
-from nni_blockswap.training.options import Machine, Recipe  # noqa: E402
-from nni_blockswap.training.running import make_trainer, quiet  # noqa: E402
+from nni_blockswap.training.machine import Machine  # noqa: E402
+from nni_blockswap.training.program import quiet  # noqa: E402
+from nni_blockswap.training.recipe import Recipe  # noqa: E402
+from nni_blockswap.training.running import make_trainer  # noqa: E402
 
 BUDGET, BATCH, WARM_UP = "400K", 128, 3
 EPOCH = 50_000 // BATCH * BATCH
@@ -102,7 +104,7 @@ def networks(student: Architecture) -> tuple[Any, Any]:
 def trial(student: Architecture, task: Task, precision: str) -> float:
     """Seconds of a step in the trial."""
     network, teacher = networks(student)
-    module = ImageTraining(network, task, Recipe(), Teacher(teacher, teacher.attention_points, accuracy=0.0))
+    module = ImageTraining(network, task, Recipe(), Teacher(teacher, teacher.attention_points, figure=0.0))
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as out:
         trainer = make_trainer(Path(out), 1, Machine(precision=precision), callbacks=[watch])

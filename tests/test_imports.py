@@ -9,8 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "errors", "files", "blocks.substitutes", "cost", "architecture", "methods", "blocks", "tasks", "scoring",
-    "results", "searching", "training.attention", "experiment.students", "studies", "experiment", "training",
+    "errors", "files", "seeds", "metric", "key_values",
+    "blocks.substitutes", "cost", "architecture", "methods", "blocks", "tasks", "scoring", "results",
+    "searching", "training.attention", "experiment.students", "studies", "experiment", "training",
     "tuner", "strategy", "cli", "__main__",
 ]  # fmt: skip
 """Rooms, or parts of a room, from the bottom up: each imports itself and what stands before it."""

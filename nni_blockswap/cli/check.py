@@ -243,10 +243,10 @@ def _parse(parser: argparse.ArgumentParser, options: list[str], config: Config) 
     if data is not None and data != config.arguments.get("data", data):
         yield Fault(f"the tuner searches on {config.arguments['data']} and the trial trains on {data}; set both alike.")
     elif data is not None and given.data_root is not None:
-        from nni_blockswap.cli.options import key_values
+        from nni_blockswap.key_values import key_values
 
         root = config.trial_directory / Path(given.data_root).expanduser()
-        yield from _attempt(lambda: _read_data(data, root, key_values(given.data_option), 1))
+        yield from _attempt(lambda: _read_data(data, root, key_values(given.data_option, "--data-option"), 1))
 
 
 def _attempt(action: Callable[[], object]) -> Iterator[Fault]:

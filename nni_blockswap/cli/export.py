@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from nni_blockswap.errors import CheckpointError, ConfigError, StateError
-from nni_blockswap.experiment.service import figure, folder_of, results
+from nni_blockswap.experiment.service import folder_of, results
 from nni_blockswap.files import write_atomically
+from nni_blockswap.metric import judged
 
 ARCHITECTURE, WEIGHTS, RESULT, ONNX = "architecture.json", "weights.pt", "result.json", "model.onnx"
 
@@ -28,19 +29,24 @@ def run(options: argparse.Namespace) -> int:
     ended = results(folder if folder.is_dir() else folder_of(options.experiment))
     if not ended:
         raise StateError(f"no trial of experiment '{options.experiment}' has come to an end; train one first.")
-    best, result = max(ended.values(), key=lambda trial: figure(trial[1])[1])
+    best, result = max(ended.values(), key=lambda trial: _merit(trial[1]))
     out = Path(options.out)
     for name in (ARCHITECTURE, WEIGHTS, RESULT):
         if not (best / name).is_file():
             raise StateError(f"the best trial's '{best / name}' is missing; run the trial again.")
         content = (best / name).read_bytes()
         write_atomically(out / name, partial(_write, content))
-    name, value = figure(result)
-    print(f"{result['architecture_id']}: {name} {value:.2%}, {result['params']:,} parameters; in {out}")
+    metric, value = judged(result)
+    print(f"{result['architecture_id']}: {metric} {metric.show(value)}, {result['params']:,} parameters; in {out}")
     if options.onnx:
         write_onnx(out)
         print(f"{out / ONNX}")
     return 0
+
+
+def _merit(result: dict[str, Any]) -> float:
+    metric, value = judged(result)
+    return metric.merit(value)
 
 
 def _write(content: bytes, stream: IO[bytes]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from nni_blockswap.errors import StateError
 from nni_blockswap.experiment.service import CHECKPOINT, Experiment
 from nni_blockswap.files import read_json
+from nni_blockswap.metric import Metric
 
 PERIOD = 1.0
 """Seconds between two looks."""
@@ -53,10 +54,10 @@ class Line:
 
 
 class Follower:
-    """Tells what an experiment does until it is over; ``figure`` is what its trials are judged by."""
+    """Tells what an experiment does until it is over; ``metric`` is what its trials are judged by."""
 
-    def __init__(self, experiment: Experiment, line: Line, figure: str) -> None:
-        self._experiment, self._line, self._figure = experiment, line, figure
+    def __init__(self, experiment: Experiment, line: Line, metric: Metric) -> None:
+        self._experiment, self._line, self._metric = experiment, line, metric
         self._seen: dict[str, str] = {}
         self._searched = False
 
@@ -105,7 +106,7 @@ class Follower:
             self._line.say(f"{_name(trial)}: started")
         elif status == "SUCCEEDED":
             final = trial.get("finalMetricData")
-            self._line.say(f"{_name(trial)}: done{f', {self._figure} {_value(final[-1]):.2%}' if final else ''}")
+            self._line.say(f"{_name(trial)}: done{f', {self._judged(_value(final[-1]))}' if final else ''}")
         elif status == "FAILED":
             self._line.say(
                 f"{_name(trial)}: FAILED: {last_line(self._experiment.trial_folder(identity) / 'trial.stderr')}"
@@ -117,12 +118,15 @@ class Follower:
         running = [trial for trial in trials if trial["status"] == "RUNNING"]
         curves = self._experiment.curves() if running else {}
         told = [
-            f"{_name(trial)}: epoch {len(curve)}, {self._figure} {curve[-1]:.2%}"
+            f"{_name(trial)}: epoch {len(curve)}, {self._judged(curve[-1])}"
             for trial in running
             if (curve := curves.get(trial["trialJobId"]))
         ]
         if told:
             self._line.update("; ".join(told))
+
+    def _judged(self, value: float) -> str:
+        return f"{self._metric} {self._metric.show(value)}"
 
     def _reason(self, errors: list[str]) -> str:
         """The tuner's own sentence; where it had no chance to say one, the last of its traceback."""

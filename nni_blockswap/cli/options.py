@@ -1,11 +1,9 @@
 """Options that several subcommands share."""
 
 import argparse
-import json
-from collections.abc import Sequence
 from typing import Any
 
-from nni_blockswap.errors import ConfigError
+from nni_blockswap.key_values import key_values
 
 
 def add_space_options(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
@@ -62,8 +60,8 @@ def score_settings(options: argparse.Namespace) -> dict[str, Any]:
         "space": options.space,
         "data": options.data,
         "data_root": options.data_root,
-        "space_args": key_values(options.space_arg),
-        "data_options": key_values(options.data_option),
+        "space_args": key_values(options.space_arg, "--space-arg"),
+        "data_options": key_values(options.data_option, "--data-option"),
         "batch_size": options.batch_size,
         "seed": options.seed,
         "inits": options.inits,
@@ -74,17 +72,3 @@ def score_settings(options: argparse.Namespace) -> dict[str, Any]:
         "processes": options.processes,
         "recompute": options.recompute,
     }
-
-
-def key_values(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["depth=16", "name=x"]`` -> ``{"depth": 16, "name": "x"}``: values are JSON, else text."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"write NAME=VALUE, not '{pair}'.")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
 def _watch(experiment: Experiment, manager: Any, config: Config) -> int:
     print(f"Experiment {experiment.id}. Web page: http://localhost:{experiment.port}", flush=True)
     with Line() as line:
-        good = Follower(experiment, line, config.figure).follow()
+        good = Follower(experiment, line, config.metric).follow()
     good = print_students(experiment.folder, config) and good
     print(f"All of it: {experiment.folder}; again in the browser: nnictl view {experiment.id}")
     if sys.stdout.isatty() and sys.stdin.isatty():

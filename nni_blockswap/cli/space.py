@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nni_blockswap.cli.options import add_search_space_file, add_space_options, key_values
+from nni_blockswap.cli.options import add_search_space_file, add_space_options
+from nni_blockswap.key_values import key_values
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from nni_blockswap.cost.table import RESOURCES, CostTable
     from nni_blockswap.methods.sampler import Sampler
 
-    table: CostTable = cost_table(options.space, key_values(options.space_arg))
+    table: CostTable = cost_table(options.space, key_values(options.space_arg, "--space-arg"))
     if options.search_space_file:
         table = table.narrowed(read_candidates(options.search_space_file))
     if options.json:

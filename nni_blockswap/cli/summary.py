@@ -6,8 +6,9 @@ from typing import Any
 
 from nni_blockswap.errors import StateError
 from nni_blockswap.experiment.config import Config
-from nni_blockswap.experiment.service import CHECKPOINT, figure, results
+from nni_blockswap.experiment.service import CHECKPOINT, results
 from nni_blockswap.experiment.students import SUCCEEDED, Student, read
+from nni_blockswap.metric import Metric, judged
 
 
 def print_students(folder: Path, config: Config) -> bool:
@@ -19,9 +20,9 @@ def print_students(folder: Path, config: Config) -> bool:
     ended = results(folder)
     proxy = config.arguments.get("proxy", "fisher")
     score = "Fisher potential" if proxy == "fisher" else proxy
-    rows: list[tuple[str, ...]] = [("student", "parameters", "MACs", score, config.figure, "files")]
-    rows += [_row(student, *ended.get(student.id, ("", {}))) for student in students]
-    rows.append(_teacher(students[0].parameters, [result for _, result in ended.values()]))
+    rows: list[tuple[str, ...]] = [("student", "parameters", "MACs", score, str(config.metric), "files")]
+    rows += [_row(student, config.metric, *ended.get(student.id, ("", {}))) for student in students]
+    rows.append(_teacher(students[0].parameters, [result for _, result in ended.values()], config.metric))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print()
     for name, *figures, files in rows:
@@ -31,20 +32,21 @@ def print_students(folder: Path, config: Config) -> bool:
     return all(student.state == SUCCEEDED or student.id in ended for student in students)
 
 
-def _row(student: Student, folder: Path | str, result: dict[str, Any]) -> tuple[str, ...]:
+def _row(student: Student, metric: Metric, folder: Path | str, result: dict[str, Any]) -> tuple[str, ...]:
     given = student.parameters
     score = "" if given["score"] is None else f"{given['score']:.4g}"
     found = student.accuracy
     with suppress(StateError):  # no result yet, or one of a trial of the user's own
-        found = figure(result)[1]  # the tuner may not have heard of it yet
-    judged = student.state if found is None else f"{found:.2%}"
-    return student.name, f"{given['params']:,}", f"{given['macs']:,}", score, judged, str(folder)
+        metric, found = judged(result)  # the tuner may not have heard of it yet
+    shown = student.state if found is None else metric.show(found)
+    return student.name, f"{given['params']:,}", f"{given['macs']:,}", score, shown, str(folder)
 
 
-def _teacher(given: dict[str, Any], results: list[dict[str, Any]]) -> tuple[str, ...]:
+def _teacher(given: dict[str, Any], results: list[dict[str, Any]], metric: Metric) -> tuple[str, ...]:
     from nni_blockswap.architecture import Architecture  # which imports torch
 
     choices = {label: name for label, name in given.items() if label.startswith("block_")}
     original = Architecture.from_choices(given["space"], choices, given["space_args"]).teacher()
-    accuracy = next((f"{one['teacher_accuracy']:.2%}" for one in results if "teacher_accuracy" in one), "")
-    return "teacher", f"{original.params:,}", f"{original.macs:,}", "", accuracy, ""
+    key = f"teacher_{metric.key}"
+    reached = next((metric.show(one[key]) for one in results if key in one), "")
+    return "teacher", f"{original.params:,}", f"{original.macs:,}", "", reached, ""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.errors import ConfigError
+from nni_blockswap.metric import Metric
 
 
 class Config:
@@ -41,9 +42,11 @@ class Config:
         return self.resolve(self.content.get("trialCodeDirectory", "."))
 
     @property
-    def figure(self) -> str:
+    def metric(self) -> Metric:
         """What its trials are judged by."""
-        return "box AP" if self.arguments.get("data") == "coco" else "accuracy"
+        from nni_blockswap.tasks import metric_of
+
+        return metric_of(str(self.arguments.get("data")))
 
     def search_space(self) -> Any:
         """The candidates, in NNI's format. Raises SpaceError where their file cannot be read."""

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +82,6 @@ def _known_experiments() -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found
-
-
-def figure(result: Mapping[str, Any]) -> tuple[str, float]:
-    """What a trial is judged by: a classifier's accuracy, a detector's box AP; (its name, its value in [0, 1]).
-
-    Raises:
-        StateError: the result has neither.
-    """
-    for key, name in (("accuracy", "accuracy"), ("box_AP", "box AP")):
-        if key in result:
-            return name, float(result[key])
-    raise StateError(f"the trial of {result.get('architecture_id')} has neither accuracy nor box AP in its result.")
 
 
 def results(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import StateError
 from nni_blockswap.files import read_json, write_text
+from nni_blockswap.metric import ACCURACY, judged
 from nni_blockswap.results.tables import markdown, write_csv, write_png
 from nni_blockswap.studies.latency import Latency, measure
 
@@ -103,18 +104,21 @@ def _read(path: Path) -> Trial:
         result = read_json(path)
         kept = path.with_name("settings.json")
         settings = read_json(kept) if kept.exists() else {}
-        teacher = result.get("teacher_accuracy")
+        metric, value = judged(result)
+        if metric != ACCURACY:
+            raise ValueError(f"it is judged by {metric}")
+        teacher = result.get(f"teacher_{metric.key}")
         return Trial(
             method=result.get("method", BLOCKSWAP),
             variant=result.get("variant", architecture.id),
             seed=(settings or result).get("seed", 0),
             architecture=architecture,
             params=result["params"],
-            error=100 * (1 - result["accuracy"]),
+            error=100 * (1 - value),
             teacher_error=None if teacher is None else 100 * (1 - teacher),
             setting={name: settings[name] for name in COMPARABLE if name in settings},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, StateError) as error:
         raise StateError(
             f"'{path}' is no result of a classification trial ({error!r}); leave its folder out."
         ) from error

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from nni_blockswap.errors import ConfigError, DataError
+from nni_blockswap.metric import ACCURACY, Metric
 from nni_blockswap.tasks.base import Batch, Task
 
-__all__ = ["TASKS", "Batch", "Task", "make_task"]
+__all__ = ["TASKS", "Batch", "Task", "make_task", "metric_of"]
 
 TASKS = {
     "digits": "small_images:digits",
@@ -29,8 +30,7 @@ def make_task(name: str, root: str | None = None, **options: Any) -> Task:
     """
     if name not in TASKS:
         raise DataError(f"there is no data set '{name}'; choose from {', '.join(TASKS)}.")
-    module, factory = TASKS[name].split(":")
-    make = cast(Callable[..., Task], getattr(import_module(f"{__name__}.{module}"), factory))
+    make = _factory(name)
     known = make.__annotations__.keys() - {"root", "return"}
     for option in options.keys() - known:
         raise ConfigError(
@@ -42,3 +42,16 @@ def make_task(name: str, root: str | None = None, **options: Any) -> Task:
         given = " ".join(f"{option}={value}" for option, value in options.items())
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ConfigError(f"the data set '{name}' cannot take the options {given}: {reason}.") from error
+
+
+def metric_of(name: str) -> Metric:
+    """What networks are judged by on data set ``name``, whose files need not be there; accuracy where it is unknown."""
+    if name not in TASKS:
+        return ACCURACY
+    made = get_type_hints(_factory(name))["return"]
+    return cast(Metric, made.metric)
+
+
+def _factory(name: str) -> Callable[..., Task]:
+    module, factory = TASKS[name].split(":")
+    return cast(Callable[..., Task], getattr(import_module(f"{__name__}.{module}"), factory))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from nni_blockswap.metric import Metric
+
 Batch = Any
 """What a task's loaders yield and its loss takes: (images, labels) in classification, a list of images and a list of
 targets in detection."""
@@ -32,6 +34,7 @@ class Task(Protocol):
 
     name: str
     num_classes: int
+    metric: Metric
 
     def train_loader(self, batch_size: int, *, seed: int = 0, workers: int = 0) -> "DataLoader[Batch]":
         """Shuffled batches of the training set; the last, incomplete one is dropped."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # the field's own name
 
 from nni_blockswap.errors import DataError
+from nni_blockswap.metric import ACCURACY
 from nni_blockswap.tasks.base import fingerprint
 
 Labelled = tuple[Tensor, Tensor]
@@ -19,6 +20,7 @@ class Classification:
 
     name: str
     num_classes: int
+    metric = ACCURACY
 
     def to(self, batch: Labelled, device: torch.device, dtype: torch.dtype | None = None) -> Labelled:
         """The batch on ``device``; floating-point images in ``dtype``."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from nni_blockswap.errors import DataError
+from nni_blockswap.metric import BOX_AP
+from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.base import Batches, fingerprint
 from nni_blockswap.tasks.classification import minibatch_indices
 from nni_blockswap.tasks.images import decoded
@@ -37,6 +39,7 @@ class Coco:
 
     name = "coco"
     num_classes = 91  # the background, and category numbers up to 90, with gaps
+    metric = BOX_AP
 
     def __init__(self, root: str | None) -> None:
         if root is None or not (Path(root) / "annotations").is_dir():
@@ -72,7 +75,7 @@ class Coco:
     def minibatch(self, batch_size: int, *, seed: int, index: int = 0, augment: bool = True) -> Detection:
         """The ``index``-th minibatch that ``seed`` draws; only its own images are read."""
         chosen = minibatch_indices(len(self._train), batch_size, seed, index)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        generator = torch.Generator().manual_seed(derived_seed(seed, index))
         return self.prepare(_as_lists(self._train[one] for one in chosen), train=augment, generator=generator)
 
     def prepare(self, batch: Detection, *, train: bool, generator: torch.Generator | None = None) -> Detection:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from nni_blockswap.errors import DataError
+from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.base import Batches
 from nni_blockswap.tasks.classification import Classification, Labelled, minibatch_indices
 from nni_blockswap.tasks.images import class_names, decoded, labelled_files
@@ -64,7 +65,7 @@ class ImageFolderTask(Classification):
         chosen = minibatch_indices(len(self._files), batch_size, seed, index)
         data = _Files(self._files, _transform(self.image_size, train=augment))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed * 1_000_003 + index)
+            torch.manual_seed(derived_seed(seed, index))
             examples = [data[position] for position in chosen]
         return torch.stack([image for image, _ in examples]), torch.tensor([label for _, label in examples])
 

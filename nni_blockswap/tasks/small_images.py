@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from nni_blockswap.errors import DataError
+from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.augmentation import Augmentation
 from nni_blockswap.tasks.base import Batches
 from nni_blockswap.tasks.classification import Classification, Labelled, minibatch_indices
@@ -65,7 +66,7 @@ class SmallImages(Classification):
         """The ``index``-th minibatch that ``seed`` draws; only its own images are read."""
         data = self._train()
         chosen = minibatch_indices(len(data), batch_size, seed, index)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        generator = torch.Generator().manual_seed(derived_seed(seed, index))
         return self.prepare((data.take(chosen), data.labels[list(chosen)]), train=augment, generator=generator)
 
     def prepare(self, batch: Labelled, *, train: bool, generator: torch.Generator | None = None) -> Labelled:

@@ -57,7 +57,8 @@ class Description(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write both, once."""
-        board = _board(pl_module)
+        module: Any = pl_module
+        board = _board(module)
         if board is None or not trainer.is_global_zero:
             return
         architecture = self._architecture
@@ -66,7 +67,7 @@ class Description(Callback):
         table = "\n".join(["| block | substitute |", "|---|---|", *rows])
         board.add_text("architecture", f"**{architecture.id}**: {architecture.space}, {costs}\n\n{table}")
         if self._teacher is not None:
-            board.add_scalar("val/teacher_accuracy", self._teacher.accuracy, 0)
+            board.add_scalar(f"val/teacher_{module.task.metric.key}", self._teacher.figure, 0)
 
 
 class AttentionPictures(Callback):

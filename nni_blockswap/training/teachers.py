@@ -13,14 +13,17 @@ from torch import nn
 
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.blocks.space import seeded
-from nni_blockswap.errors import CheckpointError
-from nni_blockswap.tasks import Task
-from nni_blockswap.training import checkpoints
-from nni_blockswap.training.classification import ImageTraining, Teacher, check_fit, loaders
+from nni_blockswap.errors import CheckpointError, ConfigError
+from nni_blockswap.scoring import scorer as scoring
+from nni_blockswap.tasks import Task, make_task
+from nni_blockswap.training import checkpoints, options
+from nni_blockswap.training.classification import ImageTraining, Teacher
+from nni_blockswap.training.machine import Machine
 from nni_blockswap.training.nni_link import is_first_process
-from nni_blockswap.training.options import Machine, Recipe, pairs
+from nni_blockswap.training.program import in_terminal, say
+from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.reporting import EpochReport
-from nni_blockswap.training.running import fit, in_terminal, make_trainer, say
+from nni_blockswap.training.running import fit, make_trainer
 
 TORCHVISION = "torchvision:"
 
@@ -40,10 +43,22 @@ class TeacherPlan:
     recipe: Recipe
 
 
+def run(given: argparse.Namespace) -> None:
+    """Train the teacher that the command line names, unless it is there already."""
+    recipe, machine = options.recipe_from(given), options.machine_from(given)
+    data_options = options.data_options(given)
+    task = make_task(given.data, given.data_root, **data_options)
+    named = Architecture.load(given.architecture) if given.architecture is not None else original_of(given)
+    if named is None:
+        raise ConfigError("--space MODULE:CLASS or --architecture FILE says whose teacher to train.")
+    plan = TeacherPlan(None, Path(given.teacher_dir), recipe.of_teacher(None))
+    find_teacher(named, task, data_options, plan, machine)
+
+
 def find_teacher(
     architecture: Architecture, task: Task, data_options: Mapping[str, Any], plan: TeacherPlan, machine: Machine
 ) -> Teacher:
-    """The teacher of ``architecture``, checked: it fits the space, and its accuracy on the validation set is known.
+    """The teacher of ``architecture``, checked: it fits the space, and how good it is on the validation set is known.
 
     Raises:
         CheckpointError: it cannot be found, read, or does not fit.
@@ -58,7 +73,8 @@ def find_teacher(
     checkpoints.load_weights(network, checkpoints.weights_of(state), source)
     check_fit(original, task)
     teacher = Teacher(network, network.attention_points, evaluate(network, task, plan.recipe, machine))
-    say(f"teacher: {original.params:,} parameters, validation accuracy {teacher.accuracy:.2%}, from '{source}'.")
+    judged = f"validation {task.metric} {task.metric.show(teacher.figure)}"
+    say(f"teacher: {original.params:,} parameters, {judged}, from '{source}'.")
     return teacher
 
 
@@ -66,19 +82,20 @@ def original_of(given: argparse.Namespace) -> Architecture | None:
     """The original network of the space in the command line, or None where it names none."""
     if given.space is None:
         return None
-    arguments = pairs(given.space_args, "--space-args")
+    arguments = options.space_args(given)
     table = cost_table(given.space, arguments)
     return Architecture.from_choices(given.space, table.names(table.teacher()), arguments)
 
 
 def evaluate(network: nn.Module, task: Task, recipe: Recipe, machine: Machine) -> float:
-    """Accuracy on the validation set, on one device; in processes beside the first, 0."""
+    """The task's metric on the validation set, on one device; in processes beside the first, 0."""
     if not is_first_process():
         return 0.0
     trainer = make_trainer(Path(), 1, replace(machine, devices="1"), board=False)
     loader = task.val_loader(recipe.batch_size, workers=machine.workers)
-    (metrics,) = trainer.validate(ImageTraining(network, task, recipe), loader, verbose=False)
-    return float(metrics["val/accuracy"])
+    module = ImageTraining(network, task, recipe)
+    (metrics,) = trainer.validate(module, loader, verbose=False)
+    return float(metrics[module.monitor])
 
 
 def trained_teacher(
@@ -124,18 +141,9 @@ def _train(original: Architecture, task: Task, recipe: Recipe, machine: Machine,
         network: Any = original.build()
     check_fit(original, task)
     out = path.with_suffix("")
-    report = EpochReport(None, "val/accuracy", None if in_terminal() else say)
-    fit(
-        ImageTraining(network, task, recipe),
-        loaders(task, machine.workers),
-        out,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        machine=replace(machine, devices="1"),
-        monitor="val/accuracy",
-        clip=recipe.clip,
-        callbacks=[report],
-    )
+    module = ImageTraining(network, task, recipe)
+    report = EpochReport(None, module.monitor, None if in_terminal() else say)
+    fit(module, out, replace(machine, devices="1"), [report])
     original.save(out / "architecture.json")
     checkpoints.save(checkpoints.plain_state(network), path)
 
@@ -163,3 +171,9 @@ def _given(source: str) -> Any:
         raise CheckpointError(
             f"the weights '{name}' cannot be downloaded ({error}); fetch {weights.url} and give --teacher PATH."
         ) from error
+
+
+def check_fit(architecture: Architecture, task: Task) -> None:
+    """Raise ConfigError unless the architecture is one for the task, its images and its classes."""
+    batch = task.minibatch(1, seed=0, augment=False)
+    scoring.check_fit(architecture.space, architecture.space_args, task, batch)

@@ -7,6 +7,7 @@ import pytest
 from nni_blockswap.cli import following
 from nni_blockswap.errors import StateError
 from nni_blockswap.files import write_json
+from nni_blockswap.metric import ACCURACY
 
 
 class FakeExperiment:
@@ -37,7 +38,7 @@ def trial(number, status, accuracy=None):
 
 def followed(folder, *scenes, monkeypatch, capsys):
     monkeypatch.setattr(following, "PERIOD", 0)
-    good = following.Follower(FakeExperiment(folder, scenes), following.Line(), "accuracy").follow()
+    good = following.Follower(FakeExperiment(folder, scenes), following.Line(), ACCURACY).follow()
     return good, capsys.readouterr().out.splitlines()
 
 

@@ -16,7 +16,7 @@ from nni_blockswap.searching import SearchSettings, sample, search, table_of
 from nni_blockswap.studies import comparison
 from nni_blockswap.studies.comparison import METHODS, Comparison, contestants, faults
 from nni_blockswap.training import options
-from nni_blockswap.training.options import Recipe
+from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.student import begin
 from tests.studies.test_rank_study import squared_norm
 from tests.trial.test_experiments import command, draw_images, load
@@ -192,7 +192,7 @@ def test_trials_of_one_architecture_are_told_apart(compared, tmp_path):
     [
         ("snip", ["--nonzero", "20000"]),
         ("l1-pruning", ["--nonzero", "20000", "--beta", "0"]),
-        ("reduced", ["--space", SPACE, "--space-args", "depth=10", "width=2", "in_channels=1", "image_size=8"]),
+        ("reduced", ["--space", SPACE, "--space-arg", "depth=10", "width=2", "in_channels=1", "image_size=8"]),
     ],
 )
 def test_the_trial_trains_what_the_method_says(method, more, tmp_path, monkeypatch):
@@ -225,7 +225,7 @@ def test_in_an_experiment_a_contestants_parameters_outweigh_the_command(
     monkeypatch.setattr("nni_blockswap.training.student.NNILink", lambda: link)
     monkeypatch.setenv("NNI_PLATFORM", "local")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    typed = ["--out", str(tmp_path), "--space", "search_spaces.resnet:ResNetSpace", "--space-args", "depth=34"]
+    typed = ["--out", str(tmp_path), "--space", "search_spaces.resnet:ResNetSpace", "--space-arg", "depth=34"]
     given = distill.parser().parse_args([*typed, "--method", "random", "--variant", "1K", "--seed", "7"])
     found, out, tie = begin(given)
     assert (found.id, out, tie) == (wanted["architecture_id"], tmp_path, link)
@@ -250,7 +250,7 @@ def test_the_shipped_comparisons_are_the_papers_and_count_their_trials(name, blo
         Architecture.from_choices(arguments["space"], [substitute] * blocks, arguments["space_args"])
     given = distill.parser().parse_args(command(config))
     assert options.recipe_from(given) == recipe
-    assert options.pairs(given.space_args, "--space-args") == arguments["space_args"]
+    assert options.space_args(given) == arguments["space_args"]
 
 
 def test_the_shipped_command_trains_a_reduced_network_from_the_spaces_teacher(tmp_path, monkeypatch):

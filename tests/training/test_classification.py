@@ -17,10 +17,13 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError, TrainingError
 from nni_blockswap.tasks import make_task
 from nni_blockswap.training.checkpoints import read
-from nni_blockswap.training.classification import ImageTraining, Teacher, check_fit, loaders, seed_epoch
-from nni_blockswap.training.options import Machine, Recipe
+from nni_blockswap.training.classification import ImageTraining, Teacher
+from nni_blockswap.training.machine import Machine
+from nni_blockswap.training.module import seed_epoch
+from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.reporting import EpochReport
 from nni_blockswap.training.running import Run, fit, make_trainer
+from nni_blockswap.training.teachers import check_fit
 from tests.conftest import SMALL, WRN
 
 STUDENT = Architecture.from_choices(WRN, ["B(2)", "G(4)", "BG(2,4)"], SMALL)
@@ -38,17 +41,8 @@ def teacher() -> Teacher:
     return Teacher(STUDENT.teacher().build(), POINTS, 0.5)
 
 
-def train(module: ImageTraining, task, out: Path, epochs: int, **options) -> Run:
-    return fit(
-        module,
-        loaders(task, 0),
-        out,
-        epochs=epochs,
-        batch_size=128,
-        machine=Machine(limit_steps=3),
-        monitor="val/accuracy",
-        **options,
-    )
+def train(module: ImageTraining, out: Path, epochs: int, callbacks=()) -> Run:
+    return fit(module, out, Machine(limit_steps=3), callbacks, epochs=epochs)
 
 
 def stages(network, images: torch.Tensor) -> list[torch.Tensor]:
@@ -118,7 +112,7 @@ def test_distillation_leaves_its_teacher_as_it_was_and_out_of_the_checkpoint(tas
     before = copy.deepcopy(teacher.network.state_dict())
     module = ImageTraining(STUDENT.build(), task, Recipe(batch_size=128), teacher)
     weights = module.network.fc.weight.detach().clone()
-    train(module, task, tmp_path, epochs=2)
+    train(module, tmp_path, epochs=2)
     after = teacher.network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)  # BN statistics among them
     assert not any(part.training for part in teacher.network.modules())
@@ -136,7 +130,7 @@ def test_a_diverged_run_says_so_and_keeps_the_checkpoints_of_earlier_epochs(task
             return super().training_step((images * (float("nan") if self.current_epoch else 1), labels), batch_idx)
 
     with pytest.raises(TrainingError, match=r"no longer finite in epoch 2; lower --lr \(0.1\)"):
-        train(Diverging(STUDENT.build(), task, Recipe(epochs=3)), task, tmp_path, epochs=3)
+        train(Diverging(STUDENT.build(), task, Recipe(epochs=3)), tmp_path, epochs=3)
     for name in ("last.ckpt", "best.ckpt"):
         kept = read(tmp_path / name)
         assert kept["epoch"] == 0
@@ -145,13 +139,13 @@ def test_a_diverged_run_says_so_and_keeps_the_checkpoints_of_earlier_epochs(task
 
 def test_a_hopeless_learning_rate_ends_in_that_sentence(task, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no longer finite"):
-        train(ImageTraining(STUDENT.build(), task, Recipe(lr=1e20, epochs=3)), task, tmp_path, epochs=3)
+        train(ImageTraining(STUDENT.build(), task, Recipe(lr=1e20, epochs=3)), tmp_path, epochs=3)
 
 
 def test_every_epoch_reports_numbers_with_its_learning_rate(task, teacher, tmp_path: Path) -> None:
     seen = []
     report = EpochReport(lambda epoch, metrics: seen.append((epoch, metrics)), "val/accuracy", None)
-    run = train(ImageTraining(STUDENT.build(), task, Recipe(epochs=2), teacher), task, tmp_path, 2, callbacks=[report])
+    run = train(ImageTraining(STUDENT.build(), task, Recipe(epochs=2), teacher), tmp_path, 2, [report])
     assert [epoch for epoch, _ in seen] == [0, 1]
     assert [metrics["learning_rate"] for _, metrics in seen] == pytest.approx([0.1, 0.05])
     last = seen[-1][1]
@@ -182,7 +176,7 @@ class Watched(ImageTraining):
 
 def test_training_images_are_augmented_and_held_out_ones_are_not(task, tmp_path: Path) -> None:
     module = Watched(STUDENT.build(), task, Recipe(epochs=1))
-    train(module, task, tmp_path, epochs=1)
+    train(module, tmp_path, epochs=1)
 
     def rows(images: torch.Tensor) -> list[tuple[float, ...]]:
         return [tuple(image.flatten().tolist()) for image in images]
@@ -209,12 +203,8 @@ def test_a_resumed_run_sees_the_batches_of_an_unbroken_one(tmp_path: Path, worke
     original = Architecture.from_choices(WRN, ["S"] * 3, {**SMALL, "in_channels": 3})
 
     def batches(out: str, epochs: int) -> dict[int, torch.Tensor]:
-        module = Watched(original.build(), task, Recipe(lr=1e-3, epochs=2))
-        machine = Machine(workers=workers)
-        fit(
-            module, loaders(task, workers), tmp_path / out, epochs=epochs, batch_size=4, machine=machine,
-            monitor="val/accuracy",
-        )  # fmt: skip
+        module = Watched(original.build(), task, Recipe(lr=1e-3, epochs=2, batch_size=4))
+        fit(module, tmp_path / out, Machine(workers=workers), epochs=epochs)
         return {epoch: torch.cat(seen) for epoch, seen in module.seen.items()}
 
     whole = batches("whole", 2)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nni_blockswap.tasks.coco import Coco
-from nni_blockswap.training.classification import loaders
-from nni_blockswap.training.detection import DetectionRecipe, DetectionTraining
-from nni_blockswap.training.options import Machine
+from nni_blockswap.training.detection import DetectionTraining
+from nni_blockswap.training.machine import Machine
+from nni_blockswap.training.recipe import DetectionRecipe
 from nni_blockswap.training.running import fit
 from tests.conftest import generated_coco
 
@@ -47,15 +47,7 @@ def task(tmp_path: Path) -> Coco:
 
 def trained(task: Coco, recipe: DetectionRecipe, out: Path, steps: int) -> OneWeight:
     network = OneWeight()
-    fit(
-        DetectionTraining(network, task, recipe),
-        loaders(task, 0),
-        out,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        machine=Machine(precision="32-true", limit_steps=steps),
-        monitor="val/box/AP",
-    )
+    fit(DetectionTraining(network, task, recipe), out, Machine(precision="32-true", limit_steps=steps))
     return network
 
 

@@ -11,7 +11,7 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import BudgetError, ConfigError
 from nni_blockswap.tasks import make_task
 from nni_blockswap.training import pruning as sparse
-from nni_blockswap.training.options import Recipe
+from nni_blockswap.training.recipe import Recipe
 
 TASK = make_task("digits", image_size=8)
 WEIGHTS = (nn.Conv2d, nn.Linear)

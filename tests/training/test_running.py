@@ -9,7 +9,8 @@ from torch import distributed
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError, DataError, TrainingError
-from nni_blockswap.training.running import main, share
+from nni_blockswap.training.program import main
+from nni_blockswap.training.running import share
 from tests.conftest import SMALL, WRN
 from tests.trial.test_distill import run_here
 

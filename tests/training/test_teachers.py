@@ -21,14 +21,15 @@ from nni_blockswap.errors import CheckpointError
 from nni_blockswap.tasks import make_task
 from nni_blockswap.training import teachers
 from nni_blockswap.training.checkpoints import read
-from nni_blockswap.training.options import Machine, Recipe
+from nni_blockswap.training.machine import Machine
+from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.teachers import TeacherPlan, evaluate, find_teacher, trained_teacher
 from tests.conftest import SMALL, WRN
 
 STUDENT = Architecture.from_choices(WRN, ["B(2)", "G(4)", "S"], SMALL)
 OPTIONS = {"image_size": 8}
 QUICK = Recipe(epochs=1).of_teacher(None)
-TRIAL = ["-m", "trial.teacher", "--space", WRN, "--space-args", *(f"{k}={v}" for k, v in SMALL.items())]
+TRIAL = ["-m", "trial.teacher", "--space", WRN, "--space-arg", *(f"{k}={v}" for k, v in SMALL.items())]
 TRIAL += ["--data", "digits", "--data-option", "image_size=8", "--epochs", "1"]
 
 
@@ -62,8 +63,8 @@ def test_a_given_checkpoint_is_loaded_and_measured(task, tmp_path: Path, capsys:
     torch.save({"state_dict": {f"network.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "t.ckpt")
     teacher = find(task, tmp_path, str(tmp_path / "t.ckpt"))
     assert all(torch.equal(v, teacher.network.state_dict()[k]) for k, v in network.state_dict().items())
-    assert teacher.accuracy == pytest.approx(accuracy_by_hand(network, task))
-    assert f"validation accuracy {teacher.accuracy:.2%}" in capsys.readouterr().out
+    assert teacher.figure == pytest.approx(accuracy_by_hand(network, task))
+    assert f"validation accuracy {teacher.figure:.2%}" in capsys.readouterr().out
 
 
 def test_wrong_teachers_are_named(task, tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_a_teacher_is_trained_once_and_kept(task, tmp_path: Path, monkeypatch: p
     first = find(task, tmp_path)
     monkeypatch.setattr(teachers, "fit", lambda *args, **kwargs: pytest.fail("trained a second time"))
     again = find(task, tmp_path)
-    assert again.accuracy == first.accuracy == evaluate(again.network, task, QUICK, Machine())
+    assert again.figure == first.figure == evaluate(again.network, task, QUICK, Machine())
     assert all(torch.equal(v, again.network.state_dict()[k]) for k, v in first.network.state_dict().items())
     assert [path.suffix for path in sorted(tmp_path.iterdir())] == ["", ".lock", ".pt"]
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,21 @@ from nni_blockswap.errors import ConfigError, StateError, TrainingError
 from nni_blockswap.experiment.classargs import read_settings
 from nni_blockswap.searching import search
 from nni_blockswap.tasks.coco import Coco
+from nni_blockswap.training import detection_trial
 from nni_blockswap.training.average_precision import average_precision, results_of
-from nni_blockswap.training.detection import DetectionRecipe, DetectionTraining
-from nni_blockswap.training.options import Machine
-from trial.detect import detector, run
+from nni_blockswap.training.detection import DetectionTraining
+from nni_blockswap.training.machine import Machine
+from nni_blockswap.training.recipe import DetectionRecipe
+from trial.detect import SPACES, run
+
+detector = partial(detection_trial.detector, **SPACES)
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = ROOT / "experiments" / "coco_mask_rcnn.yml"
 TINY = {"depth": 18, "min_size": 64, "max_size": 96, "box_batch_size_per_image": 8}
 TINY_OPTIONS = shlex.split(
     "--epochs 2 --batch-size 2 --limit-steps 2 --devices 1 --workers 0 "
-    "--space-args min_size=64 max_size=96 box_batch_size_per_image=8"
+    "--space-arg min_size=64 max_size=96 box_batch_size_per_image=8"
 )
 
 
@@ -232,11 +237,11 @@ def test_boxes_are_decoded_in_float32_unless_told_otherwise(
 ) -> None:
     precisions = []
 
-    def fit(*args: object, machine: Machine, **more: object) -> None:
+    def fit(module: object, out: object, machine: Machine, callbacks: object) -> None:
         precisions.append(machine.precision)
         raise TrainingError("seen enough")
 
-    monkeypatch.setattr("trial.detect.fit", fit)
+    monkeypatch.setattr(detection_trial, "fit", fit)
     for more in ([], ["--precision", "bf16-mixed"]):
         monkeypatch.setattr(sys, "argv", ["trial.detect", *command(coco_folder, classifier, tmp_path / "out", *more)])
         with pytest.raises(TrainingError, match="seen enough"):
@@ -339,7 +344,7 @@ def test_a_detector_finds_again_what_it_was_trained_on(
     architecture.save(tmp_path / "a.json")
     out = tmp_path / "out"
     options = "--epochs 40 --batch-size 3 --lr 0.005 --warmup 50 --milestones 30 --devices 1 --workers 0"
-    small = "--space-args min_size=160 max_size=224 box_batch_size_per_image=64"
+    small = "--space-arg min_size=160 max_size=224 box_batch_size_per_image=64"
     folders = ["--data-root", str(few_images(coco_folder, tmp_path / "coco")), "--out", str(out)]
     given = ["--architecture", str(tmp_path / "a.json"), *folders, *options.split(), *small.split()]
     monkeypatch.setattr(sys, "argv", ["trial.detect", *given])

@@ -16,9 +16,10 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.space import seeded
 from nni_blockswap.errors import TrainingError
 from nni_blockswap.files import read_json
+from nni_blockswap.training import distillation_trial
 from nni_blockswap.training.checkpoints import read
 from nni_blockswap.training.classification import ImageTraining
-from nni_blockswap.training.running import main
+from nni_blockswap.training.program import main
 from nni_blockswap.training.student import architecture_from
 from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import SMALL, WRN
@@ -46,7 +47,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, arguments: list[str], module=disti
 
 def run_apart(code: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     start = "import os, resource, signal, sys, torch; torch.set_num_threads(1)\n"
-    start += "from nni_blockswap.training import running; from trial import distill\n"
+    start += "from trial import distill; from nni_blockswap.training import distillation_trial, program\n"
     return subprocess.run(
         [sys.executable, "-c", start + code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -60,7 +61,7 @@ def failing(self, batch, batch_idx):
         {fault}
     return step(self, batch, batch_idx)
 ImageTraining.training_step = failing
-running.main("trial", distill.run)
+program.main("trial", distill.run)
 """
 
 
@@ -168,8 +169,11 @@ def _metrics(trial: Path) -> list[str]:
 
 
 def test_parameters_of_nnis_own_tuners_are_understood() -> None:
-    given = distill.parser().parse_args(["--space", WRN, "--space-args", *(f"{k}={v}" for k, v in SMALL.items())])
-    assert architecture_from(dict(STUDENT.choices), given).id == STUDENT.id
+    spelled = [f"{name}={value}" for name, value in SMALL.items()]
+    repeated = [word for one in spelled for word in ("--space-arg", one)]
+    for arguments in (repeated, ["--space-arg", *spelled], ["--space-args", *spelled]):  # the last: in older configs
+        given = distill.parser().parse_args(["--space", WRN, *arguments])
+        assert architecture_from(dict(STUDENT.choices), given).id == STUDENT.id
     ours = {**STUDENT.choices, "space": WRN, "space_args": SMALL, "rank": 1, "params": 3}
     assert architecture_from(ours, distill.parser().parse_args([])).id == STUDENT.id
 
@@ -221,7 +225,7 @@ def test_a_diverged_run_of_two_processes_says_so_once(trained: list[str], tmp_pa
 def test_a_teacher_needs_to_know_its_space(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match="--space MODULE:CLASS or --architecture FILE says whose teacher"):
         run_here(monkeypatch, ["--data", "digits"], teacher)
-    with pytest.raises(SystemExit, match="--space-args takes KEY=VALUE, not 'depth'"):
+    with pytest.raises(SystemExit, match="--space-arg: write NAME=VALUE, not 'depth'"):
         run_here(monkeypatch, ["--data", "digits", "--space", WRN, "--space-args", "depth"], teacher)
 
 
@@ -320,7 +324,8 @@ def test_a_run_without_a_checkpoint_yet_keeps_its_folder(
     trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = (
-        "distill.find_teacher = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nrunning.main('trial', distill.run)"
+        "distillation_trial.find_teacher = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "program.main('trial', distill.run)"
     )
     done = run_apart(killed, [*trained, "--out", str(tmp_path / "out")])
     assert done.returncode == -signal.SIGKILL
@@ -343,7 +348,7 @@ def test_attention_points_are_looked_at_before_a_teacher_is_trained(
     points: tuple[str, ...], sentence: str, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(WideResNetSpace, "attention_points", points)
-    monkeypatch.setattr(distill, "find_teacher", lambda *_: pytest.fail("a teacher was asked for"))
+    monkeypatch.setattr(distillation_trial, "find_teacher", lambda *_: pytest.fail("a teacher was asked for"))
     with pytest.raises(SystemExit, match=sentence):
         run_here(monkeypatch, [*trained, "--out", str(tmp_path / "out")])
 

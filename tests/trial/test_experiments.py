@@ -15,8 +15,8 @@ from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.blocks.nni_format import read_candidates
 from nni_blockswap.experiment.classargs import read_settings
 from nni_blockswap.training import options
-from nni_blockswap.training.options import Recipe
-from nni_blockswap.training.running import main
+from nni_blockswap.training.program import main
+from nni_blockswap.training.recipe import Recipe
 from trial import distill
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

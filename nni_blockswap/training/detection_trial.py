@@ -1,0 +1,112 @@
+"""The trial of a detector, trained from scratch."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from nni_blockswap.architecture import Architecture
+from nni_blockswap.blocks.space import seeded
+from nni_blockswap.errors import ConfigError
+from nni_blockswap.tasks import make_task
+from nni_blockswap.tasks.coco import Coco
+from nni_blockswap.training import options
+from nni_blockswap.training.detection import DetectionTraining
+from nni_blockswap.training.folder import claim, released_on_failure
+from nni_blockswap.training.machine import Machine
+from nni_blockswap.training.nni_link import NNILink, is_first_process
+from nni_blockswap.training.program import in_terminal, say
+from nni_blockswap.training.publishing import publish
+from nni_blockswap.training.recipe import DetectionRecipe
+from nni_blockswap.training.reporting import Description, EpochReport
+from nni_blockswap.training.running import Run, fit
+from nni_blockswap.training.student import ARCHITECTURE, begin
+
+
+def detector(
+    architecture: Architecture, space_args: Mapping[str, Any], *, detectors: str, classifiers: str
+) -> Architecture:
+    """The detector with the choices of ``architecture``.
+
+    Args:
+        architecture: of ``detectors``, or of ``classifiers``, whose depth and extra substitutes it then has.
+        space_args: arguments of ``detectors`` that override those of the architecture.
+        detectors, classifiers: two spaces whose blocks have the same labels.
+
+    Raises:
+        ConfigError: it is of another space, or of a narrowed classifier.
+    """
+    if architecture.space not in (classifiers, detectors):
+        raise ConfigError(
+            f"a detector is made from an architecture of {detectors} or {classifiers}, not {architecture.space}."
+        )
+    width = architecture.space_args.get("late_width", 1.0)
+    if width != 1.0:
+        raise ConfigError(f"a detector's backbone has its full width; this architecture has late_width={width}.")
+    shared = architecture.space_args.keys() if architecture.space == detectors else ("depth", "extra")
+    arguments = {**{name: architecture.space_args[name] for name in shared}, **space_args}
+    found = Architecture.from_choices(detectors, architecture.choices, arguments)
+    return found if architecture.score is None else found.scored(architecture.score, architecture.provenance)
+
+
+def run(given: argparse.Namespace, *, detectors: str, classifiers: str) -> None:
+    """Train the detector that NNI or the command line names, and write its results; see ``detector``."""
+    found, out, link = begin(given)
+    with released_on_failure(out):
+        architecture = detector(found, options.space_args(given), detectors=detectors, classifiers=classifiers)
+        recipe, machine = options.detection_recipe_from(given), _exact(options.machine_from(given))
+        if is_first_process():
+            claim(out, _settings(architecture, recipe, given))
+            architecture.save(out / ARCHITECTURE)
+        say(f"detector {architecture.id}: {architecture.params:,} parameters, {architecture.macs:,} MACs.")
+        task = _task(architecture, given)
+        with seeded(recipe.seed):
+            network = architecture.build()
+        module = DetectionTraining(network, task, recipe)
+        report = EpochReport(link.report_epoch if link else None, module.monitor, None if in_terminal() else say)
+        finished = fit(module, out, machine, [report, Description(architecture, None)])
+        if finished.trainer.is_global_zero:
+            _conclude(architecture, module, finished, out, link)
+
+
+def _exact(machine: Machine) -> Machine:
+    """Torchvision decodes boxes in its heads' type; bfloat16 steps 4 pixels from 512 on."""
+    return replace(machine, precision="32-true") if machine.precision == "auto" else machine
+
+
+def _settings(architecture: Architecture, recipe: DetectionRecipe, given: argparse.Namespace) -> dict[str, Any]:
+    """What makes the run the one that it is, as JSON knows it."""
+    settings = {"architecture_id": architecture.id, **options.data_settings(given), **asdict(recipe)}
+    return settings | {"milestones": list(recipe.milestones)}
+
+
+def _task(architecture: Architecture, given: argparse.Namespace) -> Coco:
+    task = make_task(given.data, given.data_root, **options.data_options(given))
+    if not isinstance(task, Coco):
+        raise ConfigError(f"a detector is trained on coco, not on {task.name}.")
+    classes = architecture.space_args["num_classes"]
+    if classes < task.num_classes:
+        raise ConfigError(
+            f"{task.name} has {task.num_classes} classes, the background included, and the network {classes}; "
+            "set num_classes."
+        )
+    return task
+
+
+def _conclude(
+    architecture: Architecture, module: DetectionTraining, finished: Run, out: Path, link: NNILink | None
+) -> None:
+    """Say how it ended, and publish."""
+    metric = module.task.metric
+    figures = {name.replace("/", "_"): value for name, value in module.figures.items()}
+    publish(
+        architecture,
+        module.network,
+        finished,
+        out,
+        link,
+        metric=metric,
+        figures=figures | {f"best_{metric.key}": finished.best},
+    )
+    say(f"done: box AP {figures['box_AP']:.1%}, mask AP {figures['mask_AP']:.1%}; results in '{out}'.")

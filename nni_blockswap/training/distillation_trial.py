@@ -1,0 +1,108 @@
+"""The trial of a classifier: a student of a teacher, or a network that students are compared to."""
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nni_blockswap.architecture import Architecture
+from nni_blockswap.blocks.space import seeded
+from nni_blockswap.tasks import Task, make_task
+from nni_blockswap.training import options
+from nni_blockswap.training import pruning as sparse
+from nni_blockswap.training.classification import ImageTraining, Teacher, check_attention
+from nni_blockswap.training.folder import claim, released_on_failure
+from nni_blockswap.training.machine import Machine
+from nni_blockswap.training.nni_link import NNILink, is_first_process
+from nni_blockswap.training.program import in_terminal, say
+from nni_blockswap.training.publishing import publish
+from nni_blockswap.training.recipe import Recipe
+from nni_blockswap.training.reporting import AttentionPictures, Description, EpochReport
+from nni_blockswap.training.running import Run, fit
+from nni_blockswap.training.student import ARCHITECTURE, COMPARISON, begin
+from nni_blockswap.training.teachers import TeacherPlan, check_fit, find_teacher, original_of
+
+
+def add_comparison(command: argparse.ArgumentParser) -> None:
+    """Options for networks that BlockSwap is compared to; under NNI its tuner sets them."""
+    compared = command.add_argument_group("comparison")
+    compared.add_argument(
+        "--method", help=f"what the result is called in a report; {' and '.join(sparse.METHODS)} prune the original"
+    )
+    compared.add_argument("--variant", default="", help="the method's budget or setting, for the report")
+    compared.add_argument("--nonzero", type=int, metavar="N", help="parameters that pruning keeps")
+
+
+def run(given: argparse.Namespace) -> None:
+    """Train the student that NNI or the command line names, and write its results."""
+    architecture, out, link = begin(given)
+    with released_on_failure(out):
+        recipe, machine = options.recipe_from(given), options.machine_from(given)
+        if is_first_process():
+            claim(out, _settings(architecture, recipe, given))
+            architecture.save(out / ARCHITECTURE)
+        say(f"student {architecture.id}: {architecture.params:,} parameters, {architecture.macs:,} MACs.")
+        task = make_task(given.data, given.data_root, **options.data_options(given))
+        student, teacher, recipe = _prepared(architecture, task, recipe, machine, given)
+        module = ImageTraining(student, task, recipe, teacher if recipe.beta else None)
+        report = EpochReport(link.report_epoch if link else None, module.monitor, None if in_terminal() else say)
+        finished = fit(module, out, machine, [report, Description(architecture, teacher), AttentionPictures()])
+        if finished.trainer.is_global_zero:
+            _conclude(architecture, module, teacher, finished, out, link, given)
+
+
+def _settings(architecture: Architecture, recipe: Recipe, given: argparse.Namespace) -> dict[str, Any]:
+    """What makes the run the one that it is."""
+    of_teacher = {"teacher": given.teacher, "teacher_epochs": given.teacher_epochs}
+    data = options.data_settings(given)
+    return {"architecture_id": architecture.id, **data, **of_teacher, **asdict(recipe), **_compared(given)}
+
+
+def _prepared(
+    architecture: Architecture, task: Task, recipe: Recipe, machine: Machine, given: argparse.Namespace
+) -> tuple[nn.Module, Teacher | None, Recipe]:
+    """The network to train, its teacher, and the recipe as the method has it."""
+    with seeded(recipe.seed):
+        student: Any = architecture.build()
+    check_fit(architecture, task)
+    if recipe.beta:
+        check_attention(student)
+    teacher = None
+    if recipe.beta or given.method == sparse.L1_PRUNING:
+        plan = TeacherPlan(given.teacher, Path(given.teacher_dir), recipe.of_teacher(given.teacher_epochs))
+        teacher = find_teacher(original_of(given) or architecture, task, options.data_options(given), plan, machine)
+    if given.method in sparse.METHODS:
+        sparse.prune_student(student, given.method, given.nonzero, teacher.network if teacher else None, task, recipe)
+    if given.method == sparse.L1_PRUNING:
+        recipe = replace(recipe, lr=recipe.lr * sparse.FINE_TUNING)
+    return student, teacher, recipe
+
+
+def _conclude(
+    architecture: Architecture,
+    module: ImageTraining,
+    teacher: Teacher | None,
+    finished: Run,
+    out: Path,
+    link: NNILink | None,
+    given: argparse.Namespace,
+) -> None:
+    """Say how it ended, and publish."""
+    metric = module.task.metric
+    value, best = module.figures[metric.key], finished.best
+    say(f"done: {metric} {metric.show(value)} (best epoch {metric.show(best)}); results in '{out}'.")
+    figures = {**module.figures, f"best_{metric.key}": best, **_compared(given)}
+    if teacher is not None:
+        figures[f"teacher_{metric.key}"] = teacher.figure
+    if given.method in sparse.METHODS:
+        sparse.make_permanent(module.network)
+        figures["params"] = given.nonzero
+    publish(architecture, module.network, finished, out, link, metric=metric, figures=figures)
+
+
+def _compared(given: argparse.Namespace) -> dict[str, Any]:
+    """What names this run among those it is compared to; nothing outside a comparison."""
+    named = {name: getattr(given, name) for name in COMPARISON} if given.method else {}
+    return {name: value for name, value in named.items() if value is not None}

@@ -1,0 +1,121 @@
+"""What all trainings share: optimiser and rate, draws by the epoch, a watch over the loss, figures in checkpoints."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DistributedSampler, RandomSampler
+
+from nni_blockswap.errors import TrainingError
+from nni_blockswap.seeds import derived_seed
+from nni_blockswap.training.recipe import Optimisation
+
+CHECK_EVERY = 50
+"""Steps between two looks at the loss; each look waits for the device."""
+
+
+class Training(LightningModule):
+    """Training of a network on a task by a recipe.
+
+    A subclass computes the loss of a batch and tells it, with what it is made of, to ``watch``; and it sets ``figures``
+    after each validation.
+
+    Args:
+        network: what is trained.
+        task: where the batches come from.
+        recipe: optimiser and schedule.
+    """
+
+    recipe: Optimisation
+
+    def __init__(self, network: nn.Module, task: Any, recipe: Optimisation) -> None:
+        super().__init__()
+        self.network = network
+        self.task = task
+        self.recipe = recipe
+        self.figures: dict[str, float] = {}
+        """On the validation set after the last epoch."""
+        self._watched: list[str] = []
+        self._sums = torch.zeros(())
+        self._draws: torch.Generator | None = None
+
+    @property
+    def monitor(self) -> str:
+        """The logged metric that says which epoch is best."""
+        return f"val/{self.task.metric.key}"
+
+    @property
+    def remedy(self) -> str:
+        """What a person may do when the loss is no longer finite, with the values that were used."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The recipe's, over what is trained; its rate is set at each step."""
+        return self.recipe.optimiser(self.network.parameters())
+
+    def on_train_epoch_start(self) -> None:
+        """Set order and all draws from the epoch alone, so that a resumed run repeats none."""
+        self._draws = seed_epoch(self.trainer, self.recipe.seed, self.device)
+        self._sums = torch.zeros((), device=self.device)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalise, and in training augment, the whole batch on its device."""
+        training = bool(self.trainer.training)
+        return self.task.prepare(batch, train=training, generator=self._draws if training else None)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate of the step."""
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.recipe.learning_rate(self.current_epoch, self.global_step)
+
+    def watch(self, parts: dict[str, Tensor]) -> None:
+        """Add what a step's loss is made of to the epoch's means, on the device: Lightning's log would cost more."""
+        self._watched = list(parts)
+        self._sums = self._sums + torch.stack([part.detach() for part in parts.values()])
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop a diverged run before it replaces a good checkpoint; log the epoch's means and its last rate."""
+        last = self.trainer.is_last_batch
+        if last or (batch_idx + 1) % CHECK_EVERY == 0:
+            total: Any = self.trainer.strategy.reduce(self._sums.clone(), reduce_op="sum")  # one process tells all
+            self.stop_unless_finite(total.sum())
+        if last:
+            means = (self._sums / (batch_idx + 1)).unbind()
+            named: dict[str, Any] = {f"train/{name}": mean for name, mean in zip(self._watched, means, strict=True)}
+            named["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.log_dict(named, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    def stop_unless_finite(self, loss: Any) -> None:
+        """Raise TrainingError unless the loss is a finite number."""
+        if not bool(torch.isfinite(torch.as_tensor(loss))):
+            raise TrainingError(
+                f"the loss is no longer finite in epoch {self.current_epoch + 1}{self.remedy}; "
+                "the checkpoints of earlier epochs are kept."
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the figures with the weights that they belong to."""
+        checkpoint["figures"] = self.figures
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them back, for a run that was complete already."""
+        self.figures = checkpoint["figures"]
+
+
+def seed_epoch(trainer: Trainer, seed: int, device: torch.device) -> torch.Generator:
+    """At the start of an epoch, set the order of its examples and all its draws from ``seed`` and the epoch alone.
+
+    Returns:
+        A generator for what this process draws on ``device``.
+    """
+    of_epoch = derived_seed(seed, trainer.current_epoch)
+    own = of_epoch * trainer.world_size + trainer.global_rank
+    loader: Any = trainer.train_dataloader
+    if isinstance(loader.sampler, RandomSampler):
+        loader.sampler.generator = torch.Generator().manual_seed(of_epoch)
+    elif isinstance(loader.sampler, DistributedSampler):  # one order for all processes; Lightning adds the epoch
+        loader.sampler.seed = derived_seed(seed, 0)
+    loader.generator = torch.Generator().manual_seed(own)  # the reading processes take their seeds from it
+    torch.manual_seed(own)
+    return torch.Generator(device).manual_seed(own)
