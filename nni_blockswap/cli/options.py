@@ -6,13 +6,13 @@ from typing import Any
 from nni_blockswap.key_values import key_values
 
 
-def add_space_options(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
+def add_space_options(parser: argparse.ArgumentParser, *, positional: bool = False, required: bool = True) -> None:
     """The search space and its arguments."""
     text = "search space as module:Class, for example search_spaces.wide_resnet:WideResNetSpace"
     if positional:
         parser.add_argument("space", metavar="SPACE", help=text)
     else:
-        parser.add_argument("--space", required=True, metavar="SPACE", help=text)
+        parser.add_argument("--space", required=required, metavar="SPACE", help=text)
     parser.add_argument(
         "--space-arg", action="append", default=[], metavar="NAME=VALUE", help="argument of the space; may be repeated"
     )
@@ -23,10 +23,10 @@ def add_search_space_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--search-space-file", metavar="FILE", help="only the substitutes listed there (NNI's format)")
 
 
-def add_score_options(parser: argparse.ArgumentParser) -> None:
+def add_score_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """The data set and how a score is taken from it."""
     parser.add_argument(
-        "--data", required=True, metavar="NAME", help="data set: digits, cifar10, image-folder, imagenet, coco, ..."
+        "--data", required=required, metavar="NAME", help="data set: digits, cifar10, image-folder, imagenet, coco, ..."
     )
     parser.add_argument("--data-root", metavar="DIR", help="folder of the data set")
     parser.add_argument(

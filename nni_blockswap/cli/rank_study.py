@@ -1,21 +1,27 @@
-"""Correlate every proxy with the final error of architectures that were trained (the paper's Table 1).
+"""Correlate proxies with the final error of architectures that were trained (the paper's Table 1).
 
-The CSV file has a column error, and either one column a block (block_00, block_01, ...) or a column choices with the
-substitutes in block order, separated by spaces. Writes OUT/correlations.md and .csv, OUT/scores.csv, OUT/scatter.png.
-Scores are on disk as they come: the same command goes on where it was stopped.
+They come from an experiment's trials, its random architectures by budget, or from a CSV file with a column error and
+either one column a block (block_00, block_01, ...) or a column choices with the substitutes in block order, separated
+by spaces. Writes OUT/correlations.md and .csv, OUT/scores.csv, OUT/scatter.png; of an experiment in a folder a budget,
+and OUT/table_1.md and .csv. Scores are on disk as they come: the same command goes on where it was stopped.
 """
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 from nni_blockswap.cli.options import add_score_options, add_space_options, score_settings
+from nni_blockswap.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("csv", metavar="CSV", help="architectures with their errors")
-    add_space_options(parser)
-    add_score_options(parser)
-    parser.add_argument("--proxies", nargs="+", metavar="NAME", help="default: all there are")
+    parser.add_argument(
+        "trained", metavar="EXPERIMENT_ID|CSV", help="an experiment, or the folder of one, or a file with errors"
+    )
+    add_space_options(parser, required=False)
+    add_score_options(parser, required=False)
+    parser.add_argument("--proxies", nargs="+", metavar="NAME", help="default: the paper's four")
     parser.add_argument(
         "--train-minibatches",
         nargs="+",
@@ -29,14 +35,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Study and print the table."""
+    from nni_blockswap.scoring.proxies import PAPER
+
+    given = score_settings(options)
+    proxies = options.proxies or list(PAPER)
+    print(_of_csv(options, given, proxies) if Path(options.trained).is_file() else _of_trials(options, given, proxies))
+    print(f"in '{options.out}'")
+    return 0
+
+
+def _of_trials(options: argparse.Namespace, given: dict[str, Any], proxies: list[str]) -> str:
     from nni_blockswap.cli.search import ProgressLine
-    from nni_blockswap.scoring.proxies import PROXIES
+    from nni_blockswap.experiment.service import folder_of
+    from nni_blockswap.studies.trained import study_experiment
+
+    folder = Path(options.trained)
+    folders = [folder if folder.is_dir() else folder_of(options.trained)]
+    settings = {name: value for name, value in given.items() if value not in (None, {})}  # those are the trials'
+    return study_experiment(folders, settings, proxies, options.train_minibatches, options.out, ProgressLine())
+
+
+def _of_csv(options: argparse.Namespace, given: dict[str, Any], proxies: list[str]) -> str:
+    from nni_blockswap.cli.search import ProgressLine
     from nni_blockswap.searching import ScoreSettings
     from nni_blockswap.studies.rank_study import rank_study, read_trained, table
 
-    settings = ScoreSettings(**score_settings(options))
-    trained = read_trained(options.csv, settings.space, settings.space_args)
-    proxies = options.proxies or list(PROXIES)
+    missing = [f"--{name}" for name in ("space", "data") if given[name] is None]
+    if missing:
+        raise ConfigError(f"a file does not say what space and data its architectures are of; give {missing[0]}.")
+    settings = ScoreSettings(**given)
+    trained = read_trained(options.trained, settings.space, settings.space_args)
     found = rank_study(trained, settings, proxies, options.train_minibatches, options.out, ProgressLine())
-    print(f"{table(found)}\n\nrank correlation with the error of {len(trained)} architectures; in '{options.out}'")
-    return 0
+    return f"{table(found)}\n\nrank correlation with the error of {len(trained)} architectures"

@@ -1,6 +1,7 @@
 """Compare the trials of experiments: error against parameters by method, and a table with MACs and latency.
 
-Writes OUT/report.md and .csv, OUT/report.png (the paper's Figure 3) and OUT/trials.csv, a row a trial.
+Writes OUT/report.md and .csv, OUT/report.png (the paper's Figure 3) and OUT/trials.csv, a row a trial. With --table or
+--figure it writes that instead: OUT/table_2.md and .csv, the run's figures beside the paper's; OUT/mixing.png, ...
 """
 
 import argparse
@@ -15,6 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "experiments", nargs="+", metavar="EXPERIMENT_ID", help="as nnictl shows it, or a folder with results below it"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for table and figure")
+    parser.add_argument("--table", metavar="NAME", help="one of the paper's to lay the run beside: 2, 3, 4 or C")
+    parser.add_argument(
+        "--figure",
+        metavar="NAME",
+        help="one of the paper's to draw: mixing (Figure 2), blocks (4) or placements (5)",
+    )
     parser.add_argument(
         "--latency-batch",
         type=int,
@@ -26,9 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
-    from nni_blockswap.studies.report import report
-
     folders = [Path(name) if Path(name).is_dir() else folder_of(name) for name in options.experiments]
-    print(report(folders, options.out, options.latency_batch or None))
+    if options.table is not None:
+        from nni_blockswap.studies.published import lay_beside
+
+        print(lay_beside(options.table, folders, options.out))
+    if options.figure is not None:
+        from nni_blockswap.studies.figures import draw
+
+        print(draw(options.figure, folders, options.out))
+    if options.table is None and options.figure is None:
+        from nni_blockswap.studies.report import report
+
+        print(report(folders, options.out, options.latency_batch or None))
     print(f"in '{options.out}'")
     return 0

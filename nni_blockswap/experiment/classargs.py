@@ -6,8 +6,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from nni_blockswap.architecture import cost_table
 from nni_blockswap.blocks.nni_format import from_nni
-from nni_blockswap.errors import ConfigError
+from nni_blockswap.errors import BlockSwapError, ConfigError
 from nni_blockswap.searching import SearchSettings, check_count
 from nni_blockswap.studies.comparison import Comparison
 
@@ -62,13 +63,18 @@ def _comparison_faults(arguments: Mapping[str, Any]) -> list[str]:
     if not isinstance(comparison, dict) or not isinstance(students, int):
         return []
     try:
-        size = Comparison.read(comparison).size
-    except ConfigError as error:
+        compared = Comparison.read(comparison)
+        size = compared.size(_blocks(arguments) if compared.one_swap else 0)
+    except BlockSwapError as error:
         return [str(error)]
     too_many = (
         f"the comparison has {size} trials and students is {students}; set students and maxTrialNumber to {size}."
     )
     return [too_many] if students > size else []
+
+
+def _blocks(arguments: Mapping[str, Any]) -> int:
+    return len(cost_table(arguments["space"], arguments.get("space_args")).labels) if "space" in arguments else 0
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -1,24 +1,28 @@
 """BlockSwap beside its alternatives (section 5): which networks an experiment trains, by which method, how often.
 
-At each budget: the best by Fisher potential or by another proxy, random architectures, and the original pruned to as
-many non-zero parameters. At no budget of their own: one substitute in every block, narrower or shallower originals.
+At each budget: the best by Fisher potential or by another proxy, the best of fewer samples (section 4.3), random
+architectures, and the original pruned to as many non-zero parameters. At no budget of their own: one substitute in
+every block, or in one block at a time (appendix B), narrower or shallower originals.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture, complete_args, cost_table
 from nni_blockswap.cost.budget import Budget
-from nni_blockswap.errors import BlockSwapError, ConfigError
+from nni_blockswap.errors import BlockSwapError, ConfigError, SpaceError
 from nni_blockswap.experiment.students import parameters_of
 from nni_blockswap.methods.sampler import Sampler
+from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.scoring.proxies import PAPER
 from nni_blockswap.searching import Progress, SearchSettings, check_count, sample, search, table_of
+from nni_blockswap.studies.sensitivity import one_swap
 
 BLOCKSWAP, RANDOM = "blockswap", "random"
+BEST_OF, SINGLE, ONE_SWAP, REDUCED = "best of", "single", "one swap", "reduced"
 PRUNED = ("l1-pruning", "snip")
 METHODS = (BLOCKSWAP, *PAPER[1:], RANDOM, *PRUNED)
 """Methods that meet a budget; those between the first and ``random`` take the best by another metric of the paper."""
@@ -31,30 +35,40 @@ class Comparison:
     Attributes:
         methods: of ``METHODS``.
         budgets: at which they are compared; empty: at the search's own.
+        random: architectures of the method ``random`` at each budget; every seed has others.
+        best_of: numbers of samples; of the search's, in the order of their draw, the best of the first so many.
         single: substitutes, each to be tried in every block at once.
+        one_swap: substitutes, each to be tried in one block at a time, the others as in the original.
         reduced: arguments of the space, each a narrower or shallower original.
-        seeds: trainings of each; each has a teacher of its own, and ``random`` an architecture of its own.
+        seeds: trainings of each; each has a teacher of its own.
     """
 
     methods: Sequence[str] = (BLOCKSWAP, RANDOM)
     budgets: Sequence[str] = ()
+    random: int = 1
+    best_of: Sequence[int] = ()
     single: Sequence[str] = ()
+    one_swap: Sequence[str] = ()
     reduced: Sequence[Mapping[str, Any]] = ()
     seeds: int = 3
 
     def __post_init__(self) -> None:
-        check_count("seeds", self.seeds)
-        for name in ("methods", "budgets", "single", "reduced"):
+        for name in ("seeds", "random"):
+            check_count(name, getattr(self, name))
+        for name in ("methods", "budgets", "best_of", "single", "one_swap", "reduced"):
             if isinstance(getattr(self, name), str | Mapping) or not isinstance(getattr(self, name), Sequence):
                 raise ConfigError(f"a comparison's {name} are a list, not {getattr(self, name)!r}.")
+        for count in self.best_of:
+            check_count("best_of", count)
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown:
             raise ConfigError(f"there is no method '{unknown[0]}'; choose from {', '.join(METHODS)}.")
 
-    @property
-    def size(self) -> int:
-        """How many trials it has."""
-        return self.seeds * (len(self.methods) * max(1, len(self.budgets)) + len(self.single) + len(self.reduced))
+    def size(self, blocks: int) -> int:
+        """How many trials it has, in a space of so many blocks."""
+        searched = len(self.best_of) + sum(self.random if method == RANDOM else 1 for method in self.methods)
+        alone = len(self.single) + blocks * len(self.one_swap) + len(self.reduced)
+        return self.seeds * (searched * max(1, len(self.budgets)) + alone)
 
     @classmethod
     def read(cls, arguments: Mapping[str, Any]) -> "Comparison":
@@ -89,9 +103,10 @@ def contestants(
     settings = _at_its_budgets(comparison, settings)
     compared = list(_compared(comparison, settings, Path(out), on_progress))
     return [
-        {**trained[seed % len(trained)], "method": method, "variant": variant, "seed": seed}
+        {**parameters, "method": method, "variant": variant, "seed": seed}
         for seed in range(comparison.seeds)
         for method, variant, trained in compared
+        for parameters in trained[seed % len(trained)]
     ]
 
 
@@ -100,8 +115,11 @@ def faults(comparison: Comparison, settings: SearchSettings) -> list[BlockSwapEr
     settings = _at_its_budgets(comparison, settings)
     attempts: list[Callable[[], object]] = [
         *(partial(_everywhere, substitute, settings) for substitute in comparison.single),
+        *(partial(one_swap, settings, substitute) for substitute in comparison.one_swap),
         *(partial(_original, settings, arguments) for arguments in comparison.reduced),
     ]
+    if settings.samples < max(comparison.best_of, default=0):
+        attempts.append(partial(_too_few, settings.samples, max(comparison.best_of)))
     for text in settings.budgets:
         if set(comparison.methods) - set(PRUNED):
             attempts.append(partial(_reached, text, settings))
@@ -124,8 +142,8 @@ def _at_its_budgets(comparison: Comparison, settings: SearchSettings) -> SearchS
     return replace(settings, budgets=[str(budget) for budget in comparison.budgets] or settings.budgets)
 
 
-Compared = tuple[str, str, Sequence[dict[str, Any]]]
-"""Method, variant, and the parameters that the seeds take in turn."""
+Compared = tuple[str, str, Sequence[Sequence[dict[str, Any]]]]
+"""Method, variant, and for each seed, in turn, the parameters of its trials."""
 
 
 def _compared(
@@ -133,40 +151,76 @@ def _compared(
 ) -> Iterator[Compared]:
     for method in comparison.methods:
         if method == RANDOM:
-            yield from _random(settings, comparison.seeds)
+            yield from _random(settings, comparison.seeds, comparison.random)
         elif method in PRUNED:
             original = _original(settings, {})
             for text in settings.budgets:
                 kept = _count(text, settings)
-                yield method, text, [{**parameters_of(original), "params": kept, "nonzero": kept}]
+                yield method, text, [[{**parameters_of(original), "params": kept, "nonzero": kept}]]
         else:
             proxy = "fisher" if method == BLOCKSWAP else method
-            rankings = search(replace(settings, proxy=proxy), out / proxy, on_progress)
-            for text, ranking in zip(settings.budgets, rankings, strict=True):
-                yield method, text, [parameters_of(ranking.best, 1)]
+            for text, ranking in _rankings(proxy, settings, out, on_progress):
+                yield method, text, [[parameters_of(ranking.best, 1)]]
+    if comparison.best_of:
+        yield from _best_of(comparison.best_of, settings, _rankings("fisher", settings, out, on_progress))
+    yield from _without_budget(comparison, settings)
+
+
+def _without_budget(comparison: Comparison, settings: SearchSettings) -> Iterator[Compared]:
     for substitute in comparison.single:
-        yield "single", substitute, [parameters_of(_everywhere(substitute, settings))]
+        yield SINGLE, substitute, [[parameters_of(_everywhere(substitute, settings))]]
+    for substitute in comparison.one_swap:
+        for label, one in one_swap(settings, substitute).items():
+            yield ONE_SWAP, f"{label} {substitute}", [[parameters_of(one)]]
     for arguments in comparison.reduced:
         variant = " ".join(f"{name}={value}" for name, value in arguments.items())
-        yield "reduced", variant, [parameters_of(_original(settings, arguments))]
+        yield REDUCED, variant, [[parameters_of(_original(settings, arguments))]]
 
 
-def _random(settings: SearchSettings, count: int) -> Iterator[Compared]:
-    """Architectures from another draw than the searches'."""
-    drawn = sample(replace(settings, samples=count, seed=settings.seed + 1), table_of(settings))
+def _rankings(
+    proxy: str, settings: SearchSettings, out: Path, on_progress: Callable[[Progress], None]
+) -> Iterator[tuple[str, Ranking]]:
+    rankings = search(replace(settings, proxy=proxy), out / proxy, on_progress)
+    return zip(settings.budgets, rankings, strict=True)
+
+
+def _best_of(
+    counts: Sequence[int], settings: SearchSettings, rankings: Iterable[tuple[str, Ranking]]
+) -> Iterator[Compared]:
+    """The best of the first so many samples, from one ranking of all."""
+    table = table_of(settings)
+    for (text, ranking), drawn in zip(rankings, sample(settings, table).values(), strict=True):
+        for count in counts:
+            first = [table.names(indices) for indices in drawn[:count]]
+            best = next(one for one in ranking.architectures if one.choices in first)
+            yield f"{BEST_OF} {count}", text, [[parameters_of(best)]]
+
+
+def _random(settings: SearchSettings, seeds: int, count: int) -> Iterator[Compared]:
+    """Architectures from another draw than the searches', ``count`` for each seed."""
+    drawn = sample(replace(settings, samples=seeds * count, seed=settings.seed + 1), table_of(settings))
     for text, found in zip(settings.budgets, drawn.values(), strict=True):
         names = [table_of(settings).names(indices) for indices in found]
-        yield (
-            RANDOM,
-            text,
-            [parameters_of(Architecture.from_choices(settings.space, one, settings.space_args)) for one in names],
-        )
+        given = [parameters_of(Architecture.from_choices(settings.space, one, settings.space_args)) for one in names]
+        yield RANDOM, text, [given[start : start + count] for start in range(0, len(given), count)]
 
 
 def _everywhere(substitute: str, settings: SearchSettings) -> Architecture:
-    """One substitute in every block."""
-    blocks = len(table_of(settings).labels)
-    return Architecture.from_choices(settings.space, [substitute] * blocks, settings.space_args)
+    """One substitute in every block; one that the space offers on request alone, too."""
+    arguments = complete_args(settings.space, settings.space_args)
+    choices = [substitute] * len(table_of(settings).labels)
+    try:
+        return Architecture.from_choices(settings.space, choices, arguments)
+    except SpaceError:
+        if "extra" not in arguments:
+            raise
+        return Architecture.from_choices(
+            settings.space, choices, {**arguments, "extra": [*arguments["extra"], substitute]}
+        )
+
+
+def _too_few(samples: int, count: int) -> None:
+    raise ConfigError(f"the best of {count} samples is asked for, and samples is {samples}; raise it to {count}.")
 
 
 def _original(settings: SearchSettings, changed: Mapping[str, Any]) -> Architecture:

@@ -37,7 +37,13 @@ SETTINGS = SearchSettings(
 )
 
 COMPARISON = Comparison(
-    methods=METHODS, budgets=["30K", "40K"], single=["G(4)"], reduced=[{"depth": 10, "width": 2}], seeds=2
+    methods=METHODS,
+    budgets=["30K", "40K"],
+    best_of=[2, 6],
+    single=["G(4)"],
+    one_swap=["G(4)"],
+    reduced=[{"depth": 10, "width": 2}],
+    seeds=2,
 )
 
 
@@ -57,7 +63,7 @@ def architecture(parameters):
 
 
 def test_every_method_competes_at_every_budget_and_seed(compared):
-    assert len(compared) == 2 * (2 * len(METHODS) + 2) == COMPARISON.size
+    assert len(compared) == 2 * (2 * (len(METHODS) + 2) + 1 + 3 + 1) == COMPARISON.size(blocks=3)
     assert [p["seed"] for p in compared] == sorted(p["seed"] for p in compared)
     for parameters in compared:
         assert architecture(parameters).id == parameters["architecture_id"]
@@ -102,6 +108,41 @@ def test_single_and_reduced_networks(compared):
     assert set(architecture(single).choices.values()) == {"G(4)"}
     assert reduced["space_args"]["width"] == 2
     assert set(architecture(reduced).choices.values()) == {"S"}
+
+
+def test_the_best_of_fewer_samples_is_the_best_of_those_drawn_first(compared):
+    table = table_of(SETTINGS)
+    (drawn,) = sample(replace(SETTINGS, budgets=["40K"]), table).values()
+    first = [table.names(indices) for indices in drawn[:2]]
+    scores = {tuple(ranked.choices.values()): ranked.score for ranked in search(SETTINGS)[0].architectures}
+    expected = max(first, key=lambda choices: scores[tuple(choices.values())])
+    assert architecture(one(compared, "best of 2", "40K")).choices == expected
+    best_of_all = one(compared, "best of 6", "40K")["architecture_id"]
+    assert best_of_all == one(compared, "blockswap", "40K")["architecture_id"]
+
+
+def test_more_samples_cannot_be_the_best_of_than_are_drawn():
+    (fault,) = faults(Comparison(methods=[], best_of=[2, 7]), SETTINGS)
+    assert "best of 7 samples is asked for, and samples is 6" in str(fault)
+
+
+def test_several_random_architectures_for_each_seed_are_all_different():
+    many = Comparison(methods=["random"], random=4, seeds=2)
+    found = contestants(many, SETTINGS, "unused")
+    assert [p["seed"] for p in found] == [0] * 4 + [1] * 4
+    assert len({p["architecture_id"] for p in found}) == 8 == many.size(blocks=3)
+
+
+def test_one_block_at_a_time_is_swapped(compared):
+    for block in range(3):
+        found = architecture(one(compared, "one swap", f"block_{block:02d} G(4)"))
+        assert list(found.choices.values()) == ["G(4)" if position == block else "S" for position in range(3)]
+
+
+def test_a_single_type_that_is_offered_on_request_alone_needs_no_space_of_its_own():
+    (found,) = contestants(Comparison(methods=[], single=["BG(4,M/2)"], seeds=1), SETTINGS, "unused")
+    assert found["space_args"]["extra"] == ["BG(4,M/2)"]
+    assert found["params"] == architecture(found).params
 
 
 @pytest.mark.parametrize(
@@ -245,7 +286,7 @@ def test_the_shipped_comparisons_are_the_papers_and_count_their_trials(name, blo
     arguments = config["tuner"]["classArgs"]
     assert argument_faults(arguments) == []
     comparison = Comparison.read(arguments["comparison"])
-    assert comparison.size == arguments["students"] == config["maxTrialNumber"]
+    assert comparison.size(blocks) == arguments["students"] == config["maxTrialNumber"]
     for substitute in comparison.single:
         Architecture.from_choices(arguments["space"], [substitute] * blocks, arguments["space_args"])
     given = distill.parser().parse_args(command(config))
