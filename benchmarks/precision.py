@@ -21,13 +21,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import processor  # noqa: E402
-from nni_blockswap.architecture import complete_args, cost_table  # noqa: E402
+from nni_blockswap.architecture import cost_table  # noqa: E402
 from nni_blockswap.cost.budget import Budget  # noqa: E402
 from nni_blockswap.files import write_text  # noqa: E402
 from nni_blockswap.methods.sampler import Sampler  # noqa: E402
 from nni_blockswap.results.journal import Journal  # noqa: E402
 from nni_blockswap.scoring.proxies import make_proxy  # noqa: E402
 from nni_blockswap.scoring.scorer import Scorer  # noqa: E402
+from nni_blockswap.scoring.settings import ScoreSettings  # noqa: E402
 from nni_blockswap.tasks import make_task  # noqa: E402
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
@@ -57,16 +58,10 @@ def main() -> None:
     task = make_task("cifar10", options.data_root)
     scorers, journals = {}, {}
     for precision in PRECISIONS:
-        scorers[precision] = Scorer(
-            SPACE,
-            complete_args(SPACE, {}),
-            task,
-            make_proxy("fisher"),
-            batch_size=128,
-            device="cpu",
-            precision=precision,
-            processes=options.processes,
+        settings = ScoreSettings(
+            space=SPACE, data="cifar10", device="cpu", precision=precision, processes=options.processes
         )
+        scorers[precision] = Scorer(settings, task, make_proxy("fisher"))
         folder = Path(options.work) / precision
         folder.mkdir(parents=True, exist_ok=True)
         journals[precision] = Journal(folder, {"batch": scorers[precision].fingerprint, "precision": precision})

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,16 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import processor, wait, write_section  # noqa: E402
 from benchmarks.precision import SPACE  # noqa: E402
-from nni_blockswap.architecture import complete_args, cost_table, load_space  # noqa: E402
+from nni_blockswap.architecture import ALWAYS, cost_table, load_space  # noqa: E402
 from nni_blockswap.blocks.space import BlockSpace  # noqa: E402
 from nni_blockswap.cost.budget import Budget  # noqa: E402
 from nni_blockswap.methods.sampler import Sampler  # noqa: E402
+from nni_blockswap.scoring.engines import choose  # noqa: E402
 from nni_blockswap.scoring.engines.cuda_graphs import CudaRecorder  # noqa: E402
+from nni_blockswap.scoring.machine import autocast  # noqa: E402
 from nni_blockswap.scoring.proxies import make_proxy  # noqa: E402
-from nni_blockswap.scoring.scorer import Scorer, autocast, can_compile, start_fast  # noqa: E402
+from nni_blockswap.scoring.scorer import Scorer  # noqa: E402
+from nni_blockswap.scoring.settings import ScoreSettings  # noqa: E402
 from nni_blockswap.tasks import make_task  # noqa: E402
 from search_spaces.wide_resnet import WideResNetSpace  # noqa: E402
 
@@ -142,10 +145,8 @@ def command(data_root: str, samples: int, precision: str) -> float:
 
 def scorer(data_root: str, **settings: Any) -> Scorer:
     """Of the fixed piece of work."""
-    task = make_task("cifar10", data_root)
-    return Scorer(
-        SPACE, complete_args(SPACE, {}), task, make_proxy("fisher"), batch_size=BATCH, device=DEVICE.type, **settings
-    )
+    fixed = ScoreSettings(space=SPACE, data="cifar10", batch_size=BATCH, device=DEVICE.type, **settings)
+    return Scorer(fixed, make_task("cifar10", data_root), make_proxy("fisher"))
 
 
 def samples_of(count: int) -> list[dict[str, str]]:
@@ -166,7 +167,8 @@ def floor(data_root: str, precision: str, count: int) -> tuple[float, float]:
     torch.set_num_threads(1)
     judge = scorer(data_root, precision=precision)
     network = judge.super_network(0)
-    measure = start_fast(lambda: network, judge.measured, precision, False, can_compile(precision, DEVICE))
+    work = replace(judge.work(0), draw=lambda: network)
+    measure = choose(work).start(work)()
     distinct = {choices["block_00"]: choices for choices in samples_of(200)}
     candidates = [*distinct.values()][: count + 1]
     for choices in candidates:
@@ -253,7 +255,7 @@ def around(data_root: str) -> dict[str, float]:
         found[f"`import {module}`, Python's start included"] = time.perf_counter() - start
     space = load_space(SPACE)
     start = time.perf_counter()
-    table = space.cost_table()
+    table = space.cost_table(ALWAYS)
     found["tables of costs"] = time.perf_counter() - start
     for budget in ("150K", BUDGET):
         start = time.perf_counter()

@@ -1,29 +1,32 @@
-"""Architecture: the one currency between sampler, ranking, tuner, trial and export; immutable, JSON."""
+"""Architecture: the one currency between search, ranking, tuner, trial and export; immutable, JSON."""
 
 import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from torch import nn
 
-from nni_blockswap.blocks.substitutes.paper import IDENTITY
-from nni_blockswap.cost.table import CostTable
+from nni_blockswap.cost.resources import RESOURCES
+from nni_blockswap.cost.table import ORIGINAL, Table
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.files import read_json, write_json
+from nni_blockswap.registry import load
+
+ALWAYS = ("params", "macs")
+"""Resources of which every architecture tells its cost."""
 
 
 class Space(Protocol):
-    """What an architecture needs of its search space's class (see ``blocks.BlockSpace``)."""
+    """What an architecture needs of its search space's class (see ``blocks.space.BlockSpace``)."""
 
     def __call__(self, **space_args: Any) -> Any: ...
     def build(self, choices: Mapping[str, str], **space_args: Any) -> nn.Module: ...
-    def cost_table(self, **space_args: Any) -> CostTable: ...
+    def cost_table(self, resources: Sequence[str], **space_args: Any) -> Table: ...
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,7 @@ class Architecture:
         space: the search space's class as "module:Class".
         space_args: all arguments of its constructor, defaults included.
         choices: canonical substitute by block label, in forward order.
-        params: number of parameters.
-        macs: multiply-accumulates for one image of the space's input size.
+        costs: by resource; parameters, and MACs for one image of the space's input size, are always there.
         score: what a proxy gave it, or None.
         provenance: how the score came about: proxy, seed, batch fingerprint, versions, ...
     """
@@ -43,8 +45,7 @@ class Architecture:
     space: str
     space_args: Mapping[str, Any]
     choices: Mapping[str, str]
-    params: int
-    macs: int
+    costs: Mapping[str, int]
     score: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -65,12 +66,25 @@ class Architecture:
 
     @classmethod
     def from_indices(
-        cls, space: str, space_args: Mapping[str, Any], table: CostTable, indices: Sequence[int]
+        cls, space: str, space_args: Mapping[str, Any], table: Table, indices: Sequence[int]
     ) -> "Architecture":
         """The architecture that takes candidate ``indices[b]`` of ``table`` in block b."""
-        return cls(
-            space, space_args, table.names(indices), table.total("params", indices), table.total("macs", indices)
-        )
+        return cls(space, space_args, table.names(indices), table.costs(indices))
+
+    @property
+    def params(self) -> int:
+        """Number of parameters."""
+        return self.costs["params"]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image of the space's input size."""
+        return self.costs["macs"]
+
+    @property
+    def spelled_costs(self) -> str:
+        """For people: ``2,243,546 parameters, 327,598,080 MACs``."""
+        return ", ".join(f"{cost:,} {RESOURCES[name].unit}" for name, cost in self.costs.items())
 
     @property
     def id(self) -> str:
@@ -80,7 +94,7 @@ class Architecture:
 
     def teacher(self) -> "Architecture":
         """The original network of the same space: ``S`` in every block."""
-        return Architecture.from_choices(self.space, dict.fromkeys(self.choices, IDENTITY), self.space_args)
+        return Architecture.from_choices(self.space, dict.fromkeys(self.choices, ORIGINAL), self.space_args)
 
     def build(self) -> nn.Module:
         """The network, its weights as the space's constructor draws them from torch's global generator."""
@@ -90,26 +104,76 @@ class Architecture:
         """The same network with a score and how it came about."""
         return replace(self, score=score, provenance=provenance)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, costs among them by name; ``from_json`` reads them back."""
+        named: dict[str, Any] = {"space": self.space, "space_args": dict(self.space_args)}
+        named |= {"choices": dict(self.choices), **self.costs}
+        return named | {"score": self.score, "provenance": dict(self.provenance)}
+
+    @classmethod
+    def from_json(cls, content: Any, where: str = "this") -> "Architecture":
+        """What ``to_json`` wrote; costs are counted anew, so that a text edited by hand cannot lie.
+
+        Raises:
+            SpaceError: it is not an architecture.
+        """
+        missing = {"space", "choices"} - content.keys() if isinstance(content, dict) else {"space", "choices"}
+        if missing:
+            raise SpaceError(f"{where} is not an architecture: it lacks {' and '.join(sorted(missing))}.")
+        found = cls.from_choices(content["space"], content["choices"], content.get("space_args"))
+        return replace(found, score=content.get("score"), provenance=content.get("provenance", {}))
+
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
-        write_json(path, asdict(self))
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "Architecture":
-        """Read what ``save`` wrote; costs are counted anew, so that a file edited by hand cannot lie.
-
-        Raises:
-            SpaceError: the file is missing or is not an architecture.
-        """
+        """Read what ``save`` wrote, as ``from_json`` does. Raises SpaceError where the file is missing or is none."""
         try:
             content = read_json(path)
         except (OSError, ValueError) as error:
             raise SpaceError(f"no architecture can be read from '{path}': {error}.") from error
-        missing = {"space", "choices"} - content.keys() if isinstance(content, dict) else {"space", "choices"}
-        if missing:
-            raise SpaceError(f"'{path}' is not an architecture: it lacks {' and '.join(sorted(missing))}.")
-        found = cls.from_choices(content["space"], content["choices"], content.get("space_args"))
-        return replace(found, score=content.get("score"), provenance=content.get("provenance", {}))
+        return cls.from_json(content, f"'{path}'")
+
+    def to_parameters(self, rank: int | None = None) -> dict[str, Any]:
+        """What a trial is given to train it: finite plain numbers and text, as NNI demands.
+
+        Choices stand at the top level, where NNI's web page draws them as axes, beside costs, score and rank.
+        """
+        return {
+            **self.choices,
+            "space": self.space,
+            "space_args": dict(self.space_args),
+            **self.costs,
+            "score": self.score,
+            "rank": rank,
+            "architecture_id": self.id,
+        }
+
+    @classmethod
+    def from_parameters(
+        cls, parameters: Mapping[str, Any], space: str | None = None, space_args: Mapping[str, Any] | None = None
+    ) -> "Architecture":
+        """The architecture that a trial is given.
+
+        Args:
+            parameters: what ``to_parameters`` gave, maybe with more beside it, or a choice by block label alone, as
+                NNI's own tuners have it.
+            space, space_args: of parameters that name no space.
+
+        Raises:
+            SpaceError: nobody names a space, or the choices are none of its.
+        """
+        space = parameters.get("space", space)
+        if space is None:
+            raise SpaceError("the tuner names no space; add --space (and --space-arg) to the trial's command.")
+        arguments = complete_args(space, parameters.get("space_args", space_args or {}))
+        labels = cost_table(space, arguments).labels
+        choices = {name: value for name, value in parameters.items() if name in labels or name.startswith("block_")}
+        found = cls.from_choices(space, choices, arguments)
+        score = parameters.get("score")
+        return found if score is None else found.scored(score, {"rank": parameters.get("rank")})
 
 
 def load_space(space: str) -> Space:
@@ -118,18 +182,12 @@ def load_space(space: str) -> Space:
     Raises:
         SpaceError: it cannot be imported or is not a search space.
     """
-    module_name, _, class_name = space.partition(":")
-    if not module_name or not class_name:
+    module, _, name = space.partition(":")
+    if not module or not name:
         raise SpaceError(
             f"a space is written module:Class, as in search_spaces.wide_resnet:WideResNetSpace, not '{space}'."
         )
-    try:
-        found = getattr(import_module(module_name), class_name)
-    except Exception as error:
-        raise SpaceError(
-            f"the space '{space}' cannot be imported ({type(error).__name__}: {error}); "
-            f"start in the folder that holds '{module_name.split('.')[0]}', or put it on PYTHONPATH."
-        ) from error
+    found = load(space, "space", SpaceError)
     if not (isinstance(found, type) and hasattr(found, "cost_table")):
         raise SpaceError(f"'{space}' is not a search space; derive it from nni_blockswap.blocks.space.BlockSpace.")
     return cast(Space, found)
@@ -166,19 +224,23 @@ def named_arguments(space: Any, *positional: Any, **named: Any) -> dict[str, Any
     return found
 
 
-def cost_table(space: str, space_args: Mapping[str, Any] | None = None) -> CostTable:
+def cost_table(space: str, space_args: Mapping[str, Any] | None = None, resources: Sequence[str] = ()) -> Table:
     """Costs of every candidate of every block of ``space``; remembered.
+
+    Args:
+        resources: names of further ones than parameters and MACs.
 
     Raises:
         SpaceError: no such space, or its constructor cannot take these arguments.
     """
-    return _prepare(space, json.dumps(complete_args(space, space_args or {})))
+    wanted = tuple(dict.fromkeys((*ALWAYS, *resources)))
+    return _prepare(space, json.dumps(complete_args(space, space_args or {})), wanted)
 
 
 @lru_cache(maxsize=16)
-def _prepare(space: str, arguments: str) -> CostTable:
+def _prepare(space: str, arguments: str, resources: tuple[str, ...]) -> Table:
     try:
-        return load_space(space).cost_table(**json.loads(arguments))
+        return load_space(space).cost_table(resources, **json.loads(arguments))
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise SpaceError(f"the arguments {json.loads(arguments)} do not fit {space}: {reason}.") from error

@@ -1,78 +1,29 @@
-"""BlockSwap's search, from a space and a budget to a ranking (section 4): sample, score, rank."""
+"""BlockSwap's search, from a space and a budget to a ranking (section 4): ask, score, tell; rank."""
 
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import nni_blockswap
-from nni_blockswap.architecture import Architecture, complete_args, cost_table
+from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.cost.budget import Budget
-from nni_blockswap.cost.table import CostTable
-from nni_blockswap.errors import BudgetError, ConfigError
-from nni_blockswap.methods.sampler import Sampler
+from nni_blockswap.cost.table import Indices, Table
+from nni_blockswap.errors import BudgetError
+from nni_blockswap.methods import METHODS, Method
+from nni_blockswap.methods.base import Problem
 from nni_blockswap.results.board import Board
 from nni_blockswap.results.journal import Journal
 from nni_blockswap.results.ranking import Ranking, check_overwrites
-from nni_blockswap.scoring.proxies import Score, make_proxy
-from nni_blockswap.scoring.scorer import Scorer, can_compile, mean_score
+from nni_blockswap.scoring.engines.cpu_layers import can_compile
+from nni_blockswap.scoring.proxies import Score, make_proxy, mean_score
+from nni_blockswap.scoring.scorer import Scorer
+from nni_blockswap.scoring.settings import ScoreSettings, check_count
 from nni_blockswap.tasks import make_task
-
-Indices = tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreSettings:
-    """What a score depends on, and how it is computed.
-
-    Attributes:
-        space: the search space's class as "module:Class".
-        data: name of the data set.
-        data_root: folder of the data set.
-        space_args: arguments of the space's constructor.
-        data_options: options of the data set.
-        batch_size: of the minibatch; the paper takes that of the training.
-        seed: of weights and minibatches, in a search of the samples too.
-        proxy: what is measured.
-        inits: a score is the mean over that many draws of the weights.
-        minibatches: and over that many minibatches.
-        train_minibatches: score after training on so many minibatches, the scored one included.
-        augment: whether minibatches pass the training augmentation.
-        device: "auto", "cpu", "cuda", ...
-        precision: "auto", "float32", "bf16" or "float64".
-        processes: that score side by side on a CPU; None is one a core. Scores do not depend on it.
-        recompute: less memory and more time for the same scores; see ``Scorer``.
-    """
-
-    space: str
-    data: str
-    data_root: str | None = None
-    space_args: Mapping[str, Any] = field(default_factory=dict)
-    data_options: Mapping[str, Any] = field(default_factory=dict)
-    batch_size: int = 128
-    seed: int = 0
-    proxy: str = "fisher"
-    inits: int = 1
-    minibatches: int = 1
-    train_minibatches: int = 1
-    augment: bool = True
-    device: str = "auto"
-    precision: str = "auto"
-    processes: int | None = None
-    recompute: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "inits", "minibatches", "train_minibatches"):
-            check_count(name, getattr(self, name))
-        if self.processes is not None:
-            check_count("processes", self.processes)
-        if self.seed < 0:
-            raise ConfigError(f"seed is at least 0, not {self.seed!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +33,14 @@ class SearchSettings(ScoreSettings):
     Attributes:
         budgets: see ``Budget.parse``; one ranking each, the weights and minibatches shared.
         tolerance: None makes each budget a cap, 0.025 a band of 2.5 % on both sides.
+        method: how architectures are chosen.
         samples: architectures a budget.
         candidates: where given, the only substitutes to try, by block label.
     """
 
     budgets: Sequence[str]
     tolerance: float | None = None
+    method: str = "uniform"
     samples: int = 1000
     candidates: Mapping[str, Sequence[str]] | None = None
 
@@ -97,11 +50,15 @@ class SearchSettings(ScoreSettings):
         if isinstance(self.budgets, str) or not self.budgets:
             raise BudgetError(f"budgets is a list of at least one budget, not {self.budgets!r}.")
 
-
-def check_count(name: str, value: object) -> None:
-    """Raise ConfigError unless ``value`` is a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name} is a whole number of at least 1, not {value!r}.")
+    def parsed(self) -> list[Budget]:
+        """The budgets. Raises BudgetError where one is none, or is there twice."""
+        found: dict[Budget, str] = {}
+        for text in self.budgets:
+            budget = Budget.parse(text, self.tolerance)
+            if budget in found:
+                raise BudgetError(f"'{found[budget]}' and '{text}' are the same budget; give it once.")
+            found[budget] = text
+        return list(found)
 
 
 @dataclass(frozen=True)
@@ -130,7 +87,7 @@ def search(
     out: str | Path | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Ranking]:
-    """Sample architectures within each budget, score them all, and rank them.
+    """Score the architectures that the method asks for within each budget, and rank them.
 
     With ``out`` every score is on disk as it comes; a second call with the same settings scores only what is missing
     and gives the same rankings: bit for bit on a CPU, on a GPU as far as its kernels are deterministic. ``out`` then
@@ -141,21 +98,23 @@ def search(
         ScoreError: at some budget no score is finite; the other rankings are saved.
         BlockSwapError: settings that do not fit the space, the data or what ``out`` holds already.
     """
-    table = table_of(settings)
-    samples = sample(settings, table)
-    scorer = _scorer(settings)
+    table, budgets = table_of(settings), settings.parsed()
+    proxy = make_proxy(settings.proxy)
+    methods = [make_method(settings, table, budget, proxy.higher_is_better) for budget in budgets]
+    scorer = Scorer(settings, make_task(settings.data, settings.data_root, **settings.data_options), proxy)
     folder = Path(out) if out is not None else None
-    homes = [folder / str(budget) if len(samples) > 1 else folder for budget in samples] if folder else []
-    for home, budget in zip(homes, samples, strict=False):
+    homes = [folder / str(budget) if len(budgets) > 1 else folder for budget in budgets] if folder else []
+    for home, budget in zip(homes, budgets, strict=False):
         check_overwrites(home, _extent(settings, table, budget))
     journal = Journal(folder, _identity(settings, scorer))
-    wanted = sorted(set().union(*samples.values()))  # in order, neighbours share their first blocks
-    with Board(folder, scorer.proxy.higher_is_better) as board:
+    with Board(folder, proxy.higher_is_better) as board:
         try:
-            _score(settings, scorer, [table.names(indices) for indices in wanted], journal, board, on_progress)
+            found = _converse(methods, _Scoring(scorer, journal, board, on_progress), table)
         finally:
             journal.close()
-        rankings = [_rank(settings, scorer, table, budget, found, journal) for budget, found in samples.items()]
+        rankings = [
+            _rank(settings, scorer, table, budget, rows, journal) for budget, rows in zip(budgets, found, strict=True)
+        ]
         for home, ranking in zip(homes, rankings, strict=False):
             ranking.save(home)
         board.show(rankings)
@@ -177,54 +136,86 @@ def score(
     Raises:
         BlockSwapError: settings that do not fit the space, the data or what ``out`` holds already.
     """
-    scorer = _scorer(settings)
+    task = make_task(settings.data, settings.data_root, **settings.data_options)
+    scorer = Scorer(settings, task, make_proxy(settings.proxy))
     journal = Journal(Path(out) if out is not None else None, _identity(settings, scorer))
     try:
-        board = Board(None, scorer.proxy.higher_is_better)
-        _score(settings, scorer, architectures, journal, board, on_progress)
+        scoring = _Scoring(scorer, journal, Board(None, scorer.proxy.higher_is_better), on_progress)
+        scoring.score(architectures, settings.inits)
     finally:
         journal.close()
-    return [_mean(settings, journal, choices) for choices in architectures]
+    return [_mean(journal, choices, settings.inits) for choices in architectures]
 
 
-def table_of(settings: SearchSettings) -> CostTable:
-    """Costs of the candidates that the settings allow."""
-    table = cost_table(settings.space, settings.space_args)
+def table_of(settings: SearchSettings) -> Table:
+    """Costs of the candidates that the settings allow, by all resources that a budget limits."""
+    resources = [name for budget in settings.parsed() for name in budget.resources]
+    table = cost_table(settings.space, settings.space_args, resources)
     return table if settings.candidates is None else table.narrowed(settings.candidates)
 
 
-def sample(settings: SearchSettings, table: CostTable) -> dict[Budget, list[Indices]]:
-    """Distinct architectures, uniform over those within each budget; a budget's samples do not depend on the others."""
-    budgets: dict[Budget, str] = {}
-    for text in settings.budgets:
-        budget = Budget.parse(text, settings.tolerance)
-        if budget in budgets:
-            raise BudgetError(f"'{budgets[budget]}' and '{text}' are the same budget; give it once.")
-        budgets[budget] = text
-    return {
-        budget: Sampler(table, budget).sample(
-            settings.samples, np.random.default_rng([settings.seed, zlib.crc32(str(budget).encode())])
-        )
-        for budget in budgets
-    }
+def make_method(settings: SearchSettings, table: Table, budget: Budget, higher_is_better: bool = True) -> Method:
+    """The method that searches ``budget``; what it proposes does not depend on other budgets."""
+    problem = Problem(table, budget, settings.samples, settings.seed, settings.inits, higher_is_better)
+    return METHODS[settings.method](problem)
 
 
-def _scorer(settings: ScoreSettings) -> Scorer:
-    return Scorer(
-        settings.space,
-        complete_args(settings.space, settings.space_args),
-        make_task(settings.data, settings.data_root, **settings.data_options),
-        make_proxy(settings.proxy),
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        minibatches=settings.minibatches,
-        train_minibatches=settings.train_minibatches,
-        augment=settings.augment,
-        device=settings.device,
-        precision=settings.precision,
-        processes=settings.processes,
-        recompute=settings.recompute,
-    )
+def _converse(methods: Sequence[Method], scoring: "_Scoring", table: Table) -> list[list[Indices]]:
+    """Ask all methods, score what they want, and tell them, until none wants more.
+
+    Returns:
+        What each wanted full scores of, in the order in which it asked.
+    """
+    everything = scoring.inits
+    found: list[dict[Indices, None]] = [{} for _ in methods]
+    asking = dict(enumerate(methods))
+    while asking:
+        requests = {number: request for number, method in asking.items() if (request := method.ask()) is not None}
+        wanted: dict[int, set[Indices]] = {}
+        for request in requests.values():
+            wanted.setdefault(request.inits or everything, set()).update(request.rows)
+        for inits, rows in sorted(wanted.items()):
+            scoring.score([table.names(row) for row in sorted(rows)], inits)  # neighbours share their first blocks
+        for number, request in requests.items():
+            inits = request.inits or everything
+            if inits == everything:
+                found[number] |= dict.fromkeys(request.rows)
+            asking[number].tell({row: _mean(scoring.journal, table.names(row), inits).value for row in request.rows})
+        asking = {number: asking[number] for number in requests}
+    return [list(rows) for rows in found]
+
+
+class _Scoring:
+    """Brings scores into the journal, and tells how far it is."""
+
+    def __init__(self, scorer: Scorer, journal: Journal, board: Board, on_progress: Callable[[Progress], None]) -> None:
+        self.inits = scorer.settings.inits
+        self.journal = journal
+        self._scorer, self._board, self._on_progress = scorer, board, on_progress
+        self._wanted: set[tuple[int, str]] = set()
+        self._done = self._fresh = 0
+        self._start = time.monotonic()
+
+    def score(self, wanted: Sequence[Mapping[str, str]], inits: int) -> None:
+        """Bring the scores of ``wanted`` into the journal, one draw of the weights after the other."""
+        spelled = {_spell(choices): choices for choices in wanted}
+        asked = {(init, text) for init in range(inits) for text in spelled} - self._wanted
+        for key in self.journal:
+            if key in asked:
+                self._done += 1
+                self._board.add(self.journal[key].value)
+        self._wanted |= asked
+        for init in range(inits):
+            missing = [text for text in spelled if (init, text) not in self.journal]
+            found = self._scorer.scores(init, [spelled[text] for text in missing]) if missing else ()
+            for position, score in found:
+                self.journal.add(init, missing[position], score)
+                self._tell(self._board.add(score.value))
+
+    def _tell(self, best: float | None) -> None:
+        self._done, self._fresh = self._done + 1, self._fresh + 1
+        seconds = time.monotonic() - self._start
+        self._on_progress(Progress(self._done, len(self._wanted), seconds, self._fresh, best))
 
 
 def _identity(settings: ScoreSettings, scorer: Scorer) -> dict[str, Any]:
@@ -247,35 +238,12 @@ def _identity(settings: ScoreSettings, scorer: Scorer) -> dict[str, Any]:
     }
 
 
-def _score(
-    settings: ScoreSettings,
-    scorer: Scorer,
-    wanted: Sequence[Mapping[str, str]],
-    journal: Journal,
-    board: Board,
-    on_progress: Callable[[Progress], None],
-) -> None:
-    """Bring every wanted score into the journal, one draw of the weights after the other."""
-    spelled = {_spell(choices): choices for choices in wanted}
-    earlier = [(init, text) for init, text in journal if init < settings.inits and text in spelled]
-    for key in earlier:
-        board.add(journal[key].value)
-    done, total, start = len(earlier), settings.inits * len(spelled), time.monotonic()
-    for init in range(settings.inits):
-        missing = [text for text in spelled if (init, text) not in journal]
-        for position, score in scorer.scores(init, [spelled[text] for text in missing]) if missing else ():
-            journal.add(init, missing[position], score)
-            done += 1
-            best = board.add(score.value)
-            on_progress(Progress(done, total, time.monotonic() - start, done - len(earlier), best))
-
-
 def _rank(
     settings: SearchSettings,
     scorer: Scorer,
-    table: CostTable,
+    table: Table,
     budget: Budget,
-    found: Iterable[Indices],
+    found: Sequence[Indices],
     journal: Journal,
 ) -> Ranking:
     provenance = {**_identity(settings, scorer), **_extent(settings, table, budget)}
@@ -283,19 +251,20 @@ def _rank(
     scored = []
     for indices in found:
         architecture = Architecture.from_indices(settings.space, scorer.space_args, table, indices)
-        score = _mean(settings, journal, architecture.choices)
+        score = _mean(journal, architecture.choices, settings.inits)
         scored.append(architecture.scored(score.value, {**provenance, "block_scores": list(score.blocks)}))
     return Ranking.of(str(budget), scored, higher_is_better=scorer.proxy.higher_is_better)
 
 
-def _extent(settings: SearchSettings, table: CostTable, budget: Budget) -> dict[str, Any]:
+def _extent(settings: SearchSettings, table: Table, budget: Budget) -> dict[str, Any]:
     """What a ranking depends on beside the scores."""
     candidates = f"{zlib.crc32(repr(table.candidates).encode()):08x}"  # a name for the lists of all blocks
-    return {"inits": settings.inits, "samples": settings.samples, "budget": str(budget), "candidates": candidates}
+    return {"method": settings.method, "inits": settings.inits, "samples": settings.samples,
+            "budget": str(budget), "candidates": candidates}  # fmt: skip
 
 
-def _mean(settings: ScoreSettings, journal: Journal, choices: Mapping[str, str]) -> Score:
-    return mean_score([journal[init, _spell(choices)] for init in range(settings.inits)])
+def _mean(journal: Journal, choices: Mapping[str, str], inits: int) -> Score:
+    return mean_score([journal[init, _spell(choices)] for init in range(inits)])
 
 
 def _spell(choices: Mapping[str, str]) -> str:

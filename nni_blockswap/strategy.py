@@ -3,7 +3,6 @@
 import json
 import logging
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +82,12 @@ class BlockSwapStrategy(Strategy):  # type: ignore[misc]  # NNI is not typed
         """Students, and which of them have ended, in plain types: NNI reads it back with ``weights_only``."""
         over = (ModelStatus.Trained, ModelStatus.Failed)
         ended = [identity for identity, model in self._models.items() if model.status in over]
-        students: Any = json.loads(
-            json.dumps([asdict(student) for student in self._students])
-        )  # torch's version is no str
+        students: Any = json.loads(json.dumps([one.to_json() for one in self._students]))  # torch's version is no str
         return {"students": students, "ended": self._ended + ended}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the same students, without those that have ended."""
-        self._students = [Architecture(**student) for student in state_dict["students"]]
+        self._students = [Architecture.from_json(student) for student in state_dict["students"]]
         self._ended = list(state_dict["ended"])
 
 

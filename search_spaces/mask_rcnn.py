@@ -9,7 +9,8 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
-from nni_blockswap.blocks.space import BlockSpace, initialise
+from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.blocks.weights import initialise
 from nni_blockswap.errors import SpaceError
 from search_spaces.resnet import convert, stages
 

@@ -6,7 +6,10 @@ from typing import Any
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from nni_blockswap.blocks.space import BlockSpace, PostActivationBlock, initialise, label
+from nni_blockswap.blocks.shells import PostActivationBlock
+from nni_blockswap.blocks.site import label
+from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.blocks.weights import initialise
 from nni_blockswap.errors import SpaceError
 
 STAGES = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3]}

@@ -4,8 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from nni_blockswap.blocks.space import BlockSpace, PreActivationBlock, initialise, label
-from nni_blockswap.blocks.substitutes.paper import Site, candidates
+from nni_blockswap.blocks.shells import PreActivationBlock
+from nni_blockswap.blocks.site import Site, label
+from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.blocks.substitutes.paper import PAPER
+from nni_blockswap.blocks.weights import initialise
 from nni_blockswap.errors import SpaceError
 
 
@@ -64,6 +67,6 @@ def _blocks(per_stage: int, width: int, extra: Sequence[str]) -> Iterator[list[P
         blocks = []
         for position in range(per_stage):
             site = Site(channels, (16 << stage) * width, stride=2 if stage and not position else 1)
-            blocks.append(PreActivationBlock(label(index), site, candidates(site, extra)))
+            blocks.append(PreActivationBlock(label(index), site, site.candidates((*PAPER, *extra))))
             channels, index = site.out_channels, index + 1
         yield blocks

@@ -155,3 +155,23 @@ def test_load_space_gives_the_class() -> None:
     from search_spaces.wide_resnet import WideResNetSpace
 
     assert load_space(WRN) is WideResNetSpace
+
+
+def test_a_trials_parameters_are_read_back() -> None:
+    one = Architecture.from_choices(WRN, ["B(2)", "G(4)", "BG(2,4)"], SMALL).scored(1.5, {"proxy": "fisher"})
+    given = one.to_parameters(rank=2)
+    assert json.loads(json.dumps(given)) == given
+    assert (given["block_01"], given["params"], given["rank"]) == ("G(4)", one.params, 2)
+    read = Architecture.from_parameters({**given, "method": "blockswap", "seed": 3, "params": 5})
+    assert (read.id, read.score, read.params, read.provenance) == (one.id, 1.5, one.params, {"rank": 2})
+    assert Architecture.from_parameters({**given, "score": None}).score is None
+
+
+def test_choices_alone_are_understood_where_a_space_is_named_beside_them() -> None:
+    """As NNI's own tuners hand them out."""
+    one = Architecture.from_choices(WRN, ["B(2)", "G(4)", "BG(2,4)"], SMALL)
+    assert Architecture.from_parameters(dict(one.choices), WRN, SMALL).id == one.id
+    with pytest.raises(SpaceError, match="the tuner names no space; add --space"):
+        Architecture.from_parameters(one.choices)
+    with pytest.raises(SpaceError, match="'block_77' is not a block of the space"):
+        Architecture.from_parameters({**one.choices, "block_77": "S"}, WRN, SMALL)

@@ -9,14 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "errors", "files", "seeds", "metric", "key_values",
-    "blocks.substitutes", "cost", "architecture", "methods", "blocks", "tasks", "scoring", "results",
+    "errors", "files", "seeds", "metric", "key_values", "registry",
+    "cost", "architecture", "methods", "blocks", "tasks", "scoring", "results",
     "searching", "training.attention", "experiment.students", "studies", "experiment", "training",
     "tuner", "strategy", "cli", "__main__",
 ]  # fmt: skip
 """Rooms, or parts of a room, from the bottom up: each imports itself and what stands before it."""
 
-NNI_ROOMS = {"blocks/space.py", "strategy.py", "tuner.py", "training/nni_link.py", "cli/check.py"}
+NNI_ROOMS = {"blocks/space.py", "blocks/shells.py", "strategy.py", "tuner.py", "training/nni_link.py", "cli/check.py"}
 """The last reads configs as nnictl does."""
 
 

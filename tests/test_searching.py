@@ -16,7 +16,7 @@ from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.errors import BlockSwapError, ScoreError, StateError
 from nni_blockswap.scoring.proxies import Score
 from nni_blockswap.scoring.scorer import Scorer
-from nni_blockswap.searching import Progress, SearchSettings, sample, search, table_of
+from nni_blockswap.searching import Progress, SearchSettings, make_method, search, table_of
 from nni_blockswap.tasks import make_task
 from tests.conftest import SMALL, WRN
 
@@ -69,7 +69,10 @@ def test_same_seed_same_ranking_in_another_process_and_another_seed_another(tmp_
 
 def test_another_seed_draws_other_architectures() -> None:
     settings = [SearchSettings(**SETTINGS, seed=seed) for seed in (0, 0, 1)]  # type: ignore[arg-type]
-    first, again, other = (next(iter(sample(one, table_of(one)).values())) for one in settings)
+    first, again, other = (
+        make_method(one, table_of(one), one.parsed()[0]).ask().rows  # type: ignore[union-attr]
+        for one in settings
+    )
     assert first == again
     assert len({*first, *other}) > len(first)
 

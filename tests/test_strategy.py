@@ -86,7 +86,7 @@ def test_state_survives_torchs_safe_loading_and_no_student_is_trained_twice(tmp_
     second.run()
     samples = [model.sample for model in [*first.list_models(sort=False), *second.list_models(sort=False)]]
     assert len(samples) == len({str(sample) for sample in samples}) == 3
-    assert second.state_dict()["ended"] == [Architecture(**student).id for student in state["students"]]
+    assert second.state_dict()["ended"] == [Architecture.from_json(student).id for student in state["students"]]
 
 
 def test_scores_are_kept_in_a_folder_and_used_again(tmp_path, monkeypatch):

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nni_blockswap.cost.table import CostTable
+from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.files import read_json
 
 
-def to_nni(table: CostTable) -> dict[str, Any]:
+def to_nni(table: Table) -> dict[str, Any]:
     """The candidates of every block, as NNI writes them."""
     return {
         label: {"_type": "choice", "_value": list(names)}

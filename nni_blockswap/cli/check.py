@@ -153,8 +153,9 @@ def _search(config: Config) -> Iterator[Fault]:
     from nni_blockswap.cost.budget import Budget
     from nni_blockswap.experiment.classargs import read_settings
     from nni_blockswap.methods.sampler import Sampler
+    from nni_blockswap.scoring.machine import resolve_device, resolve_precision
     from nni_blockswap.scoring.proxies import make_proxy
-    from nni_blockswap.scoring.scorer import check_fit, resolve_device, resolve_precision
+    from nni_blockswap.scoring.scorer import check_fit
     from nni_blockswap.studies.comparison import Comparison, faults
 
     arguments = config.arguments

@@ -57,7 +57,7 @@ def _of_trials(options: argparse.Namespace, given: dict[str, Any], proxies: list
 
 def _of_csv(options: argparse.Namespace, given: dict[str, Any], proxies: list[str]) -> str:
     from nni_blockswap.cli.search import ProgressLine
-    from nni_blockswap.searching import ScoreSettings
+    from nni_blockswap.scoring.settings import ScoreSettings
     from nni_blockswap.studies.rank_study import rank_study, read_trained, table
 
     missing = [f"--{name}" for name in ("space", "data") if given[name] is None]

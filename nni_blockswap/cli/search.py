@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="make budgets bands: 0.025 is within 2.5 %% on both sides (default: budgets are caps)",
     )
+    parser.add_argument(
+        "--method", default="uniform", metavar="NAME", help="how architectures are chosen (default uniform)"
+    )
     parser.add_argument("--samples", type=int, default=1000, metavar="N", help="architectures a budget (default 1000)")
     parser.add_argument(
         "--proxy", default="fisher", metavar="NAME", help="fisher (default), grad_norm, l2_norm, accuracy"
@@ -67,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         folder = Path(options.out) / (ranking.budget if len(rankings) > 1 else "")
         print(
             f"{ranking.budget}: best of {len(ranking.architectures)}: score {best.score:.6g}, "
-            f"{best.params:,} parameters, {best.macs:,} MACs\n"
+            f"{best.spelled_costs}\n"
             f"  {' '.join(best.choices.values())}\n  in {folder / 'best.json'}"
         )
     print(f"{time.monotonic() - start:.1f} s")
@@ -83,6 +86,7 @@ def settings_of(options: argparse.Namespace) -> SearchSettings:
         **score_settings(options),
         budgets=options.budget,
         tolerance=options.tolerance,
+        method=options.method,
         samples=options.samples,
         proxy=options.proxy,
         train_minibatches=options.train_minibatches,

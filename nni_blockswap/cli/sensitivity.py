@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Score the swaps and print them."""
     from nni_blockswap.cli.search import ProgressLine
-    from nni_blockswap.searching import ScoreSettings
+    from nni_blockswap.scoring.settings import ScoreSettings
     from nni_blockswap.studies.sensitivity import rows, sensitivity, table
 
     settings = ScoreSettings(**score_settings(options))

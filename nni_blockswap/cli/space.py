@@ -3,10 +3,6 @@
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
 
 from nni_blockswap.cli.options import add_search_space_file, add_space_options
 from nni_blockswap.key_values import key_values
@@ -30,31 +26,27 @@ def run(options: argparse.Namespace) -> int:
     from nni_blockswap.architecture import cost_table
     from nni_blockswap.blocks.nni_format import read_candidates, to_nni
     from nni_blockswap.cost.budget import Budget
-    from nni_blockswap.cost.table import RESOURCES, CostTable
     from nni_blockswap.methods.sampler import Sampler
 
-    table: CostTable = cost_table(options.space, key_values(options.space_arg, "--space-arg"))
+    budgets = [Budget.parse(text, options.tolerance) for text in options.budget]
+    resources = [name for budget in budgets for name in budget.resources]
+    table = cost_table(options.space, key_values(options.space_arg, "--space-arg"), resources)
     if options.search_space_file:
         table = table.narrowed(read_candidates(options.search_space_file))
     if options.json:
         print(json.dumps(to_nni(table), indent=2))
         return 0
-    for label, names, params, macs in zip(table.labels, table.candidates, table.params, table.macs, strict=True):
-        print(f"{label}  {len(names):2d} candidates, {params.min():>9,} to {params.max():>9,} parameters, "
-              f"{macs.min():>11,} to {macs.max():>11,} MACs:  {' '.join(names)}")  # fmt: skip
-    print(f"{'fixed':8s}  {table.fixed_params:,} parameters, {table.fixed_macs:,} MACs")
-    for what, pick in (("cheapest", min), ("dearest", max)):
-        totals = {name: _extreme(*table.columns(name), pick) for name in RESOURCES}
-        print(f"{what:8s}  {totals['params']:,} parameters; {totals['macs']:,} MACs")
-    print(f"original  {table.original('params'):,} parameters, {table.original('macs'):,} MACs")
+    columns = table.columns.values()
+    for block, (label, names) in enumerate(zip(table.labels, table.candidates, strict=True)):
+        spans = (f"{one.costs[block].min():>11,} to {one.costs[block].max():>11,} {one.unit}" for one in columns)
+        print(f"{label}  {len(names):2d} candidates, {', '.join(spans)}:  {' '.join(names)}")
+    print(f"{'fixed':8s}  {', '.join(f'{one.fixed:,} {one.unit}' for one in columns)}")
+    for place, what in enumerate(("cheapest", "dearest")):
+        print(f"{what:8s}  {'; '.join(f'{one.reach[place]:,} {one.unit}' for one in columns)}")
+    print(f"original  {', '.join(f'{table.original(name):,} {one.unit}' for name, one in table.columns.items())}")
     everything = math.prod(len(names) for names in table.candidates)
     print(f"{everything:.4g} architectures")
-    for text in options.budget:
-        budget = Budget.parse(text, options.tolerance)
+    for budget in budgets:
         count = Sampler(table, budget).count
         print(f"{count:.4g} of them in {budget} ({count / everything:.3g} of all)")
     return 0
-
-
-def _extreme(fixed: int, columns: Sequence[NDArray[np.int64]], pick: Callable[[Iterable[int]], int]) -> int:
-    return fixed + sum(pick(column.tolist()) for column in columns)

@@ -45,8 +45,7 @@ def _row(student: Student, metric: Metric, folder: Path | str, result: dict[str,
 def _teacher(given: dict[str, Any], results: list[dict[str, Any]], metric: Metric) -> tuple[str, ...]:
     from nni_blockswap.architecture import Architecture  # which imports torch
 
-    choices = {label: name for label, name in given.items() if label.startswith("block_")}
-    original = Architecture.from_choices(given["space"], choices, given["space_args"]).teacher()
+    original = Architecture.from_parameters(given).teacher()
     key = f"teacher_{metric.key}"
     reached = next((metric.show(one[key]) for one in results if key in one), "")
     return "teacher", f"{original.params:,}", f"{original.macs:,}", "", reached, ""

@@ -1,55 +1,82 @@
-"""What each choice costs, exactly: parameters and multiply-accumulates (MACs).
+"""The table of choices: what each candidate of each block costs, exactly, by resource.
 
-Counting convention. *Parameters* are all weights, biases and BN affine terms. *MACs* count convolutions and linear
-layers, one a multiply-accumulate, for one image of the space's ``input_size``; BN, activations, pooling and additions
-are free, as in the paper's tables. An architecture's cost is a fixed part plus one number for each block:
+    cost(architecture) = fixed + sum_b costs_b[candidate of block b]            for each resource
 
-    cost(choices) = fixed + sum_b table_b[choice_b]
-
-The tables come from the substitutes' closed forms; the fixed part and the sizes of the feature maps are read off one
-shape-only run of the space on the meta device, which computes and allocates nothing.
+Everything before the table knows networks and modules; everything after it knows these integers.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from nni_blockswap.blocks.substitutes.paper import IDENTITY, Site, canonical, convs
-from nni_blockswap.errors import SpaceError
+from nni_blockswap.errors import BudgetError, SpaceError
 
-RESOURCES = ("params", "macs")
+ORIGINAL = "S"
+"""The candidate that keeps a block's original branch."""
 
-
-class CostedBlock(Protocol):
-    """What a residual block has to say about itself (see ``blocks.Block``)."""
-
-    label: str
-    site: Site
-    names: tuple[str, ...]
-    norm_params: int
-    branch: nn.Module
+Indices = tuple[int, ...]
+"""An architecture: the index of a candidate for every block."""
 
 
 @dataclass(frozen=True)
-class CostTable:
-    """Costs of every candidate of every block; arrays run in the order of ``candidates``."""
+class Column:
+    """One resource.
+
+    Attributes:
+        unit: what a number counts, in the plural.
+        fixed: what the rest of the network takes.
+        costs: of every candidate, an array a block.
+    """
+
+    unit: str
+    fixed: int
+    costs: tuple[NDArray[np.int64], ...]
+
+    def total(self, indices: Sequence[int]) -> int:
+        """Cost of the architecture that takes candidate ``indices[b]`` in block b."""
+        return self.fixed + sum(int(block[index]) for block, index in zip(self.costs, indices, strict=True))
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """The least and the greatest total of all architectures."""
+        least, most = (sum(int(pick(block)) for block in self.costs) for pick in (np.min, np.max))
+        return self.fixed + least, self.fixed + most
+
+
+class Speller(Protocol):
+    """A place where candidates stand, as far as a table asks: which of several spellings it knows one by."""
+
+    def canonical(self, name: str) -> str: ...
+
+
+@dataclass(frozen=True)
+class Table:
+    """Candidates of every block and their costs; arrays run in the order of ``candidates``.
+
+    Attributes:
+        labels: of the blocks, in forward order.
+        candidates: canonical names, a tuple a block.
+        columns: by name of the resource, ``params`` first.
+        sites: the blocks' places.
+        whole: the table that this one was narrowed from, if any.
+    """
 
     labels: tuple[str, ...]
     candidates: tuple[tuple[str, ...], ...]
-    params: tuple[NDArray[np.int64], ...]
-    macs: tuple[NDArray[np.int64], ...]
-    fixed_params: int
-    fixed_macs: int
-    sites: tuple[Site, ...] = ()
-    whole: "CostTable | None" = None
-    """The table that this one was narrowed from, if any."""
+    columns: Mapping[str, Column]
+    sites: tuple[Speller, ...] = ()
+    whole: "Table | None" = None
 
-    def index(self, choices: Mapping[str, str] | Sequence[str]) -> tuple[int, ...]:
+    def column(self, resource: str) -> Column:
+        """The column of ``resource``. Raises BudgetError where the table has none."""
+        if resource not in self.columns:
+            raise BudgetError(f"this table has no resource '{resource}'; it has {', '.join(self.columns)}.")
+        return self.columns[resource]
+
+    def index(self, choices: Mapping[str, str] | Sequence[str]) -> Indices:
         """Candidate indices of ``choices``: substitutes in any spelling, in block order or by label.
 
         Raises:
@@ -73,30 +100,30 @@ class CostTable:
     def _position(self, block: int, name: str) -> int:
         names = self.candidates[block]
         try:
-            return names.index(canonical(name, self.sites[block]))
+            return names.index(self.sites[block].canonical(name))
         except ValueError:
             raise SpaceError(
                 f"'{name}' is not a candidate of {self.labels[block]}; choose from {', '.join(names)}."
             ) from None
 
-    def columns(self, resource: str) -> tuple[int, tuple[NDArray[np.int64], ...]]:
-        """Fixed part and tables of ``"params"`` or ``"macs"``."""
-        return (self.fixed_params, self.params) if resource == "params" else (self.fixed_macs, self.macs)
-
     def total(self, resource: str, indices: Sequence[int]) -> int:
         """Cost of the architecture that takes candidate ``indices[b]`` in block b."""
-        fixed, tables = self.columns(resource)
-        return fixed + sum(int(table[index]) for table, index in zip(tables, indices, strict=True))
+        return self.column(resource).total(indices)
+
+    def costs(self, indices: Sequence[int]) -> dict[str, int]:
+        """Its cost by resource."""
+        return {name: column.total(indices) for name, column in self.columns.items()}
 
     def names(self, indices: Sequence[int]) -> dict[str, str]:
         """Choices by label."""
         return {label: names[index] for label, names, index in zip(self.labels, self.candidates, indices, strict=True)}
 
-    def teacher(self) -> tuple[int, ...]:
-        """The original network: ``S`` in every block, or where the table lacks it the dearest candidate."""
+    def teacher(self) -> Indices:
+        """The original network: ``S`` in every block, or where the table lacks it the one with most parameters."""
+        first = next(iter(self.columns.values()))
         return tuple(
-            names.index(IDENTITY) if IDENTITY in names else int(np.argmax(table))
-            for names, table in zip(self.candidates, self.params, strict=True)
+            names.index(ORIGINAL) if ORIGINAL in names else int(np.argmax(costs))
+            for names, costs in zip(self.candidates, first.costs, strict=True)
         )
 
     def original(self, resource: str) -> int:
@@ -104,7 +131,7 @@ class CostTable:
         table = self if self.whole is None else self.whole
         return table.total(resource, table.teacher())
 
-    def narrowed(self, allowed: Mapping[str, Sequence[str]]) -> "CostTable":
+    def narrowed(self, allowed: Mapping[str, Sequence[str]]) -> "Table":
         """The same table with only the candidates in ``allowed`` (substitutes by label), in the table's order.
 
         Raises:
@@ -120,86 +147,9 @@ class CostTable:
         return replace(
             self,
             candidates=tuple(tuple(names[i] for i in rows) for names, rows in zip(self.candidates, keep, strict=True)),
-            params=tuple(table[rows] for table, rows in zip(self.params, keep, strict=True)),
-            macs=tuple(table[rows] for table, rows in zip(self.macs, keep, strict=True)),
+            columns={
+                name: replace(column, costs=tuple(block[rows] for block, rows in zip(column.costs, keep, strict=True)))
+                for name, column in self.columns.items()
+            },
             whole=self if self.whole is None else self.whole,
         )
-
-
-def branch_params(name: str, site: Site, norm_params: int = 2) -> int:
-    """Parameters of a branch: its convolutions' weights, and those of the normalisation between each two of them.
-
-    BN has ``norm_params`` = 2 a channel, scale and shift; frozen BN has none.
-    """
-    layers = convs(name, site)
-    return sum(layer.weights for layer in layers) + sum(norm_params * layer.in_channels for layer in layers[1:])
-
-
-def branch_macs(name: str, site: Site, size: tuple[int, int]) -> int:
-    """MACs of a branch on one feature map of ``size`` = (height, width)."""
-    total = 0
-    height, width = size
-    for layer in convs(name, site):
-        height, width = -(-height // layer.stride), -(-width // layer.stride)
-        total += layer.weights * height * width
-    return total
-
-
-def cost_table(network: nn.Module, blocks: Sequence[CostedBlock], run: Callable[[], object]) -> CostTable:
-    """Tables of a search space.
-
-    Args:
-        network: the space, on the meta device.
-        blocks: its blocks in forward order.
-        run: runs the part of ``network`` whose MACs count, on one image.
-    """
-    in_branches = {id(parameter) for block in blocks for parameter in block.branch.parameters()}
-    fixed_params = sum(p.numel() for p in network.parameters() if id(p) not in in_branches)
-    fixed_macs, sizes = _measure(network, blocks, run)
-    return CostTable(
-        labels=tuple(block.label for block in blocks),
-        candidates=tuple(block.names for block in blocks),
-        params=tuple(
-            np.array([branch_params(n, b.site, b.norm_params) for n in b.names], dtype=np.int64) for b in blocks
-        ),
-        macs=tuple(np.array([branch_macs(n, b.site, sizes[b.label]) for n in b.names], dtype=np.int64) for b in blocks),
-        fixed_params=fixed_params,
-        fixed_macs=fixed_macs,
-        sites=tuple(block.site for block in blocks),
-    )
-
-
-def _measure(
-    network: nn.Module, blocks: Sequence[CostedBlock], run: Callable[[], object]
-) -> tuple[int, dict[str, tuple[int, int]]]:
-    """MACs outside the branches, and the (height, width) that enters each branch."""
-    macs = 0
-    sizes: dict[str, tuple[int, int]] = {}
-
-    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        nonlocal macs
-        weight = module.weight
-        assert isinstance(weight, torch.Tensor)
-        positions = output[0, 0].numel() if isinstance(module, nn.Conv2d) else output.numel() // output.shape[-1]
-        macs += weight.numel() * positions
-
-    def record(label: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            sizes[label] = (inputs[0].shape[-2], inputs[0].shape[-1])
-
-        return hook
-
-    inside = {id(module) for block in blocks for module in block.branch.modules()}
-    handles = [block.branch.register_forward_pre_hook(record(block.label)) for block in blocks]
-    handles += [
-        module.register_forward_hook(count)
-        for module in network.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear) and id(module) not in inside
-    ]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return macs, sizes

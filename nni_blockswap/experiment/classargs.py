@@ -9,7 +9,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from nni_blockswap.architecture import cost_table
 from nni_blockswap.blocks.nni_format import from_nni
 from nni_blockswap.errors import BlockSwapError, ConfigError
-from nni_blockswap.searching import SearchSettings, check_count
+from nni_blockswap.scoring.settings import check_count
+from nni_blockswap.searching import SearchSettings
 from nni_blockswap.studies.comparison import Comparison
 
 

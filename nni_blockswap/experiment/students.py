@@ -23,8 +23,7 @@ class Student:
     """One selected architecture.
 
     Attributes:
-        parameters: what its trial is given: a substitute for each block label; beside them ``space``, ``space_args``,
-            ``params``, ``macs``, ``score``, ``rank`` (from 1) and ``architecture_id``; in a comparison what
+        parameters: what its trial is given, see ``Architecture.to_parameters``; in a comparison with what
             ``comparison.contestants`` adds.
         state: ``waiting``, ``running``, ``succeeded`` or ``failed``.
         accuracy: the trial's final result, or None.
@@ -62,7 +61,7 @@ class Students:
     @classmethod
     def select(cls, path: Path, architectures: "Sequence[Architecture]") -> "Students":
         """A new file at ``path`` with ``architectures``, best first."""
-        return cls.of(path, [parameters_of(one, rank) for rank, one in enumerate(architectures, start=1)])
+        return cls.of(path, [one.to_parameters(rank) for rank, one in enumerate(architectures, start=1)])
 
     @classmethod
     def of(cls, path: Path, parameters: Sequence[dict[str, Any]]) -> "Students":
@@ -113,20 +112,6 @@ def read(path: Path) -> list[Student]:
 def identity(parameters: Mapping[str, Any]) -> str:
     """What names a trial, from its parameters or its results."""
     return " ".join(str(parameters[name]) for name in IDENTITY if name in parameters)
-
-
-def parameters_of(architecture: "Architecture", rank: int | None = None) -> dict[str, Any]:
-    """What a trial is given to train ``architecture``: finite plain numbers and text, as NNI demands."""
-    return {
-        **architecture.choices,
-        "space": architecture.space,
-        "space_args": dict(architecture.space_args),
-        "params": architecture.params,
-        "macs": architecture.macs,
-        "score": architecture.score,
-        "rank": rank,
-        "architecture_id": architecture.id,
-    }
 
 
 def result_of(parameters: Mapping[str, Any], value: Any) -> tuple[str, float]:

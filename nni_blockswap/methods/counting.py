@@ -13,6 +13,8 @@ with (min, +) and (max, +).
 import numpy as np
 from numpy.typing import NDArray
 
+from nni_blockswap.cost.table import Column
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -26,14 +28,15 @@ class Grid:
     block b that can be reached and can still end in the window lie in ``first[b]`` to ``last[b]``.
 
     Args:
-        fixed, costs: the cost of an architecture is ``fixed`` and one entry of each array.
+        column: the resource.
         window: least and greatest total allowed, inclusive; all by default.
     """
 
-    def __init__(self, fixed: int, costs: tuple[Ints, ...], window: tuple[int, int] | None = None) -> None:
+    def __init__(self, column: Column, window: tuple[int, int] | None = None) -> None:
+        costs = column.costs
         self.order = sorted(range(len(costs)), key=lambda block: int(np.ptp(costs[block])))
         excess = [costs[block] - costs[block].min() for block in self.order]
-        self.base = fixed + sum(int(block.min()) for block in costs)
+        self.base = column.reach[0]
         self.unit = int(np.gcd.reduce(np.concatenate(excess))) or 1
         self.steps = [block // self.unit for block in excess]
         reach = np.cumsum([0, *(int(block.max()) for block in self.steps)])

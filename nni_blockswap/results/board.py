@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from nni_blockswap.cost.resources import RESOURCES
 from nni_blockswap.results.ranking import Ranking
 
 EVERY = 25
@@ -64,22 +65,22 @@ class Board:
             choices = "\n".join(f"| {label} | {name} |" for label, name in best.choices.items())
             self._writer.add_text(
                 f"best/{ranking.budget}",
-                f"score {best.score:.6g}, {best.params:,} parameters, {best.macs:,} MACs\n\n"
-                f"| block | substitute |\n|---|---|\n{choices}",
+                f"score {best.score:.6g}, {best.spelled_costs}\n\n| block | substitute |\n|---|---|\n{choices}",
             )
             self._writer.add_figure(f"score_by_cost/{ranking.budget}", scatter(ranking))
 
 
 def scatter(ranking: Ranking) -> Any:
-    """Score against parameters and against MACs, as a matplotlib figure."""
+    """Score against each resource, as a matplotlib figure."""
     from matplotlib.figure import Figure
 
     finite = [one for one in ranking.architectures if one.score is not None and math.isfinite(one.score)]
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    for axes, resource in zip(figure.subplots(1, 2, sharey=True), ("params", "macs"), strict=True):
-        axes.scatter([getattr(one, resource) for one in finite], [one.score for one in finite], s=8)
-        axes.scatter([getattr(finite[0], resource)], [finite[0].score], s=40, marker="*", color="C3", label="best")
-        axes.set_xlabel({"params": "parameters", "macs": "MACs"}[resource])
+    resources = list(finite[0].costs)
+    figure = Figure(figsize=(4.5 * len(resources), 4), layout="constrained")
+    for axes, resource in zip(figure.subplots(1, len(resources), sharey=True), resources, strict=True):
+        axes.scatter([one.costs[resource] for one in finite], [one.score for one in finite], s=8)
+        axes.scatter([finite[0].costs[resource]], [finite[0].score], s=40, marker="*", color="C3", label="best")
+        axes.set_xlabel(RESOURCES[resource].unit)
     figure.axes[0].set_ylabel("score")
     figure.axes[0].legend()
     figure.suptitle(f"{len(finite)} candidates at {ranking.budget}")

@@ -82,11 +82,11 @@ class Ranking:
         return cls(str(best.provenance.get("budget", "")), architectures)
 
     def _rows(self) -> Iterator[list[object]]:
-        labels = list(self.architectures[0].choices)
-        yield ["rank", "score", "params", "macs", *labels, "id", "flag"]
+        first = self.architectures[0]
+        yield ["rank", "score", *first.costs, *first.choices, "id", "flag"]
         for rank, one in enumerate(self.architectures, start=1):
             flag = "" if _is_finite(one) else NON_FINITE
-            yield [rank, repr(one.score), one.params, one.macs, *one.choices.values(), one.id, flag]
+            yield [rank, repr(one.score), *one.costs.values(), *one.choices.values(), one.id, flag]
 
 
 def check_overwrites(folder: Path, extent: Mapping[str, Any]) -> None:

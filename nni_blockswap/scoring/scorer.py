@@ -2,96 +2,61 @@
 
 The super-network, the space itself, holds the weights of every candidate of every block. Scoring one architecture
 selects its candidates and measures; no network is built for it. All architectures see the same weights and the same
-minibatches (common random numbers), so that what differs between two scores is the architecture.
-
-Any proxy on any space and task takes the plain way, ``Scorer.score``. Fisher potential on a chain of blocks, the common
-case, takes the fast one: ``fast_fisher``, on a CPU with ``cpu_layers`` and ``workers``.
+minibatches (common random numbers), so that what differs between two scores is the architecture. How it is done best
+is the ``engines``' affair.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from nni_blockswap.architecture import cost_table, load_space
-from nni_blockswap.blocks.space import BlockSpace, seeded
+from nni_blockswap.architecture import complete_args, cost_table, load_space
+from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.scoring.engines import compiled, cpu_layers
-from nni_blockswap.scoring.engines.chain import FisherChain, is_chain
-from nni_blockswap.scoring.engines.cuda_graphs import GraphedFisherChain, graphed
+from nni_blockswap.scoring.engines import Work, choose
+from nni_blockswap.scoring.engines.plain import measure
+from nni_blockswap.scoring.machine import resolve_device, resolve_precision
 from nni_blockswap.scoring.proxies import Proxy, Score
-from nni_blockswap.scoring.proxies.fisher import FisherPotential, fisher_information
-from nni_blockswap.scoring.workers import Measure, score_all
+from nni_blockswap.scoring.proxies.fisher import FisherPotential
+from nni_blockswap.scoring.settings import ScoreSettings
+from nni_blockswap.scoring.workers import score_all
+from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks import Batch, Task
-from nni_blockswap.tasks.classification import Classification, Labelled
-
-PRECISIONS = ("auto", "float32", "bf16", "float64")
-LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4  # the paper's recipe (section 5), for scores after training
+from nni_blockswap.tasks.classification import Classification
 
 
 class Scorer:
     """Scores architectures of one space on fixed minibatches.
 
     Args:
-        space: "module:Class" of the space.
-        space_args: its constructor's arguments.
+        settings: what a score depends on.
         task: where minibatches and loss come from.
         proxy: what is measured.
-        batch_size: images in a minibatch; the paper takes that of the training (section 4).
-        seed: of weights and minibatches.
-        minibatches: a score is the mean over that many.
-        train_minibatches: measure after training on this many minibatches, the measured one included: 1 measures at
-            initialisation, T after T - 1 steps of SGD (Table 1).
-        augment: whether minibatches pass the training augmentation.
-        device: "auto" (a GPU if there is one), "cpu", "cuda", ...
-        precision: of the convolutions, one of ``PRECISIONS``; Fisher information is summed in float32 at least. "auto"
-            is bf16 where it is native to a CPU and known to rank as float64 does (``_is_bf16_known``), else float32.
-        processes: that score side by side on a CPU, the fast way; None is one for each of PyTorch's threads. Each holds
-            a super-network and the activations of one candidate. Scores do not depend on it. A
-            script's own space, in ``__main__``, is scored in one: no other process can import it.
-        recompute: the fast way only: run each block a second time in the backward pass instead of keeping its
-            activations: less memory, more time, the same scores.
 
     Raises:
         ConfigError: settings that do not exist, or a space whose networks are not for this task; see ``check_fit``.
         DataError: the training set is too small for the minibatches.
     """
 
-    def __init__(
-        self,
-        space: str,
-        space_args: Mapping[str, Any],
-        task: Task,
-        proxy: Proxy,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        minibatches: int = 1,
-        train_minibatches: int = 1,
-        augment: bool = True,
-        device: str = "auto",
-        precision: str = "auto",
-        processes: int | None = None,
-        recompute: bool = False,
-    ) -> None:
-        self.space, self.space_args = space, dict(space_args)
-        self.task, self.proxy, self.seed = task, proxy, seed
-        self.device = resolve_device(device)
-        self.precision = resolve_precision(precision, self.device, self._is_bf16_known(train_minibatches))
-        self._processes, self._recompute = processes, recompute
-        self._frozen: set[str] = set()
+    def __init__(self, settings: ScoreSettings, task: Task, proxy: Proxy) -> None:
+        self.settings, self.task, self.proxy = settings, task, proxy
+        self.space_args = complete_args(settings.space, settings.space_args)
+        self.device = resolve_device(settings.device)
+        self.precision = resolve_precision(settings.precision, self.device, self._is_bf16_known())
+        trained = settings.train_minibatches - 1
         drawn = [
-            task.minibatch(batch_size, seed=seed, index=index, augment=augment)
-            for index in range(train_minibatches - 1 + minibatches)
+            task.minibatch(settings.batch_size, seed=settings.seed, index=index, augment=settings.augment)
+            for index in range(trained + settings.minibatches)
         ]
-        check_fit(space, space_args, task, drawn[0])
+        check_fit(settings.space, self.space_args, task, drawn[0])
         self.fingerprint = "+".join(task.fingerprint(batch) for batch in drawn)[:256]
         dtype = torch.float64 if self.precision == "float64" else None
         batches = [task.to(batch, self.device, dtype) for batch in drawn]
-        self._training, self.measured = batches[: train_minibatches - 1], batches[train_minibatches - 1 :]
+        self.training, self.measured = batches[:trained], batches[trained:]
 
     def scores(self, init: int, candidates: Sequence[Mapping[str, str]]) -> Iterator[tuple[int, Score]]:
         """Score ``candidates`` (canonical choices by label) under the ``init``-th draw of the weights.
@@ -99,84 +64,50 @@ class Scorer:
         Yields:
             (position in ``candidates``, score), as they come.
         """
-        network = self.super_network(init)
-        if not self._is_fast(network):
+        work = self.work(init)
+        engine = choose(work)
+        start = engine.start(work)
+        if not engine.parallel:
+            measured = start()
             for position, choices in enumerate(candidates):
-                yield position, self.score(network, choices)
+                yield position, measured(choices)
             return
-        start = partial(
-            start_fast,
-            partial(draw, self.space, self.space_args, self._draw_seed(init), self.precision, self.device),
+        del work  # with the super-network that the engine was chosen by: it has one of its own
+        yield from score_all(start, start(), candidates, self._processes() - 1)
+
+    def work(self, init: int) -> Work:
+        """What is to be measured under the ``init``-th draw of the weights."""
+        return Work(
+            partial(draw, self.settings.space, self.space_args, self._draw_seed(init), self.precision, self.device),
+            self.task,
+            self.proxy,
             self.measured,
+            self.training,
+            self.device,
             self.precision,
-            self._recompute,
-            can_compile(self.precision, self.device),
+            self.settings.recompute,
         )
-        del network  # it has one of its own, in fast layers
-        processes = (self._processes or torch.get_num_threads()) if self.device.type == "cpu" else 1
-        if self.space.startswith("__main__:"):  # a script's or a notebook's: no other process can import it
-            processes = 1
-        yield from score_all(start, start(), candidates, processes - 1)
 
     def super_network(self, init: int) -> BlockSpace:
         """The space with the ``init``-th draw of its weights, in training mode, on the device."""
-        network = draw(self.space, self.space_args, self._draw_seed(init), self.precision, self.device)
-        self._frozen = {name for name, weight in network.named_parameters() if not weight.requires_grad}
-        return network
-
-    def _draw_seed(self, init: int) -> int:
-        return self.seed * 1_000_003 + init
-
-    def _is_bf16_known(self, train_minibatches: int) -> bool:
-        """Whether bf16 was measured to rank as float64 does: benchmarks/results/precision.md."""
-        measured = isinstance(self.proxy, FisherPotential) and isinstance(self.task, Classification)
-        return measured and train_minibatches == 1
-
-    def _is_fast(self, network: BlockSpace) -> bool:
-        return (
-            isinstance(self.proxy, FisherPotential)
-            and isinstance(self.task, Classification)
-            and type(self.task).loss is Classification.loss  # type: ignore[comparison-overlap]  # not a loss of its own
-            and not self._training
-            and is_chain(network, self.measured[0][0][:2])
-        )
+        return self.work(init).network
 
     def score(self, network: BlockSpace, choices: Mapping[str, str]) -> Score:
-        """Mean score of one architecture over the minibatches; the network's weights are left as they were."""
-        network.select(choices)
-        saved: list[Tensor] = []
-        if self._training:
-            self._thaw(network)
-            saved = [weight.detach().clone() for weight in network.active_parameters()]
-            self._train(network)
-        if self.proxy.needs_weight_gradients:
-            self._thaw(network)
-        else:
-            network.requires_grad_(False)
-        scores = []
-        for batch in self.measured:
-            with autocast(self.device, self.precision):
-                scores.append(self.proxy.measure(network, self.task, batch))
-        with torch.no_grad():
-            for weight, before in zip(network.active_parameters() if saved else [], saved, strict=True):
-                weight.copy_(before)
-        return mean_score(scores)
+        """Mean score of one architecture of ``network`` over the minibatches, the plain way."""
+        return measure(self.work(0), network, choices)
 
-    def _thaw(self, network: BlockSpace) -> None:
-        """Let weights have gradients, but for those that the space itself froze."""
-        for name, weight in network.named_parameters():
-            weight.requires_grad_(name not in self._frozen)
+    def _processes(self) -> int:
+        if self.device.type != "cpu" or self.settings.space.startswith("__main__:"):
+            return 1  # a script's or a notebook's own space can be imported by no other process
+        return self.settings.processes or torch.get_num_threads()
 
-    def _train(self, network: BlockSpace) -> None:
-        optimiser = torch.optim.SGD(
-            network.active_parameters(), LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
-        )
-        for batch in self._training:
-            with autocast(self.device, self.precision):
-                loss = self.task.loss(network, batch)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+    def _draw_seed(self, init: int) -> int:
+        return derived_seed(self.settings.seed, init)
+
+    def _is_bf16_known(self) -> bool:
+        """Whether bf16 was measured to rank as float64 does: benchmarks/results/precision.md."""
+        measured = isinstance(self.proxy, FisherPotential) and isinstance(self.task, Classification)
+        return measured and self.settings.train_minibatches == 1
 
 
 def draw(space: str, space_args: Mapping[str, Any], seed: int, precision: str, device: torch.device) -> BlockSpace:
@@ -187,72 +118,6 @@ def draw(space: str, space_args: Mapping[str, Any], seed: int, precision: str, d
         network.double()
     network.to(device).train()
     return network
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Convolutions in bfloat16 if ``precision`` says so, else in just that precision."""
-    if precision == "bf16":
-        # No cache: it would hand a CUDA graph casts of weights that are gone when it is replayed.
-        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
-    return _without_tf32() if device.type == "cuda" else nullcontext()
-
-
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Convolutions that multiply in float32: by default PyTorch lets cuDNN round to TF32's 10 bits of mantissa."""
-    cudnn: Any = torch.backends.cudnn
-    modern = hasattr(cudnn, "conv")  # since PyTorch 2.9
-    owner, name = (cudnn.conv, "fp32_precision") if modern else (cudnn, "allow_tf32")
-    before = getattr(owner, name)
-    setattr(owner, name, "ieee" if modern else False)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-def start_fast(
-    draw_network: Callable[[], BlockSpace],
-    batches: Sequence[Labelled],
-    precision: str,
-    recompute: bool,
-    is_compiled: bool,
-) -> Measure:
-    """A function from choices to Fisher potential, the mean over ``batches``; see ``fast_fisher``.
-
-    All processes of a search are told whether they take the ``compiled`` forms, so that they round alike.
-    """
-    network = draw_network()
-    device = batches[0][0].device
-    if device.type == "cpu" and precision != "float64":
-        cpu_layers.prepare(network, precision == "bf16", is_compiled)
-        cpu_layers.keep_freed_memory()
-    elif device.type == "cuda":
-        network.to(memory_format=torch.channels_last)
-    chain: FisherChain | GraphedFisherChain
-    with autocast(device, precision):
-        information = compiled.fisher_information if is_compiled else fisher_information
-        chain = FisherChain(network, batches, recompute, information)
-        if device.type == "cuda" and not recompute:
-            chain = graphed(chain, network, batches)
-
-    def measure(choices: Mapping[str, str]) -> Score:
-        with autocast(device, precision):
-            return mean_score([chain.measure(choices, index) for index in range(len(batches))])
-
-    return measure
-
-
-def can_compile(precision: str, device: torch.device) -> bool:
-    """Whether there is a compiled form of BN and Fisher information for this."""
-    dtype = {"float32": torch.float32, "bf16": torch.bfloat16}.get(precision)
-    return device.type == "cpu" and dtype is not None and compiled.library(dtype) is not None
-
-
-def mean_score(scores: Sequence[Score]) -> Score:
-    """The mean of scores, block by block."""
-    blocks = tuple(sum(terms) / len(scores) for terms in zip(*(score.blocks for score in scores), strict=True))
-    return Score(sum(score.value for score in scores) / len(scores), blocks)
 
 
 def check_fit(space: str, space_args: Mapping[str, Any], task: Task, batch: Batch) -> None:
@@ -282,29 +147,3 @@ def check_fit(space: str, space_args: Mapping[str, Any], task: Task, batch: Batc
         )
     if classes < task.num_classes:
         raise ConfigError(f"{task.name} has {task.num_classes} classes and the network {classes}; set num_classes.")
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device called ``name``; "auto" is a GPU if there is one. Raises ConfigError where it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        message = str(error).splitlines()[0]
-        raise ConfigError(f"the device '{name}' cannot be used ({message}); choose auto, cpu or cuda.") from error
-    return device
-
-
-def resolve_precision(name: str, device: torch.device, bf16_known: bool = False) -> str:
-    """The precision called ``name``; "auto" is bf16 where it is native to a CPU and ``bf16_known`` to do, else float32.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    if name not in PRECISIONS:
-        raise ConfigError(f"there is no precision '{name}'; choose from {', '.join(PRECISIONS)}.")
-    if name != "auto":
-        return name
-    return "bf16" if bf16_known and device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "float32"

@@ -20,9 +20,9 @@ from typing import Any, BinaryIO
 import torch
 
 from nni_blockswap.errors import WorkerError
+from nni_blockswap.scoring.engines.base import Measure
 from nni_blockswap.scoring.proxies import Score
 
-Measure = Callable[[Mapping[str, str]], Score]
 Piece = list[tuple[int, Mapping[str, str]]]
 """Neighbouring candidates with their positions."""
 

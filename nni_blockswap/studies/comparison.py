@@ -14,11 +14,13 @@ from typing import Any
 from nni_blockswap.architecture import Architecture, complete_args, cost_table
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.errors import BlockSwapError, ConfigError, SpaceError
-from nni_blockswap.experiment.students import parameters_of
+from nni_blockswap.methods.base import Problem
 from nni_blockswap.methods.sampler import Sampler
+from nni_blockswap.methods.uniform import draw
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.scoring.proxies import PAPER
-from nni_blockswap.searching import Progress, SearchSettings, check_count, sample, search, table_of
+from nni_blockswap.scoring.settings import check_count
+from nni_blockswap.searching import Progress, SearchSettings, search, table_of
 from nni_blockswap.studies.sensitivity import one_swap
 
 BLOCKSWAP, RANDOM = "blockswap", "random"
@@ -135,7 +137,7 @@ def faults(comparison: Comparison, settings: SearchSettings) -> list[BlockSwapEr
 
 
 def _reached(text: str, settings: SearchSettings) -> None:
-    Sampler(table_of(settings), Budget.parse(text, settings.tolerance))
+    Sampler(table_of(replace(settings, budgets=[text])), Budget.parse(text, settings.tolerance))
 
 
 def _at_its_budgets(comparison: Comparison, settings: SearchSettings) -> SearchSettings:
@@ -156,11 +158,11 @@ def _compared(
             original = _original(settings, {})
             for text in settings.budgets:
                 kept = _count(text, settings)
-                yield method, text, [[{**parameters_of(original), "params": kept, "nonzero": kept}]]
+                yield method, text, [[{**original.to_parameters(), "params": kept, "nonzero": kept}]]
         else:
             proxy = "fisher" if method == BLOCKSWAP else method
             for text, ranking in _rankings(proxy, settings, out, on_progress):
-                yield method, text, [[parameters_of(ranking.best, 1)]]
+                yield method, text, [[ranking.best.to_parameters(1)]]
     if comparison.best_of:
         yield from _best_of(comparison.best_of, settings, _rankings("fisher", settings, out, on_progress))
     yield from _without_budget(comparison, settings)
@@ -168,13 +170,13 @@ def _compared(
 
 def _without_budget(comparison: Comparison, settings: SearchSettings) -> Iterator[Compared]:
     for substitute in comparison.single:
-        yield SINGLE, substitute, [[parameters_of(_everywhere(substitute, settings))]]
+        yield SINGLE, substitute, [[_everywhere(substitute, settings).to_parameters()]]
     for substitute in comparison.one_swap:
         for label, one in one_swap(settings, substitute).items():
-            yield ONE_SWAP, f"{label} {substitute}", [[parameters_of(one)]]
+            yield ONE_SWAP, f"{label} {substitute}", [[one.to_parameters()]]
     for arguments in comparison.reduced:
         variant = " ".join(f"{name}={value}" for name, value in arguments.items())
-        yield REDUCED, variant, [[parameters_of(_original(settings, arguments))]]
+        yield REDUCED, variant, [[_original(settings, arguments).to_parameters()]]
 
 
 def _rankings(
@@ -189,26 +191,28 @@ def _best_of(
 ) -> Iterator[Compared]:
     """The best of the first so many samples, from one ranking of all."""
     table = table_of(settings)
-    for (text, ranking), drawn in zip(rankings, sample(settings, table).values(), strict=True):
+    for (text, ranking), budget in zip(rankings, settings.parsed(), strict=True):
+        drawn = draw(Problem(table, budget, settings.samples, settings.seed))
         for count in counts:
             first = [table.names(indices) for indices in drawn[:count]]
             best = next(one for one in ranking.architectures if one.choices in first)
-            yield f"{BEST_OF} {count}", text, [[parameters_of(best)]]
+            yield f"{BEST_OF} {count}", text, [[best.to_parameters()]]
 
 
 def _random(settings: SearchSettings, seeds: int, count: int) -> Iterator[Compared]:
     """Architectures from another draw than the searches', ``count`` for each seed."""
-    drawn = sample(replace(settings, samples=seeds * count, seed=settings.seed + 1), table_of(settings))
-    for text, found in zip(settings.budgets, drawn.values(), strict=True):
-        names = [table_of(settings).names(indices) for indices in found]
-        given = [parameters_of(Architecture.from_choices(settings.space, one, settings.space_args)) for one in names]
+    table, arguments = table_of(settings), complete_args(settings.space, settings.space_args)
+    for text, budget in zip(settings.budgets, settings.parsed(), strict=True):
+        drawn = draw(Problem(table, budget, seeds * count, settings.seed + 1))
+        found = (Architecture.from_indices(settings.space, arguments, table, indices) for indices in drawn)
+        given = [one.to_parameters() for one in found]
         yield RANDOM, text, [given[start : start + count] for start in range(0, len(given), count)]
 
 
 def _everywhere(substitute: str, settings: SearchSettings) -> Architecture:
     """One substitute in every block; one that the space offers on request alone, too."""
     arguments = complete_args(settings.space, settings.space_args)
-    choices = [substitute] * len(table_of(settings).labels)
+    choices = [substitute] * len(cost_table(settings.space, settings.space_args).labels)
     try:
         return Architecture.from_choices(settings.space, choices, arguments)
     except SpaceError:
@@ -232,7 +236,7 @@ def _original(settings: SearchSettings, changed: Mapping[str, Any]) -> Architect
 
 def _count(text: str, settings: SearchSettings) -> int:
     """How many parameters a budget means. Raises ConfigError where it limits none."""
-    bounds = replace(Budget.parse(text), tolerance=None).bounds(cost_table(settings.space, settings.space_args))
+    bounds = Budget(**dict(Budget.parse(text).limits)).bounds(cost_table(settings.space, settings.space_args))
     if "params" not in bounds:
         raise ConfigError(f"pruning counts parameters, and the budget {text} limits none; give one as in 400K.")
     return bounds["params"][1]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nni_blockswap.blocks.substitutes.paper import IDENTITY
+from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.results.tables import write_png
 from nni_blockswap.studies.comparison import ONE_SWAP, RANDOM, SINGLE
@@ -124,7 +124,7 @@ def capability(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
                 found.setdefault(label, {}).setdefault(choice, []).append(one.error)
         elif one.teacher_error is not None:
             for label in one.architecture.choices:
-                found.setdefault(label, {}).setdefault(IDENTITY, []).append(one.teacher_error)
+                found.setdefault(label, {}).setdefault(ORIGINAL, []).append(one.teacher_error)
     return {label: {choice: mean(errors) for choice, errors in here.items()} for label, here in found.items()}
 
 

@@ -7,7 +7,7 @@ from statistics import mean, stdev
 import torch
 
 from nni_blockswap.blocks.space import BlockSpace
-from nni_blockswap.scoring.scorer import resolve_device
+from nni_blockswap.scoring.machine import resolve_device
 
 ROUNDS = 5
 SECONDS = 0.2

@@ -20,7 +20,8 @@ from nni_blockswap.errors import DataError
 from nni_blockswap.files import write_text
 from nni_blockswap.results.tables import markdown, write_csv, write_png
 from nni_blockswap.scoring.proxies import make_proxy
-from nni_blockswap.searching import Progress, ScoreSettings, score
+from nni_blockswap.scoring.settings import ScoreSettings
+from nni_blockswap.searching import Progress, score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,8 @@ from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.files import write_text
 from nni_blockswap.results.tables import markdown, write_csv, write_png
-from nni_blockswap.searching import Progress, ScoreSettings, score
+from nni_blockswap.scoring.settings import ScoreSettings
+from nni_blockswap.searching import Progress, score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +72,7 @@ def rows(settings: ScoreSettings, original: Architecture, by_block: dict[str, Ar
     ]
     for label, one in by_block.items():
         site = table.sites[table.labels.index(label)]
-        found.append([label, f"{site.in_channels}-{site.out_channels}", *_figures(one, original)])
+        found.append([label, str(site), *_figures(one, original)])
     return [*found, ["none", "", *_figures(original, original)]]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.blocks.space import seeded
+from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.tasks import make_task
 from nni_blockswap.tasks.coco import Coco

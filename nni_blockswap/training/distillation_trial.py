@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.blocks.space import seeded
+from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.tasks import Task, make_task
 from nni_blockswap.training import options
 from nni_blockswap.training import pruning as sparse

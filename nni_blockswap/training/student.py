@@ -15,9 +15,6 @@ from nni_blockswap.training.nni_link import NNILink, is_first_process, under_nni
 COMPARISON = ("method", "variant", "seed", "nonzero")
 """What a comparison's parameters say of how a network came about and is trained; see ``studies.comparison``."""
 
-NOT_A_BLOCK = ("space", "space_args", "params", "macs", "score", "rank", "architecture_id", *COMPARISON)
-"""What a tuner's parameters hold beside one substitute for each block label."""
-
 ARCHITECTURE = "architecture.json"
 
 
@@ -36,7 +33,7 @@ def begin(given: argparse.Namespace) -> tuple[Architecture, Path, NNILink | None
         link.link_tensorboard()
     if link is not None and given.architecture is None:
         _take(given, link.parameters)
-        return architecture_from(link.parameters, given), out, link
+        return Architecture.from_parameters(link.parameters, given.space, options.space_args(given)), out, link
     if not is_first_process():
         _take(given, settings_in(out))
         return Architecture.load(out / ARCHITECTURE), out, link
@@ -50,15 +47,3 @@ def _take(given: argparse.Namespace, parameters: Mapping[str, Any]) -> None:
     for name in COMPARISON:
         if name in parameters:
             setattr(given, name, parameters[name])
-
-
-def architecture_from(parameters: Mapping[str, Any], given: argparse.Namespace) -> Architecture:
-    """The architecture in a tuner's parameters; the space is theirs, or for NNI's own tuners the command line's."""
-    space = parameters.get("space", given.space)
-    if space is None:
-        raise ConfigError("the tuner names no space; add --space (and --space-arg) to the trial's command.")
-    arguments = parameters.get("space_args", options.space_args(given))
-    choices = {label: name for label, name in parameters.items() if label not in NOT_A_BLOCK}
-    found = Architecture.from_choices(space, choices, arguments)
-    score = parameters.get("score")
-    return found if score is None else found.scored(score, {"rank": parameters.get("rank")})

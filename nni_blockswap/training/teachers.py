@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from nni_blockswap.architecture import Architecture, cost_table
-from nni_blockswap.blocks.space import seeded
+from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import CheckpointError, ConfigError
 from nni_blockswap.scoring import scorer as scoring
 from nni_blockswap.tasks import Task, make_task

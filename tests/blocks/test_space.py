@@ -6,7 +6,8 @@ from nni.common.serializer import is_traceable
 from nni.nas.space import model_context
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.blocks.space import probed, seeded
+from nni_blockswap.blocks.shells import probed
+from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import SpaceError
 from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import SMALL, WRN

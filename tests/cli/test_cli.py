@@ -84,6 +84,7 @@ def test_every_option_of_a_search_reaches_its_settings(tmp_path: Path) -> None:
     options = "--space-arg depth=10 --space-arg width=1 --data-root images --data-option augment=none --batch-size 7"
     options += " --seed 5 --inits 2 --minibatches 3 --train-minibatches 6 --no-augment --device cpu --precision bf16"
     options += " --processes 4 --recompute --budget 40K macs=50% --tolerance 0.1 --samples 9 --proxy l2_norm"
+    options += " --method other:Method"
     narrowed = ["--search-space-file", str(tmp_path / "space.json")]
     expected = SearchSettings(
         space=WRN,
@@ -100,6 +101,7 @@ def test_every_option_of_a_search_reaches_its_settings(tmp_path: Path) -> None:
         augment=False,
         device="cpu",
         precision="bf16",
+        method="other:Method",
         processes=4,
         recompute=True,
         budgets=["40K", "macs=50%"],

@@ -3,18 +3,18 @@ import pytest
 
 from nni_blockswap.architecture import cost_table
 from nni_blockswap.cost.budget import Budget
-from nni_blockswap.cost.table import CostTable
+from nni_blockswap.cost.table import Column, Table
 from nni_blockswap.errors import BudgetError
 from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import SMALL, WRN
 
-TABLE = CostTable(
+TABLE = Table(
     labels=("block_00", "block_01"),
     candidates=(("S", "B(2)"), ("S", "G(2)")),
-    params=(np.array([500, 100]), np.array([490, 40])),
-    macs=(np.array([7000, 900]), np.array([2000, 300])),
-    fixed_params=10,
-    fixed_macs=1000,
+    columns={
+        "params": Column("parameters", 10, (np.array([500, 100]), np.array([490, 40]))),
+        "macs": Column("MACs", 1000, (np.array([7000, 900]), np.array([2000, 300]))),
+    },
 )
 """The teacher has 1,000 parameters and 10,000 MACs."""
 
@@ -122,7 +122,7 @@ def test_what_is_no_budget_is_named(text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({}, "a budget limits parameters, MACs or both"),
+        ({}, "a budget limits at least one resource, parameters or MACs say"),
         ({"params": 0}, "params=0 leaves room for nothing"),
         ({"macs": -3}, "macs=-3 leaves room for nothing"),
         ({"params": 1.5}, "params=1.5 is no share of the teacher"),

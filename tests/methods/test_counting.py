@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
+from nni_blockswap.cost.table import Column
 from nni_blockswap.methods import counting
 from nni_blockswap.methods.counting import Grid, Walk
 
@@ -18,7 +19,7 @@ def totals(costs: tuple[np.ndarray, ...], fixed: int = 0) -> list[int]:
 
 @pytest.mark.parametrize("window", [(0, 9999), (0, 1148), (1160, 1200), (1154, 1154), (1300, 1530), (1540, 1600)])
 def test_against_enumeration(window: tuple[int, int]) -> None:
-    grid = Grid(1000, COSTS, window)
+    grid = Grid(Column("", 1000, COSTS), window)
     assert grid.unit == 2
     assert (grid.base, grid.total(grid.top)) == (min(totals(COSTS, 1000)), max(totals(COSTS, 1000)))
     both = zip(totals(COSTS, 1000), totals(OTHER), strict=True)
@@ -32,7 +33,7 @@ def test_against_enumeration(window: tuple[int, int]) -> None:
 @pytest.mark.parametrize(("low", "high"), [(1149, 1153), (1200, 1200), (1281, 1299), (1161, 1187), (1148, 1148)])
 def test_the_gap_around_an_empty_window(low: int, high: int) -> None:
     reached = sorted(totals(COSTS, 1000))
-    gap = Grid(1000, COSTS, (low, high)).gap()
+    gap = Grid(Column("", 1000, COSTS), (low, high)).gap()
     if any(low <= total <= high for total in reached):
         assert gap is None
     else:
@@ -47,7 +48,7 @@ def test_draws_go_by_weight(monkeypatch: pytest.MonkeyPatch, logarithms: bool, s
         monkeypatch.setattr(counting, "_WIDEST", -1.0)
     window = (1150, 1200)
     weights = tuple(-0.3 * scale * block for block in OTHER)
-    walk = Walk(Grid(1000, COSTS, window), weights)
+    walk = Walk(Grid(Column("", 1000, COSTS), window), weights)
     logs = {
         row: -0.3 * scale * other
         for row, total, other in zip(ROWS, totals(COSTS, 1000), totals(OTHER), strict=True)

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import chi2, chi2_contingency
 
 from nni_blockswap.cost.budget import Budget
-from nni_blockswap.cost.table import CostTable
+from nni_blockswap.cost.table import Column, Table
 from nni_blockswap.errors import BudgetError
 from nni_blockswap.methods import counting, sampler
 from nni_blockswap.methods.sampler import Sampler
@@ -19,19 +19,19 @@ from nni_blockswap.methods.sampler import Sampler
 Costs = Sequence[Sequence[int]]
 
 
-def table_of(params: Costs, macs: Costs, fixed: tuple[int, int] = (0, 0)) -> CostTable:
+def table_of(params: Costs, macs: Costs, fixed: tuple[int, int] = (0, 0)) -> Table:
     """A table whose candidates have no meaning but their costs."""
-    return CostTable(
+    return Table(
         labels=tuple(f"block_{number:02d}" for number in range(len(params))),
         candidates=tuple(("S", *(f"G({k})" for k in range(2, len(block) + 1))) for block in params),
-        params=tuple(np.array(block) for block in params),
-        macs=tuple(np.array(block) for block in macs),
-        fixed_params=fixed[0],
-        fixed_macs=fixed[1],
+        columns={
+            "params": Column("parameters", fixed[0], tuple(np.array(block) for block in params)),
+            "macs": Column("MACs", fixed[1], tuple(np.array(block) for block in macs)),
+        },
     )
 
 
-def random_table(seed: int) -> CostTable:
+def random_table(seed: int) -> Table:
     """Six blocks, 2 * 3 * 4 * 4 * 3 * 2 = 576 architectures; MACs go with parameters, loosely, as in a network."""
     rng = np.random.default_rng(seed)
     sizes, scales = (2, 3, 4, 4, 3, 2), (1, 3, 9, 1, 3, 9)
@@ -40,7 +40,7 @@ def random_table(seed: int) -> CostTable:
     return table_of([block.tolist() for block in params], [block.tolist() for block in macs], (300, 100))
 
 
-def within(table: CostTable, bounds: dict[str, tuple[int, int]]) -> set[tuple[int, ...]]:
+def within(table: Table, bounds: dict[str, tuple[int, int]]) -> set[tuple[int, ...]]:
     """The slow reference: every architecture, one by one."""
     return {
         row
@@ -49,7 +49,7 @@ def within(table: CostTable, bounds: dict[str, tuple[int, int]]) -> set[tuple[in
     }
 
 
-def middle(table: CostTable, resource: str, share: float) -> int:
+def middle(table: Table, resource: str, share: float) -> int:
     """A total with about ``share`` of all architectures below it."""
     return int(np.quantile([table.total(resource, row) for row in within(table, {})], share))
 
@@ -78,7 +78,7 @@ BUDGETS = [
 ]
 
 
-def budget_at(table: CostTable, params: float | None, macs: float | None, tolerance: float | None) -> Budget:
+def budget_at(table: Table, params: float | None, macs: float | None, tolerance: float | None) -> Budget:
     return Budget(
         params=None if params is None else middle(table, "params", params),
         macs=None if macs is None else middle(table, "macs", macs),
@@ -148,7 +148,7 @@ def wrn_block(width_in: int, width: int, size_in: int) -> list[tuple[int, int]]:
 
 
 @pytest.fixture(scope="module")
-def wrn() -> CostTable:
+def wrn() -> Table:
     stages = [(16, 32, 32), *[(32, 32, 32)] * 5, (32, 64, 32), *[(64, 64, 16)] * 5, (64, 128, 16), *[(128, 128, 8)] * 5]
     blocks = [wrn_block(*stage) for stage in stages]
     shortcuts = 16 * 32 * 1024 + 32 * 64 * 256 + 64 * 128 * 64
@@ -156,9 +156,9 @@ def wrn() -> CostTable:
     return table_of([[params for params, _ in b] for b in blocks], [[macs for _, macs in b] for b in blocks], fixed)
 
 
-def test_the_space(wrn: CostTable) -> None:
+def test_the_space(wrn: Table) -> None:
     assert [len(names) for names in wrn.candidates] == [16, *[12] * 5, 17, *[14] * 5, 18, *[16] * 5]
-    fixed, blocks = wrn.columns("params")
+    blocks, fixed = wrn.column("params").costs, wrn.column("params").fixed
     assert (fixed + sum(map(min, blocks)), fixed + sum(map(max, blocks))) == (146_538, 2_243_546)
     assert wrn.total("macs", wrn.teacher()) == pytest.approx(327.60e6, abs=5e3)
     assert Sampler(wrn, Budget(params=1.0)).count == pytest.approx(6.87e20, rel=1e-3)
@@ -168,7 +168,7 @@ def test_the_space(wrn: CostTable) -> None:
     ("budget", "share"),
     [("556K", 5.1e-2), ("400K", 5.0e-2), ("800K", 2.2e-2), ("200K", 3e-4), ("162.2K", 3.4e-7), ("150K", 2.3e-10)],
 )
-def test_known_shares_of_the_space(wrn: CostTable, budget: str, share: float) -> None:
+def test_known_shares_of_the_space(wrn: Table, budget: str, share: float) -> None:
     everything = float(np.prod([len(names) for names in wrn.candidates], dtype=np.float64))
     count = Sampler(wrn, Budget.parse(budget, 0.025)).count
     assert count / everything == pytest.approx(share, rel=0.05)
@@ -192,7 +192,7 @@ def test_known_shares_of_the_space(wrn: CostTable, budget: str, share: float) ->
         ("params=147K,macs=23M", None),
     ],
 )
-def test_samples_meet_extreme_budgets(wrn: CostTable, text: str, tolerance: float | None) -> None:
+def test_samples_meet_extreme_budgets(wrn: Table, text: str, tolerance: float | None) -> None:
     budget = Budget.parse(text, tolerance)
     drawn = Sampler(wrn, budget).sample(500, np.random.default_rng(0))
     assert len(set(drawn)) == len(drawn) == 500
@@ -200,7 +200,7 @@ def test_samples_meet_extreme_budgets(wrn: CostTable, text: str, tolerance: floa
         assert all(low <= wrn.total(resource, row) <= high for row in drawn)
 
 
-def test_tilted_samples_are_distributed_as_plain_ones(wrn: CostTable) -> None:
+def test_tilted_samples_are_distributed_as_plain_ones(wrn: Table) -> None:
     both = Budget.parse("params=400K,macs=52M", 0.025)
     tilted = Sampler(wrn, both).sample(3000, np.random.default_rng(1))
     low, high = both.bounds(wrn)["macs"]
@@ -303,17 +303,17 @@ def test_luck_alone_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def too_fine(monkeypatch: pytest.MonkeyPatch) -> CostTable:
+def too_fine(monkeypatch: pytest.MonkeyPatch) -> Table:
     """A space whose sums of MACs are too many for tables."""
     table = random_table(4)
-    sums = [counting.Grid(*table.columns(resource)).top for resource in ("params", "macs")]
+    sums = [counting.Grid(table.column(resource)).top for resource in ("params", "macs")]
     assert 2 * sums[0] < sums[1]
     monkeypatch.setattr(sampler, "_MOST_SUMS", 1.5 * sums[0])
     return table
 
 
 @pytest.mark.parametrize("tolerance", [None, 0.03])
-def test_macs_without_a_common_divisor(too_fine: CostTable, tolerance: float | None) -> None:
+def test_macs_without_a_common_divisor(too_fine: Table, tolerance: float | None) -> None:
     budget = Budget(macs=middle(too_fine, "macs", 0.5), tolerance=tolerance)
     feasible = within(too_fine, budget.bounds(too_fine))
     samples = Sampler(too_fine, budget)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nni_blockswap.blocks.space import BlockSpace, seeded
+from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.blocks.weights import seeded
 from search_spaces.wide_resnet import WideResNetSpace
 from tests.scoring.test_proxies import ARGUMENTS
 

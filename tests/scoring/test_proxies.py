@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.blocks.space import BlockSpace, PreActivationBlock
+from nni_blockswap.blocks.shells import PreActivationBlock
+from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.substitutes.paper import PUBLISHED_EXTRA
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.results.ranking import NON_FINITE, Ranking

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nni_blockswap.blocks.space import seeded
+from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError, DataError
-from nni_blockswap.scoring.proxies import PROXIES, Score, make_proxy
-from nni_blockswap.scoring.scorer import Scorer, autocast, check_fit, mean_score, resolve_device, resolve_precision
+from nni_blockswap.scoring.machine import autocast, resolve_device, resolve_precision
+from nni_blockswap.scoring.proxies import PROXIES, Score, make_proxy, mean_score
+from nni_blockswap.scoring.scorer import Scorer, check_fit
+from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.tasks import make_task
 from nni_blockswap.tasks.classification import Classification, Labelled
 from search_spaces.wide_resnet import WideResNetSpace
@@ -27,10 +29,8 @@ CANDIDATES = [
 
 
 def scorer(proxy: str = "fisher", **settings: object) -> Scorer:
-    task = make_task("digits", None, image_size=8)
-    return Scorer(
-        SPACE, ARGUMENTS, task, make_proxy(proxy), **{"batch_size": 16, "seed": 3, "device": "cpu", **settings}
-    )
+    given = {"batch_size": 16, "seed": 3, "device": "cpu", "space": SPACE, "space_args": ARGUMENTS, **settings}
+    return Scorer(ScoreSettings(data="digits", **given), make_task("digits", None, image_size=8), make_proxy(proxy))
 
 
 def scores(init: int = 0, proxy: str = "fisher", candidates=CANDIDATES, **settings: object) -> list[Score]:
@@ -149,9 +149,8 @@ class DoubledLoss(Classification):
 
 
 def test_a_tasks_own_loss_is_scored() -> None:
-    doubled = Scorer(
-        SPACE, ARGUMENTS, DoubledLoss(), make_proxy("fisher"), batch_size=16, seed=3, device="cpu", precision="float64"
-    )
+    doubled = scorer(precision="float64")
+    doubled.task = DoubledLoss()
     found = dict(doubled.scores(0, CANDIDATES))
     for position, single in enumerate(scores(precision="float64")):  # gradients are squared
         assert found[position].blocks == pytest.approx([4 * term for term in single.blocks], rel=1e-9)
@@ -196,9 +195,8 @@ class HalfFrozen(WideResNetSpace):
 def test_what_the_space_froze_is_neither_trained_nor_counted(
     train_minibatches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, space = make_task("digits", None, image_size=8), "tests.scoring.test_scorer:HalfFrozen"
-    judge = Scorer(space, ARGUMENTS, task, make_proxy("grad_norm"), batch_size=16, device="cpu",
-                   train_minibatches=train_minibatches, precision="float64")  # fmt: skip
+    space = "tests.scoring.test_scorer:HalfFrozen"
+    judge = scorer("grad_norm", space=space, train_minibatches=train_minibatches, precision="float64")
     network = judge.super_network(0)
     frozen = [weight for part in (network.conv, network.stage1) for weight in part.parameters()]
     before = [weight.detach().clone() for weight in frozen]
@@ -236,9 +234,8 @@ def test_float32_on_a_gpu_is_no_tf32() -> None:
     ],
 )
 def test_a_network_that_does_not_fit_the_data_is_refused(arguments: dict[str, object], sentence: str) -> None:
-    task = make_task("digits", None, image_size=8)
     with pytest.raises(ConfigError, match=sentence):
-        Scorer(SPACE, {**ARGUMENTS, **arguments}, task, make_proxy("fisher"), batch_size=4, device="cpu")
+        scorer(space_args={**ARGUMENTS, **arguments}, batch_size=4)
 
 
 @pytest.mark.parametrize(

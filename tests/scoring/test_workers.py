@@ -13,8 +13,9 @@ import torch
 
 from nni_blockswap.errors import WorkerError
 from nni_blockswap.results.journal import Journal
-from nni_blockswap.scoring import scorer as scoring
+from nni_blockswap.scoring.engines import cpu_layers
 from nni_blockswap.scoring.proxies import Score
+from nni_blockswap.scoring.scorer import draw
 from nni_blockswap.scoring.workers import score_all
 from tests.scoring.engines.test_chain import WRN, batch, covering, scorer, super_network
 
@@ -60,10 +61,10 @@ def _leaving_a_mark(start, mark: Path):
 
 def test_helpers_find_the_same_scores_as_this_process(tmp_path: Path) -> None:
     candidates = covering(super_network(WRN, torch.float32))
-    network = partial(scoring.draw, *WRN, 0, "float32", torch.device("cpu"))
+    network = partial(draw, *WRN, 0, "float32", torch.device("cpu"))
     data = [batch(WRN, torch.float32)]
     start = partial(
-        scoring.start_fast, network, data, "float32", False, scoring.can_compile("float32", torch.device("cpu"))
+        cpu_layers.start, network, data, "float32", False, cpu_layers.can_compile("float32", torch.device("cpu"))
     )
     mine = start()
     alone = {position: mine(choices) for position, choices in enumerate(candidates)}

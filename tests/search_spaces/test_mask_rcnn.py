@@ -13,10 +13,12 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 
 from nni_blockswap.architecture import Architecture, cost_table
-from nni_blockswap.blocks.space import Block, seeded
+from nni_blockswap.blocks.shells import Block
+from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.scoring.proxies import make_proxy
 from nni_blockswap.scoring.scorer import Scorer
+from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.tasks.coco import Coco
 from search_spaces.mask_rcnn import MaskRCNNSpace
 
@@ -132,9 +134,8 @@ def test_choices_of_a_classifier_carry_over() -> None:
 
 def test_fisher_potential_of_the_summed_losses(coco_folder: Path) -> None:
     """Against equation (2) in float64 on the frozen network alone, full backward pass, block by block."""
-    scorer = Scorer(
-        SPACE, TINY, Coco(str(coco_folder)), make_proxy("fisher"), batch_size=2, device="cpu", precision="float64"
-    )
+    settings = ScoreSettings(space=SPACE, space_args=TINY, data="coco", batch_size=2, device="cpu", precision="float64")
+    scorer = Scorer(settings, Coco(str(coco_folder)), make_proxy("fisher"))
     architecture = Architecture.from_choices(SPACE, MIXED, TINY)
     space = scorer.super_network(init=0)
     score = scorer.score(space, architecture.choices)

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from nni_blockswap.architecture import Architecture
+from nni_blockswap.cost.budget import Budget
 from nni_blockswap.errors import BudgetError, ConfigError, SpaceError
 from nni_blockswap.experiment.classargs import argument_faults
 from nni_blockswap.experiment.students import FAILED, SUCCEEDED, Students, read, result_of
-from nni_blockswap.searching import SearchSettings, sample, search, table_of
+from nni_blockswap.searching import SearchSettings, make_method, search, table_of
 from nni_blockswap.studies import comparison
 from nni_blockswap.studies.comparison import METHODS, Comparison, contestants, faults
 from nni_blockswap.training import options
@@ -84,7 +85,7 @@ def test_random_networks_differ_and_are_no_members_of_the_searchs_sample():
     as_many = Comparison(methods=["random"], seeds=settings.samples)  # from the same draw they would be the sample
     drawn = [architecture(parameters).choices for parameters in contestants(as_many, settings, "unused")]
     table = table_of(settings)
-    ((_, found),) = sample(settings, table).items()
+    found = make_method(settings, table, settings.parsed()[0]).ask().rows
     both = [*drawn, *(table.names(indices) for indices in found)]
     assert len({tuple(choices.items()) for choices in both}) == 2 * settings.samples
 
@@ -112,7 +113,7 @@ def test_single_and_reduced_networks(compared):
 
 def test_the_best_of_fewer_samples_is_the_best_of_those_drawn_first(compared):
     table = table_of(SETTINGS)
-    (drawn,) = sample(replace(SETTINGS, budgets=["40K"]), table).values()
+    drawn = make_method(SETTINGS, table, Budget.parse("40K", SETTINGS.tolerance)).ask().rows
     first = [table.names(indices) for indices in drawn[:2]]
     scores = {tuple(ranked.choices.values()): ranked.score for ranked in search(SETTINGS)[0].architectures}
     expected = max(first, key=lambda choices: scores[tuple(choices.values())])

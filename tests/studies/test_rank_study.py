@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 from nni_blockswap.cli import main
 from nni_blockswap.errors import ConfigError, DataError, SpaceError
-from nni_blockswap.searching import ScoreSettings
+from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.studies.rank_study import bootstrap_interval, correlate, rank_study, read_trained, scatter, table
 from search_spaces.wide_resnet import WideResNetSpace
 

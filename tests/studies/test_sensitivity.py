@@ -6,7 +6,8 @@ import pytest
 
 from nni_blockswap.cli import main
 from nni_blockswap.errors import SpaceError
-from nni_blockswap.searching import ScoreSettings, score
+from nni_blockswap.scoring.settings import ScoreSettings
+from nni_blockswap.searching import score
 from nni_blockswap.studies.sensitivity import one_swap, sensitivity
 
 SETTINGS = ScoreSettings(

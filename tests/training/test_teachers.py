@@ -16,7 +16,7 @@ from filelock import FileLock
 from PIL import Image
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.blocks.space import seeded
+from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import CheckpointError
 from nni_blockswap.tasks import make_task
 from nni_blockswap.training import teachers

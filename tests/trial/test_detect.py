@@ -17,7 +17,7 @@ import yaml
 
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.blocks.nni_format import read_candidates, to_nni
-from nni_blockswap.blocks.space import seeded
+from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError, StateError, TrainingError
 from nni_blockswap.experiment.classargs import read_settings
 from nni_blockswap.searching import search

@@ -1,4 +1,4 @@
-"""The substitute blocks S, G(g), B(b), BG(b,g): spelling, convolutions, candidates, modules (section 3.1, appendix A).
+"""The paper's substitutes S, G(g), B(b), BG(b,g): spelling, convolutions, modules (section 3.1, appendix A).
 
 A substitute replaces the whole residual branch of a block. With N channels in and out, M = N/b, kernel k:
 
@@ -15,6 +15,9 @@ In ``G`` BN and ReLU stand between the two pairs too. The stride sits on the fir
 grouped convolution keeps the input width and its 1x1 convolution changes it; in ``B`` and ``BG`` M is taken from the
 output width.
 
+At a site of one k x k convolution they stand around that: S is k x k, ``G`` one pair, ``B`` and ``BG`` as above.
+Padding, dilation, last bias, normalisation and activation are the network's own.
+
 Group counts may be written relative to the width of the grouped convolution itself: ``G(N/8)``, ``BG(2,M/4)``. Two
 spellings that mean the same branch at a site have one canonical form: integers, except in ``G`` at a site that changes
 width, where ``G(N/8)`` from 64 to 128 channels means 8 groups, then 16, and no integer says so.
@@ -22,18 +25,17 @@ width, where ``G(N/8)`` from 64 to 128 channels means 8 groups, then 16, and no 
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from nni_blockswap.blocks.site import Kernel, Site
+from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import SpaceError
 
-IDENTITY = "S"
-"""The substitute that keeps the original residual branch."""
-
 PAPER = (
-    "S",
+    ORIGINAL,
     "B(2)",
     "B(4)",
     *(f"G({g})" for g in (2, 4, 8, 16, "N/16", "N/8", "N/4", "N/2", "N")),
@@ -46,36 +48,70 @@ PUBLISHED_EXTRA = ("BG(4,M/8)", "BG(4,M/4)", "BG(4,M/2)")
 
 
 @dataclass(frozen=True)
-class Site:
-    """Where a residual branch sits: its widths, its stride and the kernel of its spatial convolutions."""
-
-    in_channels: int
-    out_channels: int
-    stride: int = 1
-    kernel: int = 3
-
-
-@dataclass(frozen=True)
 class Conv:
-    """One bias-free convolution of a branch, padded by ``kernel // 2``."""
+    """One convolution of a branch; ``spatial`` ones take padding and dilation from the site."""
 
     in_channels: int
     out_channels: int
-    kernel: int
-    stride: int = 1
+    kernel: Kernel = 1
+    stride: Kernel = 1
     groups: int = 1
+    spatial: bool = False
 
-    @property
-    def weights(self) -> int:
-        """Number of weights: k^2 * C_in / groups * C_out."""
-        return self.kernel**2 * self.in_channels // self.groups * self.out_channels
+
+class Paper:
+    """The family of S, G, B and BG."""
+
+    usage = "S, G(g), B(b) or BG(b,g), as in G(8), G(N/16), B(2), BG(2,M/4)"
+
+    def reads(self, name: str) -> bool:
+        """Whether it is spelled as one of them."""
+        return _SPELLING.fullmatch(_plain(name)) is not None
+
+    def canonical(self, name: str, site: Site) -> str:
+        """The one spelling of the branch that ``name`` means at ``site``.
+
+        Raises:
+            SpaceError: it does not divide the widths of the site.
+
+        Example:
+            >>> PAPERS.canonical("G(N/16)", Site(128, 128)), PAPERS.canonical("BG(2, 1)", Site(128, 128))
+            ('G(8)', 'B(2)')
+            >>> PAPERS.canonical("g(n/8)", Site(64, 128))
+            'G(N/8)'
+        """
+        kind, arguments = _parse(name)
+        layers = _KINDS[kind](name, site, arguments)
+        if kind == "G":
+            groups = [layer.groups for layer in layers if layer.spatial]
+            if len(set(groups)) == 1:
+                return f"G({groups[0]})"
+            ratio = site.in_channels // groups[0]
+            return "G(N)" if ratio == 1 else f"G(N/{ratio})"
+        if kind == "BG":
+            return f"B({arguments[0]})" if layers[1].groups == 1 else f"BG({arguments[0]},{layers[1].groups})"
+        return _plain(name)
+
+    def build(self, name: str, site: Site) -> nn.Sequential:
+        """The branch: ``conv1, bn1, relu1, conv2, ...``, ending in its last convolution."""
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        branch = convs(name, site)
+        for number, conv in enumerate(branch, start=1):
+            if number > 1:
+                layers[f"bn{number - 1}"] = site.norm(conv.in_channels)
+                layers[f"relu{number - 1}"] = site.activation()
+            layers[f"conv{number}"] = _module(conv, site, bias=site.bias and number == len(branch))
+        return nn.Sequential(layers)
+
+
+PAPERS = Paper()
 
 
 def convs(name: str, site: Site) -> tuple[Conv, ...]:
     """Convolutions of substitute ``name`` at ``site``, in forward order.
 
     Raises:
-        SpaceError: ``name`` is not a substitute, or does not divide the widths of the site.
+        SpaceError: ``name`` is not a substitute of the paper's, or does not divide the widths of the site.
 
     Example:
         >>> [conv.groups for conv in convs("G(N/8)", Site(64, 128, stride=2))]
@@ -85,81 +121,47 @@ def convs(name: str, site: Site) -> tuple[Conv, ...]:
     return _KINDS[kind](name, site, arguments)
 
 
-def canonical(name: str, site: Site) -> str:
-    """The one spelling of the branch that ``name`` means at ``site``.
-
-    Example:
-        >>> canonical("G(N/16)", Site(128, 128)), canonical("BG(2, 1)", Site(128, 128))
-        ('G(8)', 'B(2)')
-        >>> canonical("g(n/8)", Site(64, 128))
-        'G(N/8)'
-    """
-    kind, arguments = _parse(name)
-    layers = _KINDS[kind](name, site, arguments)
-    if kind == "G":
-        first, second = layers[0].groups, layers[2].groups
-        if first == second:
-            return f"G({first})"
-        ratio = site.in_channels // first
-        return "G(N)" if ratio == 1 else f"G(N/{ratio})"
-    if kind == "BG":
-        return f"B({arguments[0]})" if layers[1].groups == 1 else f"BG({arguments[0]},{layers[1].groups})"
-    return name.strip().upper().replace(" ", "")
+def _module(conv: Conv, site: Site, bias: bool) -> nn.Conv2d:
+    if not conv.spatial:
+        return nn.Conv2d(conv.in_channels, conv.out_channels, 1, bias=bias)
+    kernel, dilation = (both if isinstance(both, tuple) else (both, both) for both in (conv.kernel, site.dilation))
+    same = tuple(step * (size - 1) // 2 for size, step in zip(kernel, dilation, strict=True))
+    return nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel,
+        stride=conv.stride,
+        padding=same if site.padding is None else site.padding,  # type: ignore[arg-type]
+        dilation=site.dilation,
+        groups=conv.groups,
+        bias=bias,
+        padding_mode=site.padding_mode,  # type: ignore[arg-type]  # one of torch's
+    )
 
 
-def candidates(site: Site, extra: Iterable[str] = ()) -> tuple[str, ...]:
-    """The paper's candidates at ``site`` and then ``extra``, canonical, without duplicates.
-
-    A candidate of the paper's list that does not divide the widths of this site is left out; an ``extra`` one that does
-    not is left out too, unless it is no substitute at all.
-    """
-    found: dict[str, None] = {}
-    for name in (*PAPER, *extra):
-        _parse(name)
-        try:
-            found[canonical(name, site)] = None
-        except SpaceError:
-            continue
-    return tuple(found)
-
-
-def branch(name: str, site: Site, norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Sequential:
-    """The residual branch: ``conv1, bn1, relu1, conv2, ...``, ending in its last convolution."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for number, conv in enumerate(convs(name, site), start=1):
-        if number > 1:
-            layers[f"bn{number - 1}"] = norm_layer(conv.in_channels)
-            layers[f"relu{number - 1}"] = nn.ReLU(inplace=True)
-        layers[f"conv{number}"] = nn.Conv2d(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel,
-            stride=conv.stride,
-            padding=conv.kernel // 2,
-            groups=conv.groups,
-            bias=False,
-        )
-    return nn.Sequential(layers)
-
-
-# --- the four kinds: (name, site, arguments) -> convolutions --------------------------------------------------------
+# --- the kinds: (name, site, arguments) -> convolutions -------------------------------------------------------------
 
 
 def _standard(name: str, site: Site, arguments: Sequence[str]) -> tuple[Conv, ...]:
-    return (
-        Conv(site.in_channels, site.out_channels, site.kernel, site.stride),
-        Conv(site.out_channels, site.out_channels, site.kernel),
-    )
+    first = Conv(site.in_channels, site.out_channels, site.kernel, site.stride, spatial=True)
+    if site.convolutions == 1:
+        return (first,)
+    return first, Conv(site.out_channels, site.out_channels, site.kernel, spatial=True)
 
 
 def _grouped(name: str, site: Site, arguments: Sequence[str]) -> tuple[Conv, ...]:
     first = _groups(name, arguments[0], site.in_channels, "N")
+    pair = (
+        Conv(site.in_channels, site.in_channels, site.kernel, site.stride, first, spatial=True),
+        Conv(site.in_channels, site.out_channels),
+    )
+    if site.convolutions == 1:
+        return pair
     second = _groups(name, arguments[0], site.out_channels, "N")
     return (
-        Conv(site.in_channels, site.in_channels, site.kernel, site.stride, first),
-        Conv(site.in_channels, site.out_channels, 1),
-        Conv(site.out_channels, site.out_channels, site.kernel, 1, second),
-        Conv(site.out_channels, site.out_channels, 1),
+        *pair,
+        Conv(site.out_channels, site.out_channels, site.kernel, 1, second, spatial=True),
+        Conv(site.out_channels, site.out_channels),
     )
 
 
@@ -167,14 +169,14 @@ def _bottleneck(name: str, site: Site, arguments: Sequence[str]) -> tuple[Conv, 
     middle = _quotient(name, site.out_channels, int(arguments[0]))
     groups = _groups(name, arguments[1], middle, "M") if len(arguments) > 1 else 1
     return (
-        Conv(site.in_channels, middle, 1),
-        Conv(middle, middle, site.kernel, site.stride, groups),
-        Conv(middle, site.out_channels, 1),
+        Conv(site.in_channels, middle),
+        Conv(middle, middle, site.kernel, site.stride, groups, spatial=True),
+        Conv(middle, site.out_channels),
     )
 
 
 _KINDS: dict[str, Callable[[str, Site, Sequence[str]], tuple[Conv, ...]]] = {
-    "S": _standard,
+    ORIGINAL: _standard,
     "G": _grouped,
     "B": _bottleneck,
     "BG": _bottleneck,
@@ -186,12 +188,14 @@ _SPELLING = re.compile(
 )
 
 
+def _plain(name: str) -> str:
+    return "".join(str(name).split()).upper()
+
+
 def _parse(name: str) -> tuple[str, tuple[str, ...]]:
-    match = _SPELLING.fullmatch("".join(str(name).split()).upper())
+    match = _SPELLING.fullmatch(_plain(name))
     if match is None or match.lastgroup is None:
-        raise SpaceError(
-            f"'{name}' is not a substitute; write S, G(g), B(b) or BG(b,g), as in G(8), G(N/16), B(2), BG(2,M/4)."
-        )
+        raise SpaceError(f"'{name}' is not a substitute; write {Paper.usage}.")
     kind = match.lastgroup
     return kind, () if kind == "S" else tuple(match[kind].split(","))
 

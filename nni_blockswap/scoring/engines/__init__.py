@@ -1,1 +1,22 @@
-"""Fast ways to a score, which stays the same."""
+"""Ways to a score, a file each; what they give is the same. The first that suits is taken."""
+
+from nni_blockswap.registry import Registry
+from nni_blockswap.scoring.engines.base import Engine, Measure, Work
+
+__all__ = ["ENGINES", "Engine", "Measure", "Work", "choose"]
+
+ENGINES: Registry[Engine] = Registry(
+    "engine",
+    {
+        "cuda-graphs": f"{__name__}.cuda_graphs:CUDA_GRAPHS",
+        "cpu-layers": f"{__name__}.cpu_layers:CPU_LAYERS",
+        "chain": f"{__name__}.chain:CHAIN",
+        "plain": f"{__name__}.plain:PLAIN",
+    },
+)
+"""By name, the fastest first; the last suits everything."""
+
+
+def choose(work: Work) -> Engine:
+    """The first engine that suits ``work``."""
+    return next(engine for name in ENGINES if (engine := ENGINES[name]).suits(work))

@@ -13,17 +13,75 @@ Nothing of the method changes: the same weights, minibatch, loss, probes and BN 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from nni_blockswap.blocks.space import Block, BlockSpace, probed
-from nni_blockswap.scoring.proxies import Score
-from nni_blockswap.scoring.proxies.fisher import fisher_information
+from nni_blockswap.blocks.shells import Block, probed
+from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.scoring.engines.base import Measure, Work
+from nni_blockswap.scoring.machine import autocast
+from nni_blockswap.scoring.proxies import Score, mean_score
+from nni_blockswap.scoring.proxies.fisher import FisherPotential, fisher_information
 from nni_blockswap.tasks.classification import Classification, Labelled
 
 Information = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 """From activations and gradients of blocks to their Fisher information."""
+
+
+class Chain:
+    """``FisherChain`` on any device, as the plain layers are."""
+
+    name = "chain"
+    parallel = True
+
+    def suits(self, work: Work) -> bool:
+        """Fisher potential of a chain that classifies, by the common loss, at initialisation."""
+        return (
+            isinstance(work.proxy, FisherPotential)
+            and isinstance(work.task, Classification)
+            and type(work.task).loss is Classification.loss  # type: ignore[comparison-overlap]  # not one of its own
+            and not work.training
+            and is_chain(work.network, work.measured[0][0][:2])
+        )
+
+    def start(self, work: Work) -> Callable[[], Measure]:
+        return partial(start, work.draw, work.measured, work.precision, work.recompute)
+
+
+CHAIN = Chain()
+
+
+def start(
+    draw: Callable[[], BlockSpace], batches: Sequence[Labelled], precision: str, recompute: bool = False
+) -> Measure:
+    """A function from choices to Fisher potential, the mean over ``batches``."""
+    device = batches[0][0].device
+    network = draw()
+    if device.type == "cuda":
+        network.to(memory_format=torch.channels_last)
+    with autocast(device, precision):
+        chain = FisherChain(network, batches, recompute)
+    return measuring(chain, batches, precision)
+
+
+def measuring(chain: "Measuring", batches: Sequence[Labelled], precision: str) -> Measure:
+    """Mean of what ``chain`` measures on each of ``batches``."""
+    device = batches[0][0].device
+
+    def measure(choices: Mapping[str, str]) -> Score:
+        with autocast(device, precision):
+            return mean_score([chain.measure(choices, index) for index in range(len(batches))])
+
+    return measure
+
+
+class Measuring(Protocol):
+    """``FisherChain``, or what takes its place."""
+
+    def measure(self, choices: Mapping[str, str], index: int = 0) -> Score: ...
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,59 @@ Measured against the alternatives in benchmarks/results/search_speed.md.
 
 import ctypes
 import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nni_blockswap.blocks.space import BlockSpace, PreActivationBlock
+from nni_blockswap.blocks.shells import PreActivationBlock
+from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.scoring.engines import compiled
+from nni_blockswap.scoring.engines.base import Measure, Work
+from nni_blockswap.scoring.engines.chain import CHAIN, FisherChain, measuring
+from nni_blockswap.scoring.machine import autocast
+from nni_blockswap.scoring.proxies.fisher import fisher_information
+from nni_blockswap.tasks.classification import Labelled
+
+
+class CpuLayers:
+    """A chain in these layers, in float32 or bfloat16."""
+
+    name = "cpu-layers"
+    parallel = True
+
+    def suits(self, work: Work) -> bool:
+        return work.device.type == "cpu" and work.precision != "float64" and CHAIN.suits(work)
+
+    def start(self, work: Work) -> Callable[[], Measure]:
+        is_compiled = can_compile(work.precision, work.device)  # all processes are told, so that they round alike
+        return partial(start, work.draw, work.measured, work.precision, work.recompute, is_compiled)
+
+
+CPU_LAYERS = CpuLayers()
+
+
+def start(
+    draw: Callable[[], BlockSpace], batches: Sequence[Labelled], precision: str, recompute: bool, is_compiled: bool
+) -> Measure:
+    """A function from choices to Fisher potential, the mean over ``batches``."""
+    network = draw()
+    prepare(network, precision == "bf16", is_compiled)
+    keep_freed_memory()
+    information = compiled.fisher_information if is_compiled else fisher_information
+    with autocast(batches[0][0].device, precision):
+        chain = FisherChain(network, batches, recompute, information)
+    return measuring(chain, batches, precision)
+
+
+def can_compile(precision: str, device: torch.device) -> bool:
+    """Whether there is a compiled form of BN and Fisher information for this."""
+    dtype = {"float32": torch.float32, "bf16": torch.bfloat16}.get(precision)
+    return device.type == "cpu" and dtype is not None and compiled.library(dtype) is not None
+
 
 WIDTH = 8
 """Channels a group that grouped convolutions in channels_last need to be fast."""
@@ -32,14 +77,14 @@ def prepare(network: BlockSpace, bf16: bool, is_compiled: bool = False) -> None:
             _prepare_convolution(module, bf16)
         elif isinstance(module, PreActivationBlock):
             _fuse(module, "bn", "relu", is_compiled)
-        elif isinstance(module, nn.Sequential):
+        elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             children = list(module.named_children())
             for (name, child), (after, follower) in itertools.pairwise(children):
-                if isinstance(child, nn.BatchNorm2d) and isinstance(follower, nn.ReLU):
+                if type(child) is nn.BatchNorm2d and type(follower) is nn.ReLU:
                     _fuse(module, name, after, is_compiled)
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.BatchNorm2d):
+            if type(child) is nn.BatchNorm2d:  # one of a kind of its own may do more
                 setattr(module, name, BatchNorm(child, False, is_compiled))
 
 

@@ -13,16 +13,45 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nni_blockswap.blocks.space import BlockSpace
-from nni_blockswap.scoring.engines.chain import FisherChain, head_gradient, passing, run_block
+from nni_blockswap.scoring.engines.base import Measure, Work
+from nni_blockswap.scoring.engines.chain import CHAIN, FisherChain, head_gradient, measuring, passing, run_block
+from nni_blockswap.scoring.machine import autocast
 from nni_blockswap.scoring.proxies import Score
 from nni_blockswap.scoring.proxies.fisher import fisher_information
 from nni_blockswap.tasks.classification import Labelled
+
+
+class CudaGraphs:
+    """A chain on a GPU, from recordings."""
+
+    name = "cuda-graphs"
+    parallel = True
+
+    def suits(self, work: Work) -> bool:
+        return work.device.type == "cuda" and not work.recompute and CHAIN.suits(work)
+
+    def start(self, work: Work) -> Callable[[], Measure]:
+        return partial(start, work.draw, work.measured, work.precision)
+
+
+CUDA_GRAPHS = CudaGraphs()
+
+
+def start(draw: Callable[[], BlockSpace], batches: Sequence[Labelled], precision: str) -> Measure:
+    """A function from choices to Fisher potential, the mean over ``batches``."""
+    network = draw()
+    network.to(memory_format=torch.channels_last)
+    with autocast(batches[0][0].device, precision):
+        chain = graphed(FisherChain(network, batches), network, batches)
+    return measuring(chain, batches, precision)
+
 
 Step = Callable[[Any], Any]
 """One recording; it takes what the one before it gave."""

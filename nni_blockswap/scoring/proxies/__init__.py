@@ -1,28 +1,37 @@
 """Zero-cost proxies, one short file each, in a registry that others may add to."""
 
-from importlib import import_module
 from typing import Any, TypeVar, cast
 
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.scoring.proxies.accuracy import Accuracy
-from nni_blockswap.scoring.proxies.base import Proxy, Score
-from nni_blockswap.scoring.proxies.fisher import FisherPotential
-from nni_blockswap.scoring.proxies.fisher_variants import BlockLogFisher, ChannelFisher, DrawLogFisher
-from nni_blockswap.scoring.proxies.grad_l2 import GradL2
-from nni_blockswap.scoring.proxies.grad_norm import GradNorm
-from nni_blockswap.scoring.proxies.l2_norm import L2Norm
-from nni_blockswap.scoring.proxies.naswot import Naswot
-from nni_blockswap.scoring.proxies.params import Params
-from nni_blockswap.scoring.proxies.snip import Snip
-from nni_blockswap.scoring.proxies.synflow import Synflow
-from nni_blockswap.scoring.proxies.taylor import Taylor
-from nni_blockswap.scoring.proxies.zen import ZenScore
-from nni_blockswap.scoring.proxies.zico import ZiCo
+from nni_blockswap.registry import Registry
+from nni_blockswap.scoring.proxies.base import Proxy, Score, mean_score
 
-__all__ = ["PAPER", "PROXIES", "Proxy", "Score", "make_proxy", "register"]
+__all__ = ["PAPER", "PROXIES", "Proxy", "Score", "make_proxy", "mean_score", "register"]
 
-PROXIES: dict[str, type[Proxy]] = {}
-"""By name; the first is the default."""
+PAPER = ("fisher", "grad_norm", "l2_norm", "accuracy")
+"""Fisher potential and the other metrics of the paper's Table 1."""
+
+PROXIES: Registry[type[Proxy]] = Registry(
+    "proxy",
+    {
+        "fisher": f"{__name__}.fisher:FisherPotential",
+        "grad_norm": f"{__name__}.grad_norm:GradNorm",
+        "l2_norm": f"{__name__}.l2_norm:L2Norm",
+        "accuracy": f"{__name__}.accuracy:Accuracy",
+        "fisher_channel": f"{__name__}.fisher_variants:ChannelFisher",
+        "fisher_log": f"{__name__}.fisher_variants:BlockLogFisher",
+        "fisher_draws": f"{__name__}.fisher_variants:DrawLogFisher",
+        "grad_l2": f"{__name__}.grad_l2:GradL2",
+        "naswot": f"{__name__}.naswot:Naswot",
+        "params": f"{__name__}.params:Params",
+        "snip": f"{__name__}.snip:Snip",
+        "synflow": f"{__name__}.synflow:Synflow",
+        "taylor": f"{__name__}.taylor:Taylor",
+        "zen": f"{__name__}.zen:ZenScore",
+        "zico": f"{__name__}.zico:ZiCo",
+    },
+)
+"""The first is the default."""
 
 P = TypeVar("P", bound=type[Proxy])
 
@@ -39,11 +48,11 @@ def register(proxy: P) -> P:
         ConfigError: the class is no proxy, or another one has its name.
     """
     _check(proxy)
-    known = PROXIES.setdefault(proxy.name, proxy)
-    if _path(known) != _path(proxy):  # the same class again is a notebook's cell run again
-        raise ConfigError(f"there is a proxy '{proxy.name}' already, {_path(known)}; give yours another name.")
-    PROXIES[proxy.name] = proxy
-    return proxy
+    if proxy.name in PROXIES and _path(PROXIES[proxy.name]) != _path(proxy):  # the same again: a notebook's cell
+        raise ConfigError(
+            f"there is a proxy '{proxy.name}' already, {_path(PROXIES[proxy.name])}; give yours another name."
+        )
+    return cast(P, PROXIES.register(proxy.name, proxy))
 
 
 def make_proxy(name: str) -> Proxy:
@@ -52,24 +61,9 @@ def make_proxy(name: str) -> Proxy:
     Raises:
         ConfigError: there is none, or it cannot be imported.
     """
-    if ":" in name:
-        return _imported(name)()
-    if name not in PROXIES:
-        raise ConfigError(f"there is no proxy '{name}'; choose from {', '.join(PROXIES)}, or name a module:Class.")
-    return PROXIES[name]()
-
-
-def _imported(path: str) -> type[Proxy]:
-    module, _, name = path.partition(":")
-    try:
-        found = getattr(import_module(module), name)
-    except Exception as error:
-        raise ConfigError(
-            f"the proxy '{path}' cannot be imported ({type(error).__name__}: {error}); "
-            f"start in the folder that holds '{module.split('.')[0]}', or put it on PYTHONPATH."
-        ) from error
+    found = PROXIES[name]
     _check(found)
-    return cast(type[Proxy], found)
+    return found()
 
 
 def _check(proxy: Any) -> None:
@@ -83,12 +77,3 @@ def _check(proxy: Any) -> None:
 
 def _path(proxy: type[Proxy]) -> str:
     return f"{proxy.__module__}:{proxy.__qualname__}"
-
-
-PAPER = tuple(register(proxy).name for proxy in (FisherPotential, GradNorm, L2Norm, Accuracy))
-"""Fisher potential and the other metrics of the paper's Table 1."""
-
-for _proxy in (
-    ChannelFisher, BlockLogFisher, DrawLogFisher, GradL2, Naswot, Params, Snip, Synflow, Taylor, ZenScore, ZiCo,
-):  # fmt: skip
-    register(_proxy)

@@ -1,6 +1,7 @@
 """The protocol of a proxy: a number that stands for the error a network would reach, had it been trained."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -18,6 +19,12 @@ class Score:
 
     value: float
     blocks: tuple[float, ...] = ()
+
+
+def mean_score(scores: Sequence[Score]) -> Score:
+    """The mean of scores, block by block."""
+    blocks = tuple(sum(terms) / len(scores) for terms in zip(*(score.blocks for score in scores), strict=True))
+    return Score(sum(score.value for score in scores) / len(scores), blocks)
 
 
 class Proxy(Protocol):

@@ -4,7 +4,8 @@ from typing import ClassVar
 
 import torch
 
-from nni_blockswap.blocks.space import BlockSpace, probed
+from nni_blockswap.blocks.shells import probed
+from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.scoring.proxies.base import Score
 from nni_blockswap.tasks import Batch, Task
 

@@ -5,12 +5,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nni_blockswap.blocks.space import BlockSpace, seeded
-from nni_blockswap.scoring import scorer as scoring
-from nni_blockswap.scoring.engines import chain as fast_fisher
+from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.blocks.weights import seeded
+from nni_blockswap.scoring.engines import chain, choose
 from nni_blockswap.scoring.engines.chain import FisherChain, is_chain
 from nni_blockswap.scoring.proxies import make_proxy
 from nni_blockswap.scoring.scorer import Scorer
+from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.tasks import make_task
 from nni_blockswap.tasks.classification import Classification
 from search_spaces.resnet import ResNetSpace
@@ -22,8 +23,9 @@ SPACES = pytest.mark.parametrize("space", [WRN, RESNET], ids=["wrn", "resnet"])
 
 
 def scorer(space=WRN, **settings: object) -> Scorer:
-    task = make_task("digits", None, image_size=8)
-    return Scorer(*space, task, make_proxy("fisher"), **{"batch_size": 16, "device": "cpu", "processes": 1, **settings})
+    given = {"batch_size": 16, "device": "cpu", "processes": 1, **settings}
+    fixed = ScoreSettings(space=space[0], space_args=space[1], data="digits", **given)
+    return Scorer(fixed, make_task("digits", None, image_size=8), make_proxy("fisher"))
 
 
 def covering(space: BlockSpace) -> list[dict[str, str]]:
@@ -110,25 +112,22 @@ def test_only_chains_go_the_fast_way(monkeypatch) -> None:
         skipping = _Skipping(**WRN[1])
     assert not is_chain(skipping.train(), images)
 
-    def refuse(*arguments: object) -> None:
-        raise AssertionError("the fast way was taken")
-
-    monkeypatch.setattr(scoring, "start_fast", refuse)
-    candidates = covering(skipping)[:1]
+    assert choose(scorer(precision="float64").work(0)).name == "chain"
+    assert choose(scorer(precision="float32").work(0)).name == "cpu-layers"
     for proxy in ("grad_norm", "l2_norm", "accuracy"):
         judge = scorer()
         judge.proxy = make_proxy(proxy)
-        list(judge.scores(0, candidates))
-    list(scorer(train_minibatches=2).scores(0, candidates))
-    monkeypatch.setattr(scoring, "is_chain", lambda network, images: False)
-    list(scorer().scores(0, candidates))
+        assert choose(judge.work(0)).name == "plain"
+    assert choose(scorer(train_minibatches=2).work(0)).name == "plain"
+    monkeypatch.setattr(chain, "is_chain", lambda network, images: False)
+    assert choose(scorer().work(0)).name == "plain"
 
 
 def test_blocks_forward_is_given_back() -> None:
     network = super_network(WRN, torch.float32)
     FisherChain(network, [batch(WRN, torch.float32)]).measure(covering(network)[0])
     assert not any("forward" in vars(block) for block in network.blocks())
-    assert fast_fisher.is_chain(network, torch.randn(2, 1, 8, 8))
+    assert is_chain(network, torch.randn(2, 1, 8, 8))
 
 
 @pytest.mark.gpu

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nni_blockswap.scoring import scorer as scoring
 from nni_blockswap.scoring.engines import cpu_layers
 from nni_blockswap.scoring.engines.chain import FisherChain
 from nni_blockswap.scoring.proxies import make_proxy
@@ -47,7 +46,7 @@ def test_rounding_of_the_fast_way(space, precision: str, is_compiled: bool) -> N
     tolerance = {"float32": 1e-2, "bf16": 0.6}[precision]
     network, data = super_network(space, torch.float64), batch(space, torch.float32)
     draw = partial(super_network, space, torch.float32)
-    measure = scoring.start_fast(draw, [data], precision, False, is_compiled)
+    measure = cpu_layers.start(draw, [data], precision, False, is_compiled)
     rounded = {name: value.double() for name, value in draw().state_dict().items()}
     network.load_state_dict(rounded)
     ratios = []
@@ -140,7 +139,7 @@ def test_relu_of_bfloat16_is_pytorchs() -> None:
 def test_what_is_not_finite_shows_in_the_score(precision: str, value: float, is_compiled: bool) -> None:
     images, labels = batch(WRN, torch.float32)
     images[0, 0, 3, 3] = value
-    measure = scoring.start_fast(
+    measure = cpu_layers.start(
         partial(super_network, WRN, torch.float32), [(images, labels)], precision, False, is_compiled
     )
     assert math.isnan(measure(covering(super_network(WRN, torch.float32))[0]).value)

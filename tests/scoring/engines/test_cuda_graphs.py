@@ -6,8 +6,8 @@ import torch
 from nni_blockswap.scoring.engines import cuda_graphs
 from nni_blockswap.scoring.engines.chain import FisherChain
 from nni_blockswap.scoring.engines.cuda_graphs import CudaRecorder, GraphedFisherChain, graphed
+from nni_blockswap.scoring.machine import autocast
 from nni_blockswap.scoring.proxies import make_proxy
-from nni_blockswap.scoring.scorer import autocast
 from nni_blockswap.tasks.classification import Classification
 from tests.scoring.engines.test_chain import SPACES, WRN, batch, covering, super_network
 

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from nni_blockswap.scoring.proxies import make_proxy
-from nni_blockswap.scoring.scorer import mean_score
+from nni_blockswap.scoring.proxies import make_proxy, mean_score
 from tests.scoring.test_proxies import Anything, covering, fisher_by_hand, frozen_copy
 
 CHANNELS = [16, 16, 32, 32, 64, 64]

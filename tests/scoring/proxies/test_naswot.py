@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nni_blockswap.blocks.space import PreActivationBlock
+from nni_blockswap.blocks.shells import PreActivationBlock
 from nni_blockswap.scoring.proxies import make_proxy
 from tests.scoring.test_proxies import Anything, conv, covering, frozen_copy, normalised
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nni_blockswap.blocks.space import PreActivationBlock
+from nni_blockswap.blocks.shells import PreActivationBlock
 from nni_blockswap.scoring.proxies import make_proxy
 from nni_blockswap.scoring.proxies.zen import SEED
 from tests.scoring.test_proxies import Anything, conv, covering, frozen_copy, normalised

@@ -1,0 +1,68 @@
+"""Reads the table of choices off a space on the meta device, where nothing is computed or allocated."""
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nni_blockswap.blocks.shells import Block
+from nni_blockswap.cost.resources import RESOURCES, Resource
+from nni_blockswap.cost.table import Column, Table
+
+
+def price(network: nn.Module, blocks: Sequence[Block], run: Callable[[], object], resources: Sequence[str]) -> Table:
+    """The table of a space.
+
+    Args:
+        network: the space, unfrozen, on the meta device.
+        blocks: its blocks in forward order.
+        run: runs the part of ``network`` that counts, on one image.
+        resources: names, the first of which says what a block's dearest candidate is.
+    """
+    shapes = _shapes(blocks, run)
+    inside = {id(module) for block in blocks for module in block.branch.modules()}
+    rest = [module for module in network.modules() if id(module) not in inside]
+
+    def column(name: str) -> Column:
+        resource, known = RESOURCES[name], dict[Hashable, int]()
+        costs = tuple(
+            np.array([_of_candidate(resource, block, name, shape, known) for name in block.names], dtype=np.int64)
+            for block, shape in zip(blocks, shapes, strict=True)
+        )
+        return Column(resource.unit, resource.read(rest, run), costs)
+
+    return Table(
+        labels=tuple(block.label for block in blocks),
+        candidates=tuple(block.names for block in blocks),
+        columns={name: column(name) for name in resources},
+        sites=tuple(block.site for block in blocks),
+    )
+
+
+def _of_candidate(resource: Resource, block: Block, name: str, shape: torch.Size, known: dict[Hashable, int]) -> int:
+    """Cost of one candidate; at sites alike, fed alike, it is the same and read once."""
+    key = (block.site, name, shape)
+    if key not in known:
+        branch = block.candidate(name)
+        x = torch.empty(shape, device="meta")
+        known[key] = resource.read(list(branch.modules()), partial(branch, x))
+    return known[key]
+
+
+def _shapes(blocks: Sequence[Block], run: Callable[[], object]) -> list[torch.Size]:
+    """Shape of what enters each branch."""
+    found: dict[int, torch.Size] = {}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found[id(module)] = inputs[0].shape
+
+    handles = [block.branch.register_forward_pre_hook(record) for block in blocks]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [found[id(block.branch)] for block in blocks]

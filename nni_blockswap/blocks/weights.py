@@ -1,0 +1,27 @@
+"""Fresh weights, drawn from a seed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def initialise(network: nn.Module) -> None:
+    """Fresh weights: convolutions normal with std sqrt(2 / (k^2 C_out)), C_out not divided by the groups; biases 0.
+
+    BN keeps scale 1 and shift 0; a linear layer keeps PyTorch's uniform weights. As in the paper's authors' networks.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # there nothing is drawn, slowly
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw weights, on the CPU, from ``seed`` and leave the global generators as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would set a GPU's, too
+        yield

@@ -1,0 +1,13 @@
+"""What an architecture can cost, a file a resource: its name, its unit, how it is read off modules that run."""
+
+from nni_blockswap.cost.resources.base import Resource
+from nni_blockswap.errors import BudgetError
+from nni_blockswap.registry import Registry
+
+__all__ = ["RESOURCES", "Resource"]
+
+RESOURCES: Registry[Resource] = Registry(
+    "resource",
+    {"params": f"{__name__}.params:PARAMS", "macs": f"{__name__}.macs:MACS"},
+    BudgetError,
+)

@@ -1,0 +1,33 @@
+"""The protocol of a resource."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # reading a budget needs no torch
+    from torch import nn
+
+
+class Resource(Protocol):
+    """Something of which every part of a network takes a whole number, and an architecture the sum.
+
+    A table of costs asks ``read`` twice: for each candidate of each block, and once for the modules in no block:
+
+        cost(architecture) = read(the rest) + sum_b read(candidate of block b)
+    """
+
+    name: str
+    """As budgets and tables have it, ``macs``."""
+
+    unit: str
+    """What a number of it counts, in the plural: ``MACs``."""
+
+    suffixes: Mapping[str, int]
+    """Units in which budgets may be written, beside K, M and G: ``{"ms": 1000}`` where one is a microsecond."""
+
+    def read(self, modules: "Sequence[nn.Module]", run: Callable[[], object]) -> int:
+        """What ``modules`` take.
+
+        Args:
+            modules: every module that counts, each with its own parameters and hooks alone, on the meta device.
+            run: runs them on one image, as often as it is called.
+        """

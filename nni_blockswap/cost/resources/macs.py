@@ -1,0 +1,48 @@
+"""Multiply-accumulates of convolutions and linear layers, for one image.
+
+BN, activations, pooling and additions are free, as in the paper's tables.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+
+class Macs:
+    """One for each product of a weight with a value that enters or, in a transposed convolution, leaves."""
+
+    name = "macs"
+    unit = "MACs"
+    suffixes: Mapping[str, int] = {}
+
+    def read(self, modules: Sequence[nn.Module], run: Callable[[], object]) -> int:
+        """Counted by hooks while the modules run."""
+        total = 0
+
+        def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            nonlocal total
+            total += _products(module, inputs[0], output)
+
+        handles = [module.register_forward_hook(count) for module in modules if isinstance(module, _ConvNd | nn.Linear)]
+        try:
+            if handles:
+                with torch.no_grad():
+                    run()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return total
+
+
+def _products(module: nn.Module, x: Tensor, output: Tensor) -> int:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if isinstance(module, nn.Linear):
+        return weight.numel() * (output.numel() // output.shape[-1])
+    positions = x if isinstance(module, _ConvTransposeNd) else output
+    return weight.numel() * positions[0, 0].numel()
+
+
+MACS = Macs()

@@ -1,0 +1,59 @@
+"""Where scores are computed, and in what arithmetic."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from nni_blockswap.errors import ConfigError
+
+PRECISIONS = ("auto", "float32", "bf16", "float64")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called ``name``; "auto" is a GPU if there is one. Raises ConfigError where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        message = str(error).splitlines()[0]
+        raise ConfigError(f"the device '{name}' cannot be used ({message}); choose auto, cpu or cuda.") from error
+    return device
+
+
+def resolve_precision(name: str, device: torch.device, bf16_known: bool = False) -> str:
+    """The precision called ``name``; "auto" is bf16 where it is native to a CPU and ``bf16_known`` to do, else float32.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in PRECISIONS:
+        raise ConfigError(f"there is no precision '{name}'; choose from {', '.join(PRECISIONS)}.")
+    if name != "auto":
+        return name
+    return "bf16" if bf16_known and device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Convolutions in bfloat16 if ``precision`` says so, else in just that precision."""
+    if precision == "bf16":
+        # No cache: it would hand a CUDA graph casts of weights that are gone when it is replayed.
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+    return _without_tf32() if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Convolutions that multiply in float32: by default PyTorch lets cuDNN round to TF32's 10 bits of mantissa."""
+    cudnn: Any = torch.backends.cudnn
+    modern = hasattr(cudnn, "conv")  # since PyTorch 2.9
+    owner, name = (cudnn.conv, "fp32_precision") if modern else (cudnn, "allow_tf32")
+    before = getattr(owner, name)
+    setattr(owner, name, "ieee" if modern else False)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
