@@ -123,7 +123,7 @@ def faults(comparison: Comparison, settings: SearchSettings) -> list[BlockSwapEr
     if settings.samples < max(comparison.best_of, default=0):
         attempts.append(partial(_too_few, settings.samples, max(comparison.best_of)))
     for text in settings.budgets:
-        if set(comparison.methods) - set(PRUNED):
+        if set(comparison.methods) - set(PRUNED) or comparison.best_of:
             attempts.append(partial(_reached, text, settings))
         if set(comparison.methods) & set(PRUNED):
             attempts.append(partial(_count, text, settings))

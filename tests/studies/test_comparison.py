@@ -275,10 +275,14 @@ def test_in_an_experiment_a_contestants_parameters_outweigh_the_command(
     assert given.nonzero == (30_000 if method == "snip" else None)
 
 
+CIFAR10 = Recipe(200, 128, 0.1, 0.9, 5e-4, "cosine", 1000.0, "mse")
+ON_CIFAR10 = ("figure2", "table1", "samples", "figure4")
+
+
 @pytest.mark.parametrize(
     ("name", "blocks", "recipe"),
     [
-        ("cifar10_comparison", 18, Recipe(200, 128, 0.1, 0.9, 5e-4, "cosine", 1000.0, "mse")),
+        *((name, 18, CIFAR10) for name in ("cifar10_comparison", *ON_CIFAR10)),
         ("imagenet_comparison", 16, Recipe(100, 256, 0.1, 0.9, 1e-4, "step", 750.0, "mse")),
     ],
 )
@@ -295,13 +299,40 @@ def test_the_shipped_comparisons_are_the_papers_and_count_their_trials(name, blo
     assert options.space_args(given) == arguments["space_args"]
 
 
-def test_the_shipped_command_trains_a_reduced_network_from_the_spaces_teacher(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def twenty_images(tmp_path_factory):
+    """CIFAR-10's layout; teachers are kept beside it."""
+    root = tmp_path_factory.mktemp("cifar10")
     for part in ("train", "test"):
-        draw_images(tmp_path / "data" / part, classes=10, size=32)
-    Architecture.from_choices(SPACE, ["S"] * 6, {"depth": 16, "width": 1}).save(tmp_path / "a.json")
-    given = ["--architecture", str(tmp_path / "a.json"), "--out", str(tmp_path / "out"), "--teacher-dir", str(tmp_path)]
-    given += [*command(load("cifar10_comparison")), "--data-root", str(tmp_path / "data"), "--batch-size", "4"]
-    monkeypatch.setattr(sys, "argv", ["distill", *given, "--epochs", "1", "--limit-steps", "1", "--method", "reduced"])
+        draw_images(root / "data" / part, classes=10, size=32)
+    return root
+
+
+def start(name, choices, space_args, home, out, monkeypatch, method):
+    """Train by the shipped command for a step."""
+    Architecture.from_choices(SPACE, choices, space_args).save(out / "a.json")
+    given = ["--architecture", str(out / "a.json"), "--out", str(out), *command(load(name)), "--method", method]
+    given += ["--data-root", str(home / "data"), "--teacher-dir", str(home), "--batch-size", "4"]
+    monkeypatch.setattr(sys, "argv", ["distill", *given, "--epochs", "1", "--limit-steps", "1"])
     distill.run()
-    teacher = json.loads(next(path for path in tmp_path.glob("*-cifar10-*/architecture.json")).read_text())
+    return json.loads((out / "result.json").read_text())
+
+
+def test_the_shipped_command_trains_a_reduced_network_from_the_spaces_teacher(twenty_images, tmp_path, monkeypatch):
+    start("cifar10_comparison", ["S"] * 6, {"depth": 16, "width": 1}, twenty_images, tmp_path, monkeypatch, "reduced")
+    teacher = json.loads(next(path for path in twenty_images.glob("*-cifar10-*/architecture.json")).read_text())
     assert teacher["space_args"]["depth"] == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "choices", "params"),
+    [
+        ("figure2", "single", ["G(N)"] * 18, 293_514),
+        ("table1", "random", ["B(2)"] * 18, 431_834),
+        ("samples", "best of 10", ["G(16)"] * 18, 406_410),
+        ("figure4", "one swap", [*["S"] * 17, "G(4)"], 2_243_546 - 294_912 + 106_496 + 512),
+    ],
+)
+def test_the_shipped_commands_start(name, method, choices, params, twenty_images, tmp_path, monkeypatch):
+    result = start(name, choices, {}, twenty_images, tmp_path, monkeypatch, method)
+    assert (result["method"], result["params"], result["epochs"]) == (method, params, 1)
