@@ -93,7 +93,13 @@ class Family(Protocol):
 
 
 FAMILIES: Registry[Family] = Registry(
-    "family of substitutes", {"paper": "nni_blockswap.blocks.substitutes.paper:PAPERS"}, SpaceError
+    "family of substitutes",
+    {
+        "paper": "nni_blockswap.blocks.substitutes.paper:PAPERS",
+        "mobile": "nni_blockswap.blocks.substitutes.mobile:MOBILE",
+        "darts": "nni_blockswap.blocks.substitutes.darts:DARTS",
+    },
+    SpaceError,
 )
 """Families by name. A module outside this package registers its own as it is imported. In front of a substitute it says
 where that is: ``extra=["my_package.blocks:MB(4)"]`` offers ``MB(4)`` in every process that builds the space."""

@@ -293,7 +293,8 @@ def test_the_shipped_comparisons_are_the_papers_and_count_their_trials(name, blo
     comparison = Comparison.read(arguments["comparison"])
     assert comparison.size(blocks) == arguments["students"] == config["maxTrialNumber"]
     for substitute in comparison.single:
-        Architecture.from_choices(arguments["space"], [substitute] * blocks, arguments["space_args"])
+        offered = {**arguments["space_args"], "extra": ["D"]}
+        Architecture.from_choices(arguments["space"], [substitute] * blocks, offered)
     given = distill.parser().parse_args(command(config))
     assert options.recipe_from(given) == recipe
     assert options.space_args(given) == arguments["space_args"]

@@ -100,7 +100,7 @@ class Paper:
             if number > 1:
                 layers[f"bn{number - 1}"] = site.norm(conv.in_channels)
                 layers[f"relu{number - 1}"] = site.activation()
-            layers[f"conv{number}"] = _module(conv, site, bias=site.bias and number == len(branch))
+            layers[f"conv{number}"] = conv_module(conv, site, bias=site.bias and number == len(branch))
         return nn.Sequential(layers)
 
 
@@ -121,7 +121,8 @@ def convs(name: str, site: Site) -> tuple[Conv, ...]:
     return _KINDS[kind](name, site, arguments)
 
 
-def _module(conv: Conv, site: Site, bias: bool) -> nn.Conv2d:
+def conv_module(conv: Conv, site: Site, bias: bool = False) -> nn.Conv2d:
+    """The module of a branch's convolution; a spatial one has the site's padding and dilation."""
     if not conv.spatial:
         return nn.Conv2d(conv.in_channels, conv.out_channels, 1, bias=bias)
     kernel, dilation = (both if isinstance(both, tuple) else (both, both) for both in (conv.kernel, site.dilation))
