@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nni_blockswap.architecture import Architecture
     from nni_blockswap.cost.budget import Budget
+    from nni_blockswap.exporting import export
     from nni_blockswap.searching import SearchSettings, search
     from nni_blockswap.strategy import BlockSwapStrategy
     from nni_blockswap.tuner import BlockSwapTuner
 
-__all__ = ["Architecture", "BlockSwapStrategy", "BlockSwapTuner", "Budget", "SearchSettings", "search"]
+__all__ = ["Architecture", "BlockSwapStrategy", "BlockSwapTuner", "Budget", "SearchSettings", "export", "search"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -23,6 +24,7 @@ _HOMES = {
     "BlockSwapTuner": "tuner",
     "Budget": "cost.budget",
     "SearchSettings": "searching",
+    "export": "exporting",
     "search": "searching",
 }
 

@@ -39,3 +39,7 @@ class WorkerError(BlockSwapError):
 
 class TrainingError(BlockSwapError):
     """A training run diverged or could not go on."""
+
+
+class ExportError(BlockSwapError):
+    """A network cannot be written in the format that was asked for."""

@@ -12,7 +12,7 @@ ORDER = [
     "errors", "files", "seeds", "metric", "key_values", "registry",
     "cost", "architecture", "methods", "blocks", "tasks", "scoring", "results",
     "searching", "training.attention", "experiment.students", "studies", "experiment", "training",
-    "tuner", "strategy", "cli", "__main__",
+    "exporting", "tuner", "strategy", "cli", "__main__",
 ]  # fmt: skip
 """Rooms, or parts of a room, from the bottom up: each imports itself and what stands before it."""
 

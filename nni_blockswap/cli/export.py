@@ -1,35 +1,42 @@
-"""Take the best trial out of an experiment: its architecture.json and weights, as ONNX too on request."""
+"""Take the best trial out of an experiment: architecture.json and weights, and files that run without this package."""
 
 import argparse
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from nni_blockswap.errors import CheckpointError, ConfigError, StateError
+from nni_blockswap.errors import CheckpointError, StateError
 from nni_blockswap.experiment.service import folder_of, results
 from nni_blockswap.files import write_atomically
 from nni_blockswap.metric import judged
 
-ARCHITECTURE, WEIGHTS, RESULT, ONNX = "architecture.json", "weights.pt", "result.json", "model.onnx"
+ARCHITECTURE, WEIGHTS, RESULT = "architecture.json", "weights.pt", "result.json"
+FORMATS = ("pt2", "onnx", "safetensors")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("experiment", metavar="EXPERIMENT_ID", help="as nnictl shows it, or the experiment's folder")
+    parser.add_argument(
+        "experiment", metavar="EXPERIMENT", help="an id as nnictl shows it, or a folder with results in it"
+    )
     parser.add_argument(
         "--out", required=True, metavar="DIR", help=f"folder for {ARCHITECTURE}, {WEIGHTS} and {RESULT}"
     )
-    parser.add_argument("--onnx", action="store_true", help=f"write {ONNX} too")
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        action="extend",
+        choices=FORMATS,
+        default=[],
+        help="write the network as model.FORMAT, too: a torch.export program, ONNX, or safetensors with model.py",
+    )
+    parser.add_argument("--onnx", dest="format", action="append_const", const="onnx", help="the same as --format onnx")
+    parser.add_argument("--fold-bn", action="store_true", help="fold BN into the convolutions of those")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Copy the best trial's files."""
-    folder = Path(options.experiment)
-    ended = results(folder if folder.is_dir() else folder_of(options.experiment))
-    if not ended:
-        raise StateError(f"no trial of experiment '{options.experiment}' has come to an end; train one first.")
-    best, result = max(ended.values(), key=lambda trial: _merit(trial[1]))
+    """Copy the best trial's files and export its network."""
+    best, result = _best(options.experiment)
     out = Path(options.out)
     for name in (ARCHITECTURE, WEIGHTS, RESULT):
         if not (best / name).is_file():
@@ -37,11 +44,25 @@ def run(options: argparse.Namespace) -> int:
         content = (best / name).read_bytes()
         write_atomically(out / name, partial(_write, content))
     metric, value = judged(result)
-    print(f"{result['architecture_id']}: {metric} {metric.show(value)}, {result['params']:,} parameters; in {out}")
-    if options.onnx:
-        write_onnx(out)
-        print(f"{out / ONNX}")
+    print(f"{result['architecture_id']}: {metric} {metric.show(value)}, {result['params']:,} parameters; from '{best}'")
+    if options.format:
+        _export(out, list(dict.fromkeys(options.format)), options.fold_bn)
     return 0
+
+
+def _best(experiment: str) -> tuple[Path, dict[str, Any]]:
+    """The folder and the result of the trial with the best figure.
+
+    Raises:
+        StateError: none has come to an end, or they are judged by different things.
+    """
+    ended = results(folder_of(experiment))
+    if not ended:
+        raise StateError(f"no trial of experiment '{experiment}' has come to an end; train one first.")
+    metrics = sorted({str(judged(result)[0]) for _, result in ended.values()})
+    if len(metrics) > 1:
+        raise StateError(f"trials in '{experiment}' are judged by {' and by '.join(metrics)}; name the folder of one.")
+    return max(ended.values(), key=lambda trial: _merit(trial[1]))
 
 
 def _merit(result: dict[str, Any]) -> float:
@@ -53,35 +74,30 @@ def _write(content: bytes, stream: IO[bytes]) -> None:
     stream.write(content)
 
 
-def write_onnx(folder: Path) -> None:
-    """Write the network in ``folder`` as ONNX, for batches of any size.
+def _export(folder: Path, formats: list[str], fold_bn: bool) -> None:
+    """Write the network whose architecture and weights are in ``folder`` beside them."""
+    import torch
 
-    Raises:
-        ConfigError: the packages that torch.onnx needs are not installed, or it is a detector.
-        CheckpointError: the weights do not fit the architecture.
-    """
+    from nni_blockswap.exporting import export
+
+    network = _trained(folder)
+    images = torch.zeros(1, *network.input_size)
+    for one in formats:
+        for path in export(network, folder / f"model.{one}", images, fold_bn=fold_bn):
+            print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def _trained(folder: Path) -> Any:
+    """The network. Raises CheckpointError where the weights do not fit the architecture."""
     import torch
 
     from nni_blockswap.architecture import Architecture
 
-    try:
-        for package in ("onnx", "onnxscript"):
-            import_module(package)
-    except ImportError as error:
-        raise ConfigError(
-            f"torch.onnx needs the packages onnx and onnxscript ({error}): pip install onnx onnxscript."
-        ) from error
-    network: Any = Architecture.load(folder / ARCHITECTURE).build()
-    if network.detects:
-        raise ConfigError("ONNX is written of classifiers; of a detector take the weights.")
+    network = Architecture.load(folder / ARCHITECTURE).build()
     try:
         network.load_state_dict(torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True))
     except Exception as error:
         raise CheckpointError(
             f"'{folder / WEIGHTS}' does not fit its architecture: {str(error).splitlines()[0]}"
         ) from error
-    images = torch.zeros(2, *network.input_size)
-    batch = torch.export.Dim("batch")
-    program = torch.onnx.export(network.eval(), (images,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
-    assert program is not None
-    program.save(folder / ONNX)
+    return network

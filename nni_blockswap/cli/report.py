@@ -5,7 +5,6 @@ Writes OUT/report.md and .csv, OUT/report.png (the paper's Figure 3) and OUT/tri
 """
 
 import argparse
-from pathlib import Path
 
 from nni_blockswap.experiment.service import folder_of
 
@@ -13,7 +12,10 @@ from nni_blockswap.experiment.service import folder_of
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "experiments", nargs="+", metavar="EXPERIMENT_ID", help="as nnictl shows it, or a folder with results below it"
+        "experiments",
+        nargs="+",
+        metavar="EXPERIMENT",
+        help="an id as nnictl shows it, or a folder with results in it",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for table and figure")
     parser.add_argument("--table", metavar="NAME", help="one of the paper's to lay the run beside: 2, 3, 4 or C")
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
-    folders = [Path(name) if Path(name).is_dir() else folder_of(name) for name in options.experiments]
+    folders = [folder_of(name) for name in options.experiments]
     if options.table is not None:
         from nni_blockswap.studies.published import lay_beside
 

@@ -61,19 +61,21 @@ class Experiment:
         return next(self.folder.glob(f"environments/*/trials/{trial}"), self.folder)
 
 
-def folder_of(identity: str) -> Path:
-    """The folder of an experiment that ran on this machine.
+def folder_of(name: str) -> Path:
+    """Where results are: ``name`` itself where it is a folder, else the folder of the experiment with that id.
 
     Raises:
-        ConfigError: NNI knows of none with that id.
+        ConfigError: it is neither a folder nor an experiment that ran on this machine.
     """
+    if Path(name).is_dir():
+        return Path(name)
     known = _known_experiments()
-    if identity not in known:
+    if name not in known:
         raise ConfigError(
-            f"there is no experiment '{identity}'; "
+            f"there is no experiment '{name}' and no such folder; "
             f"NNI knows {', '.join(known) or 'none'} (see nnictl experiment list --all)."
         )
-    return Path(known[identity]["logDir"]).expanduser() / identity
+    return Path(known[name]["logDir"]).expanduser() / name
 
 
 def _known_experiments() -> dict[str, Any]:
@@ -85,10 +87,17 @@ def _known_experiments() -> dict[str, Any]:
 
 
 def results(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """(trial's folder, its result.json) by identity, of the trials that came to an end."""
+    """(trial's folder, its result.json) by identity, of the trials at or below ``folder`` that came to an end.
+
+    Raises:
+        StateError: a result is damaged.
+    """
     found = {}
-    for path in sorted(folder.glob("environments/*/trials/*/result.json"), key=lambda path: path.stat().st_mtime):
-        result = read_json(path)
+    for path in sorted(folder.rglob("result.json"), key=lambda path: path.stat().st_mtime):
+        try:
+            result = dict(read_json(path))
+        except (TypeError, ValueError) as error:
+            raise StateError(f"'{path}' is damaged ({error}); run the trial again.") from error
         found[identity(result)] = path.parent, result
     return found
 

@@ -1,7 +1,13 @@
 """What is left of an experiment: the table of its students, and blockswap export."""
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import onnx
+import pytest
 import torch
 
 from nni_blockswap import Architecture
@@ -85,7 +91,7 @@ def test_export_finds_an_experiment_by_its_id(tmp_path, monkeypatch, capsys):
     finished(tmp_path / "elsewhere" / "xyz", [0.8])
     assert main(["export", "xyz", "--out", str(tmp_path / "out")]) == 0
     assert main(["export", "abc", "--out", str(tmp_path / "out")]) == 2
-    assert "there is no experiment 'abc'; NNI knows xyz" in capsys.readouterr().err
+    assert "there is no experiment 'abc' and no such folder; NNI knows xyz" in capsys.readouterr().err
 
 
 def test_export_of_what_is_not_there(tmp_path, capsys):
@@ -93,14 +99,81 @@ def test_export_of_what_is_not_there(tmp_path, capsys):
     assert "no trial of experiment" in capsys.readouterr().err
 
 
-def test_export_to_onnx_or_a_sentence(tmp_path, capsys):
-    finished(tmp_path / "experiment", [0.8])
-    status = main(["export", str(tmp_path / "experiment"), "--out", str(tmp_path / "out"), "--onnx"])
-    try:
-        import onnx
-    except ImportError:
-        assert status == 2
-        assert "torch.onnx needs the packages onnx and onnxscript" in capsys.readouterr().err
-        return
-    assert status == 0
-    onnx.checker.check_model(str(tmp_path / "out" / "model.onnx"))
+def trial(folder, accuracy=0.9, substitute="B(2)"):
+    """A folder such as ``python -m trial.distill --out`` leaves."""
+    student = Architecture.from_choices(WRN, [substitute] * 3, SMALL)
+    student.save(folder / "architecture.json")
+    torch.save(student.build().state_dict(), folder / "weights.pt")
+    result = {"accuracy": accuracy, "architecture_id": student.id, "params": student.params, "macs": student.macs}
+    write_json(folder / "result.json", result)
+    return student
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_export_and_report_take_any_folder_that_a_trial_wrote(above, tmp_path, capsys):
+    student = trial(tmp_path / "runs" / "student")
+    where = tmp_path / "runs" if above else tmp_path / "runs" / "student"
+    assert main(["export", str(where), "--out", str(tmp_path / "out")]) == 0
+    assert Architecture.load(tmp_path / "out" / "architecture.json").id == student.id
+    assert main(["report", str(where), "--out", str(tmp_path / "report"), "--latency-batch", "0"]) == 0
+    assert student.id in capsys.readouterr().out
+
+
+def test_of_trials_side_by_side_the_best_is_exported(tmp_path):
+    trial(tmp_path / "runs" / "a", 0.8)
+    best = trial(tmp_path / "runs" / "deep" / "b", 0.9, "G(2)")
+    assert main(["export", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert Architecture.load(tmp_path / "out" / "architecture.json").id == best.id
+
+
+def test_trials_that_are_judged_by_different_things_have_no_best(tmp_path, capsys):
+    trial(tmp_path / "a")
+    trial(tmp_path / "b", 0.3, "G(2)")
+    result = read_json(tmp_path / "b" / "result.json")
+    write_json(tmp_path / "b" / "result.json", {**result, "metric": {"name": "loss"}, "loss": 0.3})
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "are judged by accuracy and by loss; name the folder of one" in capsys.readouterr().err
+
+
+def test_export_in_several_formats(tmp_path, capsys):
+    student = trial(tmp_path / "student")
+    command = ["export", str(tmp_path / "student"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--format", "pt2", "safetensors", "--fold-bn"]) == 0
+    names = ["architecture.json", "model.pt2", "model.py", "model.safetensors", "result.json", "weights.pt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert f"{tmp_path / 'out' / 'model.pt2'}: " in capsys.readouterr().out
+    network = student.build().eval()
+    network.load_state_dict(torch.load(tmp_path / "student" / "weights.pt", weights_only=True))
+    images = torch.randn(5, 1, 8, 8)
+    found = torch.export.load(tmp_path / "out" / "model.pt2").module()(images)
+    torch.testing.assert_close(found, network(images), rtol=1e-3, atol=1e-4)
+    assert "BatchNorm2d(16)" in (tmp_path / "out" / "model.py").read_text()  # of the block, before its branch
+    assert "bias=False)" in (tmp_path / "out" / "model.py").read_text()
+
+
+def test_onnx_has_a_short_option_of_its_own(tmp_path):
+    trial(tmp_path / "student")
+    assert main(["export", str(tmp_path / "student"), "--out", str(tmp_path / "out"), "--onnx"]) == 0
+    onnx.checker.check_model(str(tmp_path / "out" / "model.onnx"), full_check=True)
+
+
+def test_a_damaged_result_is_named(tmp_path, capsys):
+    trial(tmp_path / "student")
+    (tmp_path / "student" / "result.json").write_text("{")
+    assert main(["export", str(tmp_path / "student"), "--out", str(tmp_path / "out")]) == 2
+    assert f"'{tmp_path / 'student' / 'result.json'}' is damaged" in capsys.readouterr().err
+
+
+def test_the_how_to_works_as_it_stands(tmp_path, monkeypatch):
+    """Its commands in a folder with a trained student of WRN-10-1, then its Python where only their files are."""
+    monkeypatch.chdir(tmp_path)
+    trial(tmp_path / "runs" / "student")
+    text = (ROOT / "docs" / "export.md").read_text()
+    commands = re.findall(r"^    blockswap (.+)$", text, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert main(command.split()) == 0
+    blocks = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    script = blocks.replace("torch.zeros(8, 3, 32, 32)", "torch.zeros(8, 1, 8, 8)")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path / "out", env=environment, check=True, timeout=120)

@@ -1,0 +1,163 @@
+"""``export``: what is written runs without this package and gives the network's outputs; the network stays as it is."""
+
+import sys
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+from nni_blockswap import export
+from nni_blockswap.errors import ConfigError, ExportError
+from tests.exporting.networks import NETWORKS, Elsewhere, assert_equal_to_rounding, make
+
+FORMS = ("pt2", "onnx", "safetensors")
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    """A function: format -> the process that runs it."""
+    started: dict[str, Elsewhere] = {}
+
+    def process(form: str) -> Elsewhere:
+        if form not in started:
+            started[form] = Elsewhere(form)
+        return started[form]
+
+    yield process
+    for one in started.values():
+        one.close()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_gives_the_networks_outputs_in_a_process_without_this_package(name, form, tmp_path, elsewhere):
+    network, size = make(name)
+    written = export(network, tmp_path / f"{name}.{form}", torch.zeros(1, *size))
+    assert sorted(path.name for path in written) == sorted(path.name for path in tmp_path.iterdir())
+    batches = [torch.randn(count, *size) for count in (1, 3)]
+    for batch, found in zip(batches, elsewhere(form).run(written[0], batches), strict=True):
+        with torch.no_grad():
+            assert_equal_to_rounding(network.eval()(batch), found)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_folded_bn_gives_the_same_outputs(form, tmp_path, elsewhere):
+    network, size = make("resnet18")
+    path = export(network, tmp_path / f"folded.{form}", torch.zeros(1, *size), fold_bn=True)[0]
+    batch = torch.randn(2, *size)
+    with torch.no_grad():
+        expected = network.eval()(batch)
+    assert_equal_to_rounding(expected, elsewhere(form).run(path, [batch])[0])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_has_about_four_bytes_a_parameter(form, tmp_path):
+    network, size = make("resnet18")
+    path = export(network, tmp_path / f"student.{form}", torch.zeros(64, *size))[0]
+    assert 3.99 < path.stat().st_size / sum(one.numel() for one in network.parameters()) < 4.02
+
+
+@pytest.mark.parametrize("form", ["pt2", "onnx"])
+def test_a_file_holds_neither_source_lines_nor_paths_of_the_machine_that_wrote_it(form, tmp_path):
+    network, size = make("wide_resnet")
+    path = export(network, tmp_path / f"student.{form}", torch.zeros(1, *size))[0]
+    if form == "onnx":
+        content = path.read_bytes()
+    else:
+        with zipfile.ZipFile(path) as archive:
+            content = b"".join(archive.read(name) for name in archive.namelist())
+            assert not [
+                name for name in archive.namelist() if archive.getinfo(name).file_size > 8000 and "input" in name
+            ]
+    assert b"stage3" in content
+    assert b".py" not in content
+    assert b"in forward" not in content
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_users_network_stays_as_it_is(form, tmp_path):
+    network, size = make("wide_resnet")
+    network.conv.weight.requires_grad_(False)
+    network.stage1.eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    modules = {name: (module, module.training) for name, module in network.named_modules()}
+    export(network, tmp_path / f"student.{form}", torch.zeros(1, *size), fold_bn=True)
+    after = network.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert {name: (module, module.training) for name, module in network.named_modules()} == modules
+    assert not network.conv.weight.requires_grad
+    assert network.fc.weight.requires_grad
+
+
+class OneBatch(nn.Module):
+    """Its batch size stands in its code."""
+
+    def forward(self, x):
+        return x.reshape(4, -1).sum(1)
+
+
+def test_a_batch_size_that_is_not_free_is_said_and_can_be_kept(tmp_path, elsewhere):
+    images = torch.randn(4, 3, 2, 2)
+    with pytest.raises(ExportError, match=r"output of shape \(4,\) for 2 images .* dynamic_batch=False"):
+        export(OneBatch(), tmp_path / "net.pt2", images)
+    export(OneBatch(), tmp_path / "net.pt2", images, dynamic_batch=False)
+    found = elsewhere("pt2").run(tmp_path / "net.pt2", [images])[0]
+    torch.testing.assert_close(found, images.flatten(1).sum(1))
+
+
+class Detector(nn.Module):
+    def forward(self, images):
+        return [{"boxes": torch.zeros(0, 4)} for _ in images]
+
+
+def diverged():
+    network = nn.Conv2d(3, 4, 3)
+    nn.init.constant_(network.bias, float("nan"))
+    return network
+
+
+IMAGES = torch.zeros(1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "example", "sentence"),
+    [
+        (nn.Conv2d(3, 4, 3), "net.pth", IMAGES, r"ends in \.pt2, \.onnx, \.safetensors, not to '.*net\.pth'"),
+        (nn.Conv2d(3, 4, 3), "net", IMAGES, "ends in"),
+        (nn.Conv2d(3, 4, 3), "net.pt2", torch.zeros(1, 1, 8, 8), r"cannot take .* shape \(2, 1, 8, 8\)"),
+        (nn.Conv2d(3, 4, 3), "net.pt2", torch.zeros(3), "cannot take an example input of shape"),
+        (nn.Conv2d(3, 4, 3), "net.pt2", [torch.zeros(3, 8, 8)], "not a list; a detector, which takes its images as"),
+        (Detector(), "net.pt2", IMAGES, "a detector, which takes its images as a list, is not exported"),
+        (diverged(), "net.pt2", IMAGES, "'bias' holds values that are not finite"),
+        ("resnet18", "net.pt2", IMAGES, r"a torch\.nn\.Module is exported, not a str"),
+        (nn.Conv2d(3, 4, 3), "my-net.safetensors", IMAGES, "'my-net' is no name in Python"),
+    ],
+)
+def test_one_sentence_for_what_cannot_be_exported(network, name, example, sentence, tmp_path):
+    with pytest.raises((ConfigError, ExportError), match=sentence) as refused:
+        export(network, tmp_path / name, example)
+    assert len(str(refused.value).splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_names_the_packages_that_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match=r"torch\.onnx needs the packages onnx and onnxscript"):
+        export(nn.Conv2d(3, 4, 3), tmp_path / "net.onnx", IMAGES)
+
+
+@pytest.mark.parametrize("form", ["pt2", "safetensors"])
+def test_a_write_that_fails_leaves_the_older_file(form, tmp_path, monkeypatch):
+    path = tmp_path / f"net.{form}"
+    path.write_text("older")
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("nni_blockswap.files.os.replace", full)
+    with pytest.raises(OSError, match="no space"):
+        export(nn.Conv2d(3, 4, 3), path, IMAGES)
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    assert path.read_text() == "older"
