@@ -40,8 +40,8 @@ class Block(nn.Module):
         self.label = label
         self.site = site
         self.names = tuple(names)
-        self.selected: str | None = None
         chosen = current_model()  # under model_context only the chosen branch is built
+        self.selected: str | None = None if chosen is None else chosen[label]
         built = {name: site.build(name) for name in (self.names if chosen is None else (chosen[label],))}
         if original is not None and ORIGINAL in built:  # drawn all the same: what is drawn next has the same weights
             built[ORIGINAL] = original
@@ -124,7 +124,7 @@ class PostActivationBlock(Block):
 def _load_original(block: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Let the names conv1, bn1 and conv2 of torchvision's ``BasicBlock`` load into a frozen branch ``S``."""
     names = [name for name, _ in block.get_submodule("branch").named_children()]
-    if names == ["conv1", "bn1", "relu1", "conv2"]:  # no other substitute has two convolutions
+    if isinstance(block, Block) and block.selected == ORIGINAL and not isinstance(block.branch, LayerChoice):
         for key in list(state_dict):
             if key.startswith(tuple(f"{prefix}{name}." for name in names)):
                 state_dict[f"{prefix}branch.{key.removeprefix(prefix)}"] = state_dict.pop(key)

@@ -61,6 +61,12 @@ class Site:
         """The branch that ``name`` means here: (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)."""
         return find_family(name).build(_bare(name), self)
 
+    def inherit(self, name: str, branch: nn.Module, original: nn.Module) -> None:
+        """Let ``branch``, built as ``name``, begin with weights of ``original``, where its family knows how."""
+        begin = getattr(find_family(name), "inherit", None)
+        if begin is not None:
+            begin(branch, original)
+
     def candidates(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of ``names`` that fit here, canonical, each once. Raises SpaceError for one that is no substitute."""
         found: dict[str, None] = {}
@@ -75,6 +81,9 @@ class Site:
 
 class Family(Protocol):
     """A kind of substitute: how it is spelled, and how it is built for a site.
+
+    One that can begin with the original's weights has a method ``inherit(branch, original)``, too, which sets those of
+    a ``branch`` that it built, and leaves them where the original is not what it expects.
 
     Names may hold parentheses, commas and slashes, but no dots: they are candidates of an NNI ``LayerChoice``.
     """
@@ -98,6 +107,7 @@ FAMILIES: Registry[Family] = Registry(
         "paper": "nni_blockswap.blocks.substitutes.paper:PAPERS",
         "mobile": "nni_blockswap.blocks.substitutes.mobile:MOBILE",
         "darts": "nni_blockswap.blocks.substitutes.darts:DARTS",
+        "narrowed": "nni_blockswap.blocks.substitutes.narrowed:NARROWED",
     },
     SpaceError,
 )

@@ -94,14 +94,7 @@ class Paper:
 
     def build(self, name: str, site: Site) -> nn.Sequential:
         """The branch: ``conv1, bn1, relu1, conv2, ...``, ending in its last convolution."""
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        branch = convs(name, site)
-        for number, conv in enumerate(branch, start=1):
-            if number > 1:
-                layers[f"bn{number - 1}"] = site.norm(conv.in_channels)
-                layers[f"relu{number - 1}"] = site.activation()
-            layers[f"conv{number}"] = conv_module(conv, site, bias=site.bias and number == len(branch))
-        return nn.Sequential(layers)
+        return stacked(convs(name, site), site)
 
 
 PAPERS = Paper()
@@ -119,6 +112,17 @@ def convs(name: str, site: Site) -> tuple[Conv, ...]:
     """
     kind, arguments = _parse(name)
     return _KINDS[kind](name, site, arguments)
+
+
+def stacked(branch: Sequence[Conv], site: Site) -> nn.Sequential:
+    """``branch`` as modules, the network's own normalisation and activation between any two convolutions."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, conv in enumerate(branch, start=1):
+        if number > 1:
+            layers[f"bn{number - 1}"] = site.norm(conv.in_channels)
+            layers[f"relu{number - 1}"] = site.activation()
+        layers[f"conv{number}"] = conv_module(conv, site, bias=site.bias and number == len(branch))
+    return nn.Sequential(layers)
 
 
 def conv_module(conv: Conv, site: Site, bias: bool = False) -> nn.Conv2d:

@@ -1,0 +1,169 @@
+"""The original narrowed inside: ``W(r)`` keeps a share r of its inner channels, with the original's own weights.
+
+Of a branch of two convolutions, N channels between them, M = max(8, 8 round(r N / 8)) are kept; N is the width that
+leaves the site, as in S:
+
+    k x k conv to M, BN, ReLU, k x k conv to N            k^2 M (C_in + N) weights
+
+All convolutions are dense and wide in multiples of 8, so that time falls with MACs. W(1) is S.
+
+A convolution alone has no inner channels. There ``W(r)`` puts M between two factors of it, a k x k and a 1x1
+convolution, with nothing between them: what the product of two matrices can be, no more, and thus at its best at once
+by a truncated singular value decomposition of the original's weights. A W that saves no weights there does not fit.
+
+Two shares that mean the same M at a site are one candidate, written in lowest terms: W(1/4), W(3/8).
+"""
+
+import math
+import re
+from collections import OrderedDict
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nni_blockswap.blocks.site import Site
+from nni_blockswap.blocks.substitutes.paper import PAPERS, Conv, conv_module, stacked
+from nni_blockswap.cost.table import ORIGINAL
+from nni_blockswap.errors import SpaceError
+
+WIDTHS = tuple(f"W({share})" for share in ("1/8", "1/4", "3/8", "1/2", "5/8", "3/4", "7/8"))
+"""The shares that a library offers."""
+
+STEP = 8
+"""Widths are multiples of it."""
+
+
+class Narrowed:
+    """The family of W(r)."""
+
+    usage = "W(r), r a share of the inner channels, as in W(1/2)"
+
+    def reads(self, name: str) -> bool:
+        """Whether it is spelled as one of them."""
+        return _SPELLING.fullmatch(_plain(name)) is not None
+
+    def canonical(self, name: str, site: Site) -> str:
+        """The one spelling of the branch that ``name`` means at ``site``.
+
+        Raises:
+            SpaceError: it is more than the original.
+
+        Example:
+            >>> NARROWED.canonical("W(1/8)", Site(32, 32)), NARROWED.canonical("W(1)", Site(32, 32))
+            ('W(1/4)', 'S')
+        """
+        width = _width(name, site)
+        return ORIGINAL if width == site.out_channels else f"W({Fraction(width, site.out_channels)})"
+
+    def build(self, name: str, site: Site) -> nn.Module:
+        """The branch: ``conv1, bn1, relu1, conv2``, or at a convolution alone ``conv1, conv2``."""
+        width = _width(name, site)
+        if width == site.out_channels:
+            return PAPERS.build(ORIGINAL, site)
+        first = Conv(site.in_channels, width, site.kernel, site.stride, spatial=True)
+        if site.convolutions == 1:
+            last = conv_module(Conv(width, site.out_channels), site, site.bias)
+            return nn.Sequential(OrderedDict(conv1=conv_module(first, site), conv2=last))
+        return stacked((first, Conv(width, site.out_channels, site.kernel, spatial=True)), site)
+
+    @torch.no_grad()
+    def inherit(self, branch: nn.Module, original: nn.Module) -> None:
+        """Take over the inner channels of greatest importance; the best factors, of a convolution alone."""
+        own, theirs = (_convolutions(module) for module in (branch, original))
+        if len(own) == 2 and len(theirs) == 1:
+            _factorise(own, theirs[0])
+        elif len(own) == len(theirs) == 2 and theirs[0].out_channels == theirs[1].in_channels:
+            _narrow(own, theirs, _norm(branch), _norm(original))
+
+
+NARROWED = Narrowed()
+
+
+def importance(first: Tensor, last: Tensor, norm: Any) -> Tensor:
+    """How much each of N inner channels can matter to what leaves the branch: (N,).
+
+        I_i = sqrt(E[relu(gamma_i z + beta_i)^2]) ||last_i||    with z normal; without a norm    ||first_i|| ||last_i||
+
+    What BN lets out has the scale gamma and the shift beta, whatever the weights before it are, and the mean square of
+    a normal variable behind a ReLU is (gamma^2 + beta^2) Phi(beta / gamma) + beta gamma phi(beta / gamma).
+
+    Args:
+        first: weights (N, C_in, k, k) of the first convolution.
+        last: weights (C_out, N, k, k) of the second one.
+        norm: what normalises between them, with a scale and a shift a channel; None where nothing does.
+    """
+    after: Tensor = last.transpose(0, 1).flatten(1).norm(dim=1)
+    if norm is None:
+        before: Tensor = first.flatten(1).norm(dim=1)
+        return before * after
+    scale, shift = norm.weight.abs().clamp_min(1e-12), norm.bias
+    ratio = shift / scale
+    below = torch.special.ndtr(ratio)
+    density = torch.exp(-(ratio**2) / 2) / math.sqrt(2 * math.pi)
+    square = (scale**2 + shift**2) * below + shift * scale * density
+    let_out: Tensor = square.clamp_min(0).sqrt()
+    return let_out * after
+
+
+def _narrow(own: list[nn.Conv2d], theirs: list[nn.Conv2d], norm: Any, their_norm: Any) -> None:
+    """Copy the slices of what is kept: of both convolutions, of scale, shift and statistics."""
+    channels = importance(theirs[0].weight, theirs[1].weight, their_norm)
+    kept = channels.topk(own[0].out_channels).indices.sort().values
+    own[0].weight.copy_(theirs[0].weight[kept])
+    own[1].weight.copy_(theirs[1].weight[:, kept])
+    if own[1].bias is not None and theirs[1].bias is not None:
+        own[1].bias.copy_(theirs[1].bias)
+    if norm is not None and their_norm is not None:
+        before = their_norm.state_dict()
+        norm.load_state_dict({name: value[kept] if value.dim() else value for name, value in before.items()})
+
+
+def _factorise(own: list[nn.Conv2d], original: nn.Conv2d) -> None:
+    """The factors whose product is nearest to the original's weights in the sum of squares."""
+    width = own[0].out_channels
+    left, values, right = torch.linalg.svd(original.weight.flatten(1), full_matrices=False)
+    root = values[:width].sqrt()
+    own[0].weight.copy_((root[:, None] * right[:width]).view_as(own[0].weight))
+    own[1].weight.copy_((left[:, :width] * root).view_as(own[1].weight))
+    if own[1].bias is not None and original.bias is not None:
+        own[1].bias.copy_(original.bias)
+
+
+def _convolutions(module: nn.Module) -> list[nn.Conv2d]:
+    return [one for one in module.modules() if isinstance(one, nn.Conv2d) and one.groups == 1]
+
+
+def _norm(branch: nn.Module) -> nn.Module | None:
+    """The first module of ``branch`` that has a scale and a shift for each channel."""
+    for module in branch.modules():
+        scale, shift = (getattr(module, name, None) for name in ("weight", "bias"))
+        if isinstance(scale, Tensor) and isinstance(shift, Tensor) and scale.shape == shift.shape:
+            return module
+    return None
+
+
+def _width(name: str, site: Site) -> int:
+    """Inner channels that ``name`` keeps at ``site``."""
+    match = _SPELLING.fullmatch(_plain(name))
+    if match is None:
+        raise SpaceError(f"'{name}' is not a substitute; write {Narrowed.usage}.")
+    share = Fraction(int(match["over"]), int(match["under"] or 1))
+    if share > 1:
+        raise SpaceError(f"'{name}' does not fit here: it is wider than the original; choose a share below 1.")
+    width = max(STEP, STEP * math.floor(share * site.out_channels / STEP + Fraction(1, 2)))
+    if width >= site.out_channels:
+        return site.out_channels
+    kernel = site.kernel if isinstance(site.kernel, tuple) else (site.kernel, site.kernel)
+    before, after = site.in_channels * math.prod(kernel), site.out_channels
+    if site.convolutions == 1 and width * (before + after) >= before * after:
+        raise SpaceError(f"'{name}' does not fit here: its two factors have more weights than the original.")
+    return width
+
+
+def _plain(name: str) -> str:
+    return "".join(str(name).split()).upper()
+
+
+_SPELLING = re.compile(r"W\((?P<over>[1-9]\d*)(?:/(?P<under>[1-9]\d*))?\)")

@@ -1,0 +1,127 @@
+"""W(r): spelling, costs in closed form, and what it takes from the original."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from nni_blockswap import Architecture
+from nni_blockswap.architecture import cost_table
+from nni_blockswap.blocks.site import Site
+from nni_blockswap.blocks.substitutes.narrowed import NARROWED, WIDTHS, importance
+from nni_blockswap.errors import SpaceError
+from tests.conftest import SMALL, WRN
+
+SPACE_ARGS = {**SMALL, "extra": list(WIDTHS)}
+
+
+@pytest.mark.parametrize(
+    ("written", "width", "canonical"),
+    [
+        ("W(1/2)", 64, "W(1/2)"), ("w( 32/64 )", 64, "W(1/2)"), ("W(3/8)", 32, "W(1/2)"), ("W(1/8)", 32, "W(1/4)"),
+        ("W(1/8)", 16, "W(1/2)"), ("W(1)", 64, "S"), ("W(1/4)", 8, "S"), ("W(1/2)", 20, "W(2/5)"),
+    ],
+)  # fmt: skip
+def test_widths_are_multiples_of_eight_and_have_one_spelling(written: str, width: int, canonical: str) -> None:
+    site = Site(16, width)
+    assert site.canonical(written) == site.canonical(canonical) == canonical
+    assert "." not in canonical
+
+
+@pytest.mark.parametrize("wrong", ["W(3/2)", "W(2)"])
+def test_what_is_wider_than_the_original_is_refused(wrong: str) -> None:
+    with pytest.raises(SpaceError, match="wider than the original"):
+        Site(64, 64).canonical(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["W(0.5)", "W(0)", "W()", "W(1/0)"])
+def test_other_spellings_are_no_substitutes(wrong: str) -> None:
+    with pytest.raises(SpaceError, match=r"W\(r\), r a share"):
+        Site(64, 64).canonical(wrong)
+
+
+def test_the_papers_set_does_not_have_it_and_extra_offers_it() -> None:
+    assert not any(name.startswith("W") for names in cost_table(WRN, SMALL).candidates for name in names)
+    wide = cost_table(WRN, SPACE_ARGS)
+    assert [[n for n in names if n.startswith("W")] for names in wide.candidates] == [
+        ["W(1/2)"], ["W(1/4)", "W(1/2)", "W(3/4)"], list(WIDTHS)
+    ]  # fmt: skip
+
+
+def test_costs_in_closed_form_and_of_the_built_network() -> None:
+    one = Architecture.from_choices(WRN, ["W(1/2)", "W(1/4)", "W(5/8)"], SPACE_ARGS)
+    teacher = one.teacher()
+    widths, sites = (8, 8, 40), ((16, 16, 8), (16, 32, 4), (32, 64, 2))
+    params = sum(
+        9 * m * (a + n) + 2 * m - (9 * n * (a + n) + 2 * n) for m, (a, n, _) in zip(widths, sites, strict=True)
+    )
+    macs = sum(9 * (m - n) * (a + n) * side**2 for m, (a, n, side) in zip(widths, sites, strict=True))
+    assert (one.params - teacher.params, one.macs - teacher.macs) == (params, macs)
+    network = one.build()
+    assert one.params == sum(weight.numel() for weight in network.parameters())
+    assert network.train()(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("dead", [[0, 3, 4, 5, 9, 10, 12, 13], list(range(8, 16))])
+def test_channels_that_do_nothing_go_first_and_the_rest_computes_what_the_original_did(dead: list[int]) -> None:
+    torch.manual_seed(0)
+    site = Site(16, 16, stride=2)
+    original = trained(site.build("S"))
+    with torch.no_grad():
+        original.conv2.weight[:, dead] = 0  # nobody listens to them
+    branch = site.build("W(1/2)")
+    site.inherit("W(1/2)", branch, original)
+    x = torch.randn(4, 16, 8, 8)
+    torch.testing.assert_close(branch.eval()(x), original.eval()(x))
+
+
+def test_importance_is_the_size_of_what_passes_the_relu() -> None:
+    """Against a million normal draws; by the closed form for gamma alone it is |gamma| / sqrt(2)."""
+    norm = nn.BatchNorm2d(4)
+    scale, shift = torch.tensor([1.0, -2.0, 0.5, 1.0]), torch.tensor([0.0, 1.0, -1.0, 3.0])
+    with torch.no_grad():
+        norm.weight.copy_(scale)
+        norm.bias.copy_(shift)
+    first, last = torch.randn(4, 3, 3, 3), torch.ones(1, 4, 1, 1)
+    with torch.no_grad():
+        found = importance(first, last, norm)
+    draws = torch.randn(1_000_000, 1, generator=torch.Generator().manual_seed(0))
+    assert found[0].item() == pytest.approx(0.5**0.5)
+    torch.testing.assert_close(found, (scale * draws + shift).relu().square().mean(0).sqrt(), rtol=0.02, atol=0.005)
+    torch.testing.assert_close(importance(first, last, None), first.flatten(1).norm(dim=1))
+
+
+@pytest.mark.parametrize(("kernel", "bias"), [(3, True), (1, False)])
+def test_a_convolution_alone_is_factorised_and_exact_where_its_rank_allows(kernel: int, bias: bool) -> None:
+    torch.manual_seed(1)
+    site = Site(24, 32, stride=2, kernel=kernel, convolutions=1, bias=bias)
+    original = site.build("S")
+    (conv,) = original
+    with torch.no_grad():
+        conv.weight.copy_((torch.randn(32, 8) @ torch.randn(8, 24 * kernel**2)).view_as(conv.weight))
+    branch = site.build("W(1/4)")
+    site.inherit("W(1/4)", branch, original)
+    x = torch.randn(2, 24, 9, 9)
+    torch.testing.assert_close(branch(x), original(x), rtol=1e-3, atol=1e-3)
+    assert sum(w.numel() for w in branch.parameters()) == 8 * (24 * kernel**2 + 32) + 32 * bias
+
+
+def test_factors_that_save_nothing_do_not_fit() -> None:
+    site = Site(32, 32, kernel=1, convolutions=1)
+    assert site.candidates(WIDTHS) == ("W(1/4)", "S")  # two factors of half the width have N^2 weights, as S has
+
+
+def test_two_shares_of_one_width_are_one_candidate() -> None:
+    for one, other in itertools.combinations(Site(32, 32).candidates(WIDTHS), 2):
+        first, second = (NARROWED.build(name, Site(32, 32)) for name in (one, other))
+        assert sum(w.numel() for w in first.parameters()) != sum(w.numel() for w in second.parameters())
+
+
+def trained(branch: nn.Sequential) -> nn.Sequential:
+    """As after a training: scale, shift and statistics of all kinds."""
+    with torch.no_grad():
+        branch.bn1.weight.uniform_(0.5, 2)
+        branch.bn1.bias.normal_()
+    branch.train()(torch.randn(64, branch.conv1.in_channels, 8, 8))
+    return branch
