@@ -9,7 +9,7 @@ from torch import nn
 from nni_blockswap import Architecture
 from nni_blockswap.architecture import cost_table
 from nni_blockswap.blocks.site import Site
-from nni_blockswap.blocks.substitutes.narrowed import NARROWED, WIDTHS, importance
+from nni_blockswap.blocks.substitutes.narrowed import WIDTHS, importance
 from nni_blockswap.errors import SpaceError
 from tests.conftest import SMALL, WRN
 
@@ -114,7 +114,7 @@ def test_factors_that_save_nothing_do_not_fit() -> None:
 
 def test_two_shares_of_one_width_are_one_candidate() -> None:
     for one, other in itertools.combinations(Site(32, 32).candidates(WIDTHS), 2):
-        first, second = (NARROWED.build(name, Site(32, 32)) for name in (one, other))
+        first, second = (Site(32, 32).build(name) for name in (one, other))
         assert sum(w.numel() for w in first.parameters()) != sum(w.numel() for w in second.parameters())
 
 
