@@ -3,6 +3,7 @@
 import warnings
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,29 +20,29 @@ def write(snapshot: Snapshot, path: Path) -> tuple[Path, ...]:
         ConfigError: the packages that torch.onnx needs are not installed.
         ExportError: the network has an operation that cannot be exported.
     """
-    _check_packages()
+    passes = _passes()
     program = traced(snapshot)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch's exporter about torch's own trees
-            made = torch.onnx.export(program, verbose=False)
+            made = torch.onnx.export(program, dynamo=True, verbose=False)
     except Exception as error:
         raise ExportError(f"torch.onnx cannot write the network: {first_line(error)}; .pt2 may do.") from error
     assert made is not None  # it is where no file name is given
     # The exporter notes at every node the stack trace and the modules that it came from: in a network of 165,722
     # parameters 1.6 of its 5.7 bytes a parameter, and the paths of the machine that wrote it.
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-
-    ClearMetadataAndDocStringPass()(made.model)
+    passes.ClearMetadataAndDocStringPass()(made.model)
     content = made.model_proto.SerializeToString()
     write_atomically(path, lambda stream: stream.write(content))
     return (path,)
 
 
-def _check_packages() -> None:
+def _passes() -> Any:
+    """The passes over a graph of the package that torch.onnx makes it with, once all that it needs can be imported."""
     try:
         for package in ("onnx", "onnxscript"):
             import_module(package)
+        return import_module("onnx_ir.passes.common")
     except ImportError as error:
         raise ConfigError(
             f"torch.onnx needs the packages onnx and onnxscript ({error}): pip install onnx onnxscript."

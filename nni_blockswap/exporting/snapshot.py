@@ -21,7 +21,7 @@ class Snapshot:
 
     Attributes:
         network: the copy.
-        images: an example batch, of two images where the batch size is free.
+        images: a batch like the example, of two images where the batch size is free.
         outputs: what the network gives for it.
         dynamic_batch: whether the batch size is free.
     """
@@ -46,13 +46,10 @@ class Snapshot:
         if not isinstance(example_input, Tensor):
             kind = type(example_input).__name__
             raise ConfigError(f"an example input is one batch of images as a tensor, not a {kind}; {DETECTOR}.")
-        if getattr(network, "detects", False):
-            raise ExportError(f"{DETECTOR}.")
+        _check_kind(network)
         _check_finite(network)
         copy = deepcopy(network).cpu().eval()
-        images = example_input.detach().cpu()
-        if dynamic_batch and images.ndim:
-            images = torch.cat([images[:1], images[:1]])  # of 1 torch.export would take it that it is always 1
+        images = _images_like(example_input.detach().cpu(), dynamic_batch)
         outputs = _run(copy, images)
         _check_outputs(outputs, len(images) if dynamic_batch else None)
         return cls(copy, images, outputs, dynamic_batch)
@@ -88,6 +85,29 @@ def parts_of(value: Any, kind: type[Part]) -> list[Part]:
 def first_line(error: BaseException) -> str:
     """What an error says first, without its full stop; its kind where it says nothing."""
     return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _images_like(example: Tensor, dynamic_batch: bool) -> Tensor:
+    """A batch of the example's shape, with values in which a difference shows; of two images where any number will do.
+
+    Not of one: torch.export would take it that there is always one.
+    """
+    if dynamic_batch and example.ndim:
+        example = torch.cat([example[:1], example[:1]])
+    if not example.is_floating_point():
+        return example
+    return torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
+
+
+def _check_kind(network: Any) -> None:
+    if not hasattr(network, "detects"):
+        return  # not one of this package's spaces
+    if network.detects:
+        raise ExportError(f"{DETECTOR}.")
+    if network.simplify():
+        raise ExportError(
+            "a search space, whose choices are open, is no network yet: export an Architecture's .build()."
+        )
 
 
 def _check_finite(network: nn.Module) -> None:
@@ -127,5 +147,5 @@ def _equal_to_rounding(ours: Tensor, theirs: Tensor) -> bool:
     if not ours.is_floating_point():
         return torch.equal(ours, theirs)
     tolerance = torch.finfo(ours.dtype).eps ** 0.5  # 3e-4 of the largest value in float32
-    largest = float(ours.abs().max()) if ours.numel() else 0.0
+    largest = float(ours.nan_to_num(0, 0, 0).abs().max()) if ours.numel() else 0.0
     return torch.allclose(theirs, ours, rtol=0, atol=tolerance * largest, equal_nan=True)

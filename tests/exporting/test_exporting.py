@@ -9,6 +9,7 @@ from torch import nn
 
 from nni_blockswap import export
 from nni_blockswap.errors import ConfigError, ExportError
+from search_spaces.wide_resnet import WideResNetSpace
 from tests.exporting.networks import NETWORKS, Elsewhere, assert_equal_to_rounding, make
 
 FORMS = ("pt2", "onnx", "safetensors")
@@ -118,6 +119,10 @@ def diverged():
     return network
 
 
+def undecided():
+    return WideResNetSpace(depth=10, width=1, image_size=8)
+
+
 IMAGES = torch.zeros(1, 3, 8, 8)
 
 
@@ -130,6 +135,7 @@ IMAGES = torch.zeros(1, 3, 8, 8)
         (nn.Conv2d(3, 4, 3), "net.pt2", torch.zeros(3), "cannot take an example input of shape"),
         (nn.Conv2d(3, 4, 3), "net.pt2", [torch.zeros(3, 8, 8)], "not a list; a detector, which takes its images as"),
         (Detector(), "net.pt2", IMAGES, "a detector, which takes its images as a list, is not exported"),
+        (undecided(), "net.pt2", IMAGES, r"a search space, whose choices are open, is no network yet"),
         (diverged(), "net.pt2", IMAGES, "'bias' holds values that are not finite"),
         ("resnet18", "net.pt2", IMAGES, r"a torch\.nn\.Module is exported, not a str"),
         (nn.Conv2d(3, 4, 3), "my-net.safetensors", IMAGES, "'my-net' is no name in Python"),

@@ -294,6 +294,23 @@ class Twofold(nn.Module):
         return x * 2 if double else x + 1
 
 
+class Signed(nn.Module):
+    """Its hook changes nothing where images are zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1, bias=False)
+        self.conv.register_forward_hook(lambda module, inputs, output: -output)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def test_the_comparison_does_not_rest_on_the_examples_values(tmp_path):
+    with pytest.raises(ExportError, match="gives other outputs than the network"):
+        export(Signed(), tmp_path / "student.safetensors", torch.zeros(1, 3, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
