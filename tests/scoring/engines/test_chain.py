@@ -18,7 +18,7 @@ from search_spaces.resnet import ResNetSpace
 from search_spaces.wide_resnet import WideResNetSpace
 
 WRN = ("search_spaces.wide_resnet:WideResNetSpace", {"depth": 16, "width": 1, "in_channels": 1, "image_size": 8})
-RESNET = ("search_spaces.resnet:ResNetSpace", {"depth": 18, "num_classes": 10, "image_size": 32})
+RESNET = ("search_spaces.resnet:ResNetSpace", {"depth": 18, "num_classes": 10, "image_size": 32, "late_width": 0.5})
 SPACES = pytest.mark.parametrize("space", [WRN, RESNET], ids=["wrn", "resnet"])
 
 
@@ -37,11 +37,11 @@ def covering(space: BlockSpace) -> list[dict[str, str]]:
     ]
 
 
-def batch(space, precision: torch.dtype) -> tuple[Tensor, Tensor]:
+def batch(space, precision: torch.dtype, count: int = 8) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     channels, side = (1, 8) if space is WRN else (3, 32)
-    images = torch.randn(8, channels, side, side, generator=generator).to(precision)
-    return images, torch.randint(10, (8,), generator=generator)
+    images = torch.randn(count, channels, side, side, generator=generator).to(precision)
+    return images, torch.randint(10, (count,), generator=generator)
 
 
 def super_network(space, precision: torch.dtype) -> BlockSpace:

@@ -1,14 +1,12 @@
 """The compiled library: there where a C compiler works, and only there."""
 
-import shutil
-
 import pytest
 import torch
 
 from nni_blockswap.scoring.engines import compiled
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler: there is no cc")
+@pytest.mark.usefixtures("c_compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_fisher_information(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -22,16 +20,15 @@ def test_compiled_fisher_information(dtype: torch.dtype) -> None:
     assert found.tolist() == pytest.approx([one.item() for one in expected], rel=1e-5)  # sums in float32
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler: there is no cc")
+@pytest.mark.usefixtures("c_compiler")
 def test_both_batch_norms_are_there_where_a_compiler_is() -> None:
     assert compiled.library(torch.float32) is not None
     assert compiled.library(torch.bfloat16) is not None
     assert compiled.library(torch.float64) is None
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler: there is no cc")
-def test_the_compilers_name_may_have_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", "cc -g0")
+def test_the_compilers_name_may_have_options(monkeypatch: pytest.MonkeyPatch, c_compiler: str) -> None:
+    monkeypatch.setenv("CC", f"{c_compiler} -g0")
     assert compiled.library.__wrapped__(torch.float32) is not None
 
 
