@@ -1,0 +1,104 @@
+"""More normalisations and activations of a network's own kind, for any number of channels."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from itertools import takewhile
+
+from torch import nn
+
+from nni_blockswap.blocks.flow import Call, Flow, convolutions, module_of, under
+from nni_blockswap.blocks.found import Found, is_function
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises (N, C, H, W) with numbers a channel.
+
+    These are torch.nn's classes, and any module that itself holds two or more tensors, each of one number a channel.
+    """
+    if type(module).forward is nn.LayerNorm.forward:
+        return False  # the last dimension is the width
+    if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)):
+        return True
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return len(tensors) > 1 and {tensor.dim() for tensor in tensors} == {1} and len({len(t) for t in tensors}) == 1
+
+
+def norm_near(network: nn.Module, flow: Flow, begin: int, end: int) -> str | None:
+    """Path of the normalisation that belongs to the convolutions at steps ``begin`` to ``end``; None without one."""
+    norms = [path for path, module in network.named_modules() if is_norm(module)]
+    for step in _neighbours(network, flow, begin, end):
+        if step.function is None:
+            for path in norms:
+                if under(path, step.path):
+                    return path
+    return None
+
+
+def activation_near(network: nn.Module, flow: Flow, begin: int, end: int, norm: str | None) -> str | None:
+    """As ``Found.activation``: the nearest one, or else the one that ran last before, or else a ReLU."""
+    at = dict(reversed(flow.activations))  # the first of each step
+    neighbours = [step.begin for step in _neighbours(network, flow, begin, end)]
+    near = [at[number] for number in (*neighbours, *range(begin, -1, -1)) if number in at]
+    activation = near[0] if near else "ReLU()"
+    return None if norm is not None and under(activation, norm) else activation
+
+
+def _neighbours(network: nn.Module, flow: Flow, begin: int, end: int) -> list[Call]:
+    """Steps between the convolutions, then those after them, then those before them, up to other convolutions."""
+    others = convolutions(network)
+
+    def until_a_convolution(steps: Iterable[Call]) -> Iterable[Call]:
+        return takewhile(lambda step: step.function is not None or step.path not in others, steps)
+
+    before, after = flow.steps[:begin], flow.steps[end + 1 :]
+    return [*flow.steps[begin + 1 : end], *until_a_convolution(after), *until_a_convolution(reversed(before))]
+
+
+def norm_like(network: nn.Module, site: Found) -> Callable[[int], nn.Module] | None:
+    """Makes normalisations like the site's for a number of channels; None where none is near it.
+
+    Settings are kept: eps, momentum, frozen statistics, an activation inside, channels a group where these divide.
+    Weights and statistics are fresh.
+
+    Args:
+        network: the network in which ``site`` was found, not yet swapped.
+        site: the site.
+
+    Example:
+        >>> from nni_blockswap.blocks.finding import find
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.GroupNorm(4, 8), nn.SiLU())
+        >>> (site,) = find(network, torch.zeros(1, 3, 9, 9)).sites
+        >>> norm_like(network, site)(12), activation_like(network, site)
+        (GroupNorm(6, 12, eps=1e-05, affine=True), SiLU())
+    """
+    if site.norm is None:
+        return None
+    original = network.get_submodule(site.norm)
+    return lambda channels: _resized(original, channels)
+
+
+def activation_like(network: nn.Module, site: Found) -> nn.Module:
+    """An activation like the site's, with fresh weights if it has any; an identity where ``norm`` contains it."""
+    if site.activation is None:
+        return nn.Identity()
+    if is_function(site.activation):
+        return module_of(site.activation)
+    original = network.get_submodule(site.activation)
+    return nn.PReLU() if isinstance(original, nn.PReLU) else copy.deepcopy(original)
+
+
+def _resized(original: nn.Module, channels: int) -> nn.Module:
+    norm = copy.deepcopy(original)
+    for name, tensor in (*original.named_parameters(recurse=False), *original.named_buffers(recurse=False)):
+        fresh = tensor.detach().new_full((channels,) if tensor.dim() else (), name in ("weight", "running_var"))
+        setattr(norm, name, nn.Parameter(fresh) if isinstance(tensor, nn.Parameter) else fresh)
+    if isinstance(norm, nn.GroupNorm):
+        size = norm.num_channels // norm.num_groups
+        norm.num_groups = channels // size if channels % size == 0 else math.gcd(norm.num_groups, channels)
+        norm.num_channels = channels
+    elif isinstance(norm, nn.LayerNorm):
+        norm.normalized_shape = (channels,)
+    elif isinstance(norm, nn.modules.batchnorm._NormBase):
+        norm.num_features = channels
+    return norm
