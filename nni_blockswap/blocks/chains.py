@@ -1,7 +1,9 @@
 """Chains of modules that can be swapped: a residual branch's two convolutions, an inverted residual's, a single one."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 
 from torch import nn
@@ -46,7 +48,9 @@ class Chains:
                 if chain and not inside & taken:
                     found[step.begin] = self._found(kind, chain)
                     taken |= inside
-        return [found[begin] for begin in sorted(found)]
+        sites = [found[begin] for begin in sorted(found)]
+        often = Counter(site.path for site in sites)
+        return [replace(site, path=site.parts[0]) if often[site.path] > 1 or not site.path else site for site in sites]
 
     # --- the three kinds: the step that begins a chain -> the chain, or () --------------------------------------------
 
@@ -138,10 +142,11 @@ class Chains:
         main = convs[1] if kind == "inverted" else convs[0]
         strides = list(zip(*(conv.stride for conv in convs), strict=True))
         modules = [call.path for call in chain if call.function is None]
+        ends = [modules[0], modules[-1]]
         begin, end = chain[0].begin, chain[-1].begin
         norm = norm_near(self._network, self._flow, begin, end)
         return Found(
-            path=self._block(modules) if kind == "inverted" else common(modules),
+            path=self._block(ends) if kind == "inverted" else common(ends),
             kind=kind,
             steps=tuple(call.path if call.function is None else call.function for call in chain),
             shared=tuple(path for path in dict.fromkeys(modules) if self._flow.times[path] > 1),

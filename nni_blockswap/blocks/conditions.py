@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from nni_blockswap.blocks.flow import Call, Flow, convolutions, under
 from nni_blockswap.errors import SpaceError
@@ -86,8 +85,6 @@ def is_depthwise(conv: nn.Conv2d) -> bool:
 
 
 def _of_its_kind(conv: nn.Module) -> str | None:
-    if isinstance(conv, LazyModuleMixin):
-        return "lazy: its shape is unknown until the network has run once"
     if not isinstance(getattr(conv, "weight", None), Tensor) or hasattr(conv, "weight_fake_quant"):
         return "quantised"
     if getattr(conv, "transposed", False):

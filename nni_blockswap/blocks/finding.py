@@ -1,6 +1,7 @@
 """Where a network can be swapped: found by its structure, in one forward pass on a copy, whatever its classes are."""
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import nn
 from nni_blockswap.blocks.chains import Chains
 from nni_blockswap.blocks.conditions import Patterns, obstacle_alone, obstacles
 from nni_blockswap.blocks.flow import Flow, convolutions, under, watch
-from nni_blockswap.blocks.found import Findings, Found, Kept, reasons
+from nni_blockswap.blocks.found import Findings, Found, Kept
+from nni_blockswap.blocks.surgery import extract, replace
 from nni_blockswap.errors import SpaceError
 
 
@@ -39,12 +41,15 @@ def find(model: nn.Module, example_input: Any, include: Patterns = None, exclude
         [('2', 'conv', (16, 4, 4))]
     """
     _check(model)
-    flow = _forward(model, example_input)
+    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    flow = _forward(model, arguments)
     against = obstacles(model, flow, include, exclude)
     sites = Chains(model, flow, against).sites()
+    against |= _fixed(model, arguments, sites)
+    sites = [site for site in sites if site.parts[0] not in against]
     kept = _kept(model, flow, sites, against)
     if not sites:
-        raise SpaceError(f"no convolution of this network can be swapped. {'; '.join(reasons(kept))}.")
+        raise SpaceError(f"no convolution of {type(model).__name__} can be swapped: {_summary(kept)}.")
     return Findings(tuple(sites), tuple(kept))
 
 
@@ -55,29 +60,53 @@ def _check(model: nn.Module) -> None:
         raise SpaceError("a ScriptModule cannot be changed; give the network that it was compiled from.")
     if not convolutions(model):
         raise SpaceError(f"{type(model).__name__} has no convolution, so that there is nothing to swap.")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not nn.parameter.is_lazy(tensor) and not tensor.is_meta and not bool(tensor.isfinite().all()):
+    for name, weight in model.named_parameters():
+        if nn.parameter.is_lazy(weight):
+            raise SpaceError(f"'{name}' has no shape yet; run the network on an example once, then give it.")
+        if not bool(weight.isfinite().all()):
             raise SpaceError(f"'{name}' holds numbers that are not finite; give a network with sound weights.")
 
 
-def _forward(model: nn.Module, example_input: Any) -> Flow:
-    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+def _forward(model: nn.Module, arguments: tuple[Any, ...]) -> Flow:
+    """A pass in eval mode, of a copy."""
     try:
         network, arguments = copy.deepcopy((model, arguments))
     except Exception as error:
-        raise SpaceError(f"{type(model).__name__} cannot be copied: {_first_line(error)}") from error
+        raise SpaceError(f"{type(model).__name__} cannot be copied: {_first_line(error)}.") from error
     try:
         return watch(network.eval(), arguments)
     except Exception as error:
-        hint = "; give all that forward takes, as a tuple" if isinstance(error, TypeError) else ""
-        raise SpaceError(
-            f"{type(model).__name__} does not run on the example input: {_first_line(error)}{hint}."
-        ) from error
+        hint = "; give all that its forward takes, as a tuple" if isinstance(error, TypeError) else ""
+        message = f"{type(model).__name__} does not run on the example input: {_first_line(error)}{hint}."
+        raise SpaceError(message) from error
+
+
+def _fixed(model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[Found]) -> dict[str, str]:
+    """Why a site cannot be swapped after all, by the paths of its parts."""
+    if _trial(model, arguments, sites) is None:
+        return {}
+    reasons = {site: _trial(model, arguments, [site]) for site in sites}
+    return {part: reason for site, reason in reasons.items() if reason for part in site.parts}
+
+
+def _trial(model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[Found]) -> str | None:
+    """What goes wrong when modules that are no convolutions stand at ``sites``: other code may use the originals."""
+    network, arguments = copy.deepcopy((model, arguments))
+    ran: Counter[Found] = Counter()
+    for site in sites:
+        other = nn.Sequential(extract(network, site))
+        other.register_forward_hook(lambda *_, site=site: ran.update([site]))
+        replace(network, site, other)
+    try:
+        with torch.no_grad():
+            network.eval()(*arguments)
+    except Exception as error:
+        return f"the network needs it as it is: {_first_line(error)}"
+    return None if all(ran[site] == 1 for site in sites) else "the network does not run what stands in its place"
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _kept(model: nn.Module, flow: Flow, sites: Sequence[Found], against: Mapping[str, str]) -> list[Kept]:
@@ -88,3 +117,9 @@ def _kept(model: nn.Module, flow: Flow, sites: Sequence[Found], against: Mapping
     swapped = [part for site in sites for part in site.parts]
     outside = [path for path in order if not any(under(path, part) for part in swapped)]
     return [Kept(path, reason) for path in outside if (reason := against.get(path) or alone.get(path))]
+
+
+def _summary(kept: Sequence[Kept]) -> str:
+    """Every reason, how often it holds and the first path that it holds for."""
+    counts, firsts = Counter(one.reason for one in kept), {one.reason: one.path for one in reversed(kept)}
+    return ", ".join(f"{reason} ({count}, as {firsts[reason]})" for reason, count in counts.items())

@@ -24,6 +24,8 @@ class Found:
     """
 
     path: str
+    """As above; that of the first convolution where it would else be another site's, too, or the whole network."""
+
     kind: Kind
 
     steps: tuple[str, ...]
@@ -100,7 +102,7 @@ class Findings:
         """The sites, a line each; then what stays, a line a reason."""
         header = ("", "site", "kind", "modules", "in", "out", "kernel", "stride")
         rows = [(str(number), *_row(site)) for number, site in enumerate(self.sites)]
-        kept = [f"  {line}" for line in reasons(self.kept)]
+        kept = [f"  {line}" for line in _reasons(self.kept)]
         table = [*_table([header, *rows]), ""] if rows else []
         count = f"{len(rows)} site{'' if len(rows) == 1 else 's'}."
         return "\n".join([*table, count, *(["", "Stays:", *kept] if kept else [])])
@@ -111,7 +113,7 @@ def is_function(step: str) -> bool:
     return step.endswith(")")
 
 
-def reasons(kept: Iterable[Kept], shown: int = 4) -> list[str]:
+def _reasons(kept: Iterable[Kept], shown: int = 4) -> list[str]:
     """A line for each reason, with the paths that it holds for, at most ``shown`` of them by name."""
     paths: dict[str, list[str]] = {}
     for one in kept:
@@ -125,12 +127,11 @@ def reasons(kept: Iterable[Kept], shown: int = 4) -> list[str]:
 
 
 def _row(site: Found) -> tuple[str, ...]:
-    prefix = f"{site.path}." if site.path else ""
-    ends = [part.removeprefix(prefix) for part in (site.parts[0], site.parts[-1])]
+    ends = [part.removeprefix(f"{site.path}.") for part in (site.parts[0], site.parts[-1])]
     modules = "" if site.kind == "conv" else " .. ".join(ends)
     shapes = ["x".join(map(str, shape)) for shape in (site.in_shape, site.out_shape, site.kernel)]
     stride = str(site.stride[0]) if len(set(site.stride)) == 1 else "x".join(map(str, site.stride))
-    return (site.path or "(the network)", site.kind, modules, *shapes, stride)
+    return (site.path, site.kind, modules, *shapes, stride)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

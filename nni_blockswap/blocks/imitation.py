@@ -27,12 +27,8 @@ def is_norm(module: nn.Module) -> bool:
 def norm_near(network: nn.Module, flow: Flow, begin: int, end: int) -> str | None:
     """Path of the normalisation that belongs to the convolutions at steps ``begin`` to ``end``; None without one."""
     norms = [path for path, module in network.named_modules() if is_norm(module)]
-    for step in _neighbours(network, flow, begin, end):
-        if step.function is None:
-            for path in norms:
-                if under(path, step.path):
-                    return path
-    return None
+    steps = [step for step in _neighbours(network, flow, begin, end) if step.function is None]
+    return next((path for step in steps for path in norms if under(path, step.path)), None)
 
 
 def activation_near(network: nn.Module, flow: Flow, begin: int, end: int, norm: str | None) -> str | None:
@@ -66,6 +62,7 @@ def norm_like(network: nn.Module, site: Found) -> Callable[[int], nn.Module] | N
         site: the site.
 
     Example:
+        >>> import torch
         >>> from nni_blockswap.blocks.finding import find
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.GroupNorm(4, 8), nn.SiLU())
         >>> (site,) = find(network, torch.zeros(1, 3, 9, 9)).sites

@@ -1,0 +1,411 @@
+import copy
+import re
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nni_blockswap.blocks.finding import find
+from nni_blockswap.blocks.found import Findings
+from nni_blockswap.errors import SpaceError
+from tests.blocks.networks import NETWORKS, OWN, FunctionalBlock, Nested, Network, PreActivation, Twice, sequential
+
+IMAGE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def paths(found: Findings) -> list[str]:
+    return [site.path for site in found.sites]
+
+
+def stays(found: Findings) -> dict[str, str]:
+    return {kept.path: kept.reason for kept in found.kept}
+
+
+def conv(inner: int = 8, outer: int = 8, kernel: int = 3, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(inner, outer, kernel, **{"padding": kernel // 2, **options})
+
+
+class Sum(nn.Module):
+    """x + f(x) after a stem."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.stem = conv(3)
+        self.f = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return x + self.f(x)
+
+
+# --- what is found --------------------------------------------------------------------------------------------------
+
+
+@cache
+def look(name: str) -> tuple[Findings | str, list[str]]:
+    """What is found in a network, or why it is refused; and the paths of its convolutions."""
+    network = next(network for network in NETWORKS + OWN if str(network) == name)
+    model = network.make()
+    convolutions = [path for path, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    try:
+        return find(model, network.arguments()), convolutions
+    except SpaceError as error:
+        return str(error), convolutions
+
+
+def found_in(name: str) -> Findings:
+    found, _ = look(name)
+    assert isinstance(found, Findings)
+    return found
+
+
+@pytest.mark.parametrize("network", NETWORKS + OWN, ids=str)
+def test_every_convolution_is_in_one_site_or_stays_for_a_reason(network: Network) -> None:
+    found, convolutions = look(str(network))
+    if isinstance(found, str):
+        assert not network.sites
+        assert found.startswith("no convolution of ")
+        assert sum(int(count) for count in re.findall(r"\((\d+), as", found)) == len(convolutions)
+        return
+    assert Counter(site.kind for site in found.sites) == network.sites
+    parts = [part for site in found.sites for part in site.parts]
+    for path in convolutions:
+        assert sum(path == part or path.startswith(f"{part}.") for part in parts) + (path in stays(found)) == 1
+
+
+def test_basic_blocks() -> None:
+    found = found_in("resnet18")
+    assert paths(found) == [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
+    site = found.sites[2]
+    assert site.parts == ("layer2.0.conv1", "layer2.0.bn1", "layer2.0.relu", "layer2.0.conv2")
+    assert (site.shared, site.norm, site.activation) == (("layer2.0.relu",), "layer2.0.bn1", "layer2.0.relu")
+    assert (site.in_shape, site.out_shape) == ((64, 16, 16), (128, 8, 8))
+    assert (site.kernel, site.stride, site.padding, site.dilation, site.bias) == ((3, 3), (2, 2), (1, 1), (1, 1), False)
+    assert stays(found)["layer2.0.downsample.0"] == "1x1 convolution"
+    assert stays(found)["conv1"] == "the stem"
+
+
+def test_bottlenecks() -> None:
+    blocks = {1: 3, 2: 4, 3: 6, 4: 3}
+    expected = [f"layer{stage}.{block}.conv2" for stage, count in blocks.items() for block in range(count)]
+    assert paths(found_in("resnet50")) == expected
+
+
+def test_plain_convolutions() -> None:
+    assert paths(found_in("vgg11_bn")) == [f"features.{index}" for index in (4, 8, 11, 15, 18, 22, 25)]
+
+
+def test_inverted_residuals_and_what_stands_around_them() -> None:
+    found = found_in("mobilenet_v2")
+    assert paths(found) == [f"features.{index}" for index in range(2, 18)]
+    block = "features.2.conv"
+    assert found.sites[0].parts == (*(f"{block}.{i}.{j}" for i in (0, 1) for j in (0, 1, 2)), f"{block}.2")
+    assert (found.sites[0].middle_channels, found.sites[0].stride) == (96, (2, 2))
+    assert (found.sites[0].in_channels, found.sites[0].out_channels) == (16, 24)
+    assert stays(found)["features.1.conv.0.0"] == "depthwise: groups = channels"
+    assert "features.4.block.2" in found_in("mobilenet_v3_small").sites[2].parts  # squeeze and excitation, as a whole
+
+
+def test_dilated_heads_and_pyramids() -> None:
+    found = {site.path: site for site in found_in("deeplabv3_resnet50").sites}
+    assert [found[f"classifier.0.convs.{index}.0"].dilation for index in (1, 2, 3)] == [(12, 12), (24, 24), (36, 36)]
+    detector = found_in("fasterrcnn_resnet50_fpn")
+    assert [f"backbone.fpn.layer_blocks.{level}.0" for level in (3, 2, 1, 0)] == paths(detector)[16:]
+    assert detector.sites[-1].norm is None
+    assert stays(detector)["rpn.head.conv.0.0"] == "used 5 times in one forward pass"
+
+
+def test_weight_standardised_convolutions_are_sites() -> None:
+    assert paths(found_in("resnetv2_50x1_bit"))[0] == "stages.0.blocks.0.conv2"
+
+
+def test_activations_inside_normalisations() -> None:
+    site = found_in("mobilenetv3_small_100").sites[0]
+    assert (site.norm, site.activation) == ("blocks.1.0.bn1", None)
+
+
+def test_functions_between_convolutions() -> None:
+    found = find(Nested(), IMAGE)
+    assert paths(found) == ["body.low.0", "body.low.1", "body.high.0.0"]
+    first = "body.low.0.first", "body.low.0.norm"
+    assert found.sites[0].steps == (*first, "LeakyReLU(0.2)", "Dropout(0.5)", "body.low.0.second")
+    assert found.sites[0].parts == (*first, "body.low.0.second")
+    assert (found.sites[0].activation, found.sites[0].padding_mode) == ("LeakyReLU(0.2)", "reflect")
+
+
+def test_uses_that_stand_against_a_swap() -> None:
+    found = find(Twice(), IMAGE)
+    assert paths(found) == ["last"]
+    assert (found.sites[0].kernel, found.sites[0].stride, found.sites[0].padding) == ((5, 5), (2, 1), (2, 4))
+    assert stays(found) == {
+        "stem": "the stem",
+        "twice": "used 2 times in one forward pass",
+        "one": "its weights are shared with 'other'",
+        "other": "its weights are shared with 'one'",
+        "never": "not reached by the forward pass",
+    }
+
+
+def test_blocks_that_their_network_runs_itself() -> None:
+    found = find(PreActivation(), IMAGE)
+    assert paths(found) == ["blocks.0", "blocks.1"]
+    assert found.sites[0].parts == ("blocks.0.conv1", "blocks.0.bn2", "relu", "blocks.0.conv2")
+    assert found.sites[0].shared == ("relu",)
+
+
+def test_a_network_of_sequences_alone() -> None:
+    found = find(sequential(), IMAGE)
+    assert [(site.path, site.padding, site.norm, site.activation) for site in found.sites] == [
+        ("2.0", "same", "2.1", "2.2"),
+        ("3", (1, 1), "2.1", "2.2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([conv(), nn.ReLU(), conv()], ["f"]),  # no normalisation
+        ([conv(), nn.Sequential(nn.BatchNorm2d(8), nn.SiLU()), nn.Dropout(), conv(), nn.BatchNorm2d(8)], ["f"]),
+        ([conv(), nn.ReLU(), conv(kernel=5)], ["f.0", "f.2"]),  # two kernels
+        ([conv(), nn.ReLU(), conv(), conv(kernel=1)], ["f.0", "f.2"]),  # a bottleneck
+        ([conv(padding=2), conv(padding=0)], ["f.0", "f.1"]),  # a size of its own between
+        ([conv(), nn.MaxPool2d(3, 2, 1), nn.Upsample(scale_factor=2), conv()], ["f.0", "f.3"]),
+        ([conv(outer=16), nn.ReLU(), conv(16, 16, groups=16), nn.ReLU6(), conv(16, kernel=1)], ["f.0"]),
+        ([conv(outer=16, kernel=1), nn.ReLU(), conv(16, 16, groups=16), conv(16, kernel=1)], ["f"]),
+    ],
+)
+def test_chains(layers: list[nn.Module], expected: list[str]) -> None:
+    assert paths(find(Sum(*layers), IMAGE)) == expected
+
+
+class Used(nn.Module):
+    """Two convolutions, the first of which gives more than the second takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = conv(3), conv(), conv()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        y = functional.relu(self.one(x))
+        return x + self.two(y), y
+
+
+class Flat(nn.Module):
+    """Two branches whose modules are the network's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a1, self.a2, self.b1, self.b2 = conv(3), conv(), conv(), conv(), conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.a2(self.a1(x).relu())
+        return x + self.b2(self.b1(x).relu_())
+
+
+def test_no_two_sites_have_one_path() -> None:
+    found = find(Flat(), IMAGE)
+    assert [(site.path, site.steps) for site in found.sites] == [
+        ("a1", ("a1", "ReLU()", "a2")),
+        ("b1", ("b1", "ReLU()", "b2")),
+    ]
+
+
+def test_what_is_used_elsewhere_is_no_chain() -> None:
+    assert paths(find(Used(), IMAGE)) == ["one", "two"]
+
+
+# --- what stays -----------------------------------------------------------------------------------------------------
+
+
+class OwnPadding(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(functional.pad(x, (1, 1, 1, 1)))
+
+
+class TwoTensors(nn.Conv2d):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x), x
+
+
+def quantised() -> nn.Module:
+    layer = conv()
+    layer.qconfig = torch.ao.quantization.default_qat_qconfig
+    return torch.ao.nn.qat.Conv2d.from_float(layer)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: nn.ConvTranspose2d(8, 8, 3, padding=1), "transposed"),
+        (lambda: conv(groups=2), "grouped already"),
+        (lambda: conv(groups=8), "depthwise: groups = channels"),
+        (lambda: conv(kernel=2, padding="same"), "2x2 convolution"),
+        (lambda: nn.Conv2d(8, 8, (1, 7), padding="same"), "1x7 convolution"),
+        (lambda: OwnPadding(8, 8, 3), "pads by rules of its own"),
+        (lambda: nn.utils.parametrizations.spectral_norm(conv()), "its weight is computed from other parameters"),
+        (lambda: nn.utils.parametrizations.weight_norm(conv()), "its weight is computed from other parameters"),
+        (quantised, "quantised"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_reasons(make: Callable[[], nn.Module], reason: str) -> None:
+    found = find(nn.Sequential(conv(3), make(), conv()), IMAGE)
+    assert paths(found) == ["2"]
+    assert stays(found)["1"] == reason
+
+
+def test_a_convolution_of_several_tensors_stays() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.two, self.last = conv(3), TwoTensors(8, 8, 3), conv()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.two(self.stem(x))[0])
+
+    assert stays(find(Network(), IMAGE))["two"] == "does not take one batch of images and give one"
+
+
+def test_what_the_network_looks_into_or_holds_by_a_second_reference_stays() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.read, self.listed, self.free = conv(3), conv(), conv(), conv()
+            self.hidden = [self.listed]
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.read(self.stem(x)) * self.read.weight.mean()
+            return self.free(self.hidden[0](x))
+
+    found = find(Network(), IMAGE)
+    assert paths(found) == ["free"]
+    assert stays(found)["read"].startswith(
+        "the network needs it as it is: 'Sequential' object has no attribute 'weight'"
+    )
+    assert stays(found)["listed"] == "the network does not run what stands in its place"
+
+
+def test_include_and_exclude() -> None:
+    network = nn.Sequential(conv(3), nn.Sequential(conv(), conv()), nn.Sequential(conv()))
+    assert paths(find(network, IMAGE)) == ["1.0", "1.1", "2.0"]
+    assert paths(find(network, IMAGE, include="1")) == ["1.0", "1.1"]
+    found = find(network, IMAGE, include=["1.*", "2"], exclude="*.0")
+    assert paths(found) == ["1.1"]
+    assert stays(found)["2.0"] == "excluded by '*.0'"
+    assert stays(find(network, IMAGE, include="1"))["2.0"] == "not included"
+    assert paths(find(Sum(conv(), nn.ReLU(), conv()), IMAGE, exclude="f.2")) == ["f.0"]  # half a branch is left
+
+
+def test_the_table_that_a_person_reads() -> None:
+    assert str(find(Sum(conv(), nn.ReLU(), conv(), conv(kernel=1), conv(kernel=1)), IMAGE)).splitlines() == [
+        "   site  kind  in       out      kernel  stride",
+        "0  f.0   conv  8x16x16  8x16x16  3x3     1",
+        "1  f.2   conv  8x16x16  8x16x16  3x3     1",
+        "",
+        "2 sites.",
+        "",
+        "Stays:",
+        "  the stem: stem",
+        "  1x1 convolution (2): f.3, f.4",
+    ]
+
+
+# --- what is left alone, and bad input ------------------------------------------------------------------------------
+
+
+def contents(network: nn.Module) -> tuple[Any, ...]:
+    """All that finding could change: modules, their modes, hooks, attributes, tensors, and how often these changed."""
+    modules = {
+        path: (
+            id(module),
+            module.training,
+            len(module._forward_hooks),
+            len(module._forward_pre_hooks),
+            set(vars(module)),
+        )
+        for path, module in network.named_modules()
+    }
+    state = network.state_dict(keep_vars=True)
+    return modules, {name: (id(tensor), tensor._version, tensor.tolist()) for name, tensor in state.items()}
+
+
+def test_neither_network_nor_input_is_changed() -> None:
+    network, image = PreActivation(), IMAGE.clone()
+    network.blocks[0].eval()
+    network.stem.register_forward_hook(lambda *_: None)
+    before = contents(network)
+    find(network, image)
+    assert contents(network) == before
+    assert torch.equal(image, IMAGE)
+
+
+def test_finding_again_finds_the_same() -> None:
+    network = Nested()
+    assert find(network, IMAGE) == find(copy.deepcopy(network), IMAGE)
+
+
+def nan() -> nn.Module:
+    network = sequential()
+    network[3].weight.data[0, 0, 0, 0] = torch.nan
+    return network
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = conv(3), conv()
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.last(self.stem(x) * scale)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda: nn.Linear(3, 3), {}, "Linear has no convolution, so that there is nothing to swap."),
+        (lambda: nn.Sequential(conv(3)), {}, r"no convolution of Sequential can be swapped: the stem \(1, as 0\)."),
+        (nan, {}, "'3.weight' holds numbers that are not finite; give a network with sound weights."),
+        (lambda: torch.jit.script(sequential()), {}, "a ScriptModule cannot be changed; give the network that it was"),
+        (lambda: nn.Sequential(conv(4)), {}, "Sequential does not run on the example input: Given groups=1, weight of"),
+        (
+            Pair,
+            {},
+            "Pair does not run on the example input: .*missing 1 required .*; give all that its forward takes, as",
+        ),
+        (sequential, {"exclude": "2.9.*"}, r"'2.9.\*' matches no module of the network; near it are 2."),
+        (
+            sequential,
+            {"include": ["2.*", "classifier"]},
+            "'classifier' matches no module of the network; near it are 0",
+        ),
+        (lambda: sequential, {}, "a network is an nn.Module; this is a function."),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_bad_input(make: Callable[[], Any], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpaceError, match=f"^{message}") as caught:
+        find(make(), IMAGE, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_arguments() -> None:
+    assert paths(find(Pair(), (IMAGE, torch.ones(1)))) == ["last"]
+
+
+def test_a_network_that_cannot_be_copied() -> None:
+    network = sequential()
+    network.kept = network[0].weight * 2  # no leaf
+    with pytest.raises(SpaceError, match=r"^Sequential cannot be copied: Only Tensors created explicitly"):
+        find(network, IMAGE)
+
+
+def test_the_block_in_the_middle_of_a_network_can_be_looked_at_alone() -> None:
+    block = nn.Sequential(conv(3), FunctionalBlock(8, 8))
+    assert paths(find(block, IMAGE)) == ["1"]

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from nni_blockswap.blocks.finding import find
+from nni_blockswap.blocks.imitation import activation_like, norm_like
+
+IMAGE = torch.rand(2, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+
+
+def imitated(*layers: nn.Module) -> tuple[nn.Module | None, nn.Module]:
+    """Of a convolution with ``layers`` behind it: its normalisation for 12 channels, and its activation."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), *layers)
+    (site,) = find(network, IMAGE).sites
+    norm = norm_like(network, site)
+    return (norm(12) if norm else None), activation_like(network, site)
+
+
+@pytest.mark.parametrize(
+    ("original", "fresh"),
+    [
+        (nn.BatchNorm2d(8, eps=1e-3, momentum=0.2), nn.BatchNorm2d(12, eps=1e-3, momentum=0.2)),
+        (nn.BatchNorm2d(8, affine=False), nn.BatchNorm2d(12, affine=False)),
+        (nn.InstanceNorm2d(8), nn.InstanceNorm2d(12)),
+        (nn.GroupNorm(4, 8), nn.GroupNorm(6, 12)),  # two channels a group
+        (nn.GroupNorm(1, 8), nn.GroupNorm(1, 12)),  # eight do not divide twelve
+        (FrozenBatchNorm2d(8, eps=1e-3), FrozenBatchNorm2d(12, eps=1e-3)),
+    ],
+)
+def test_normalisations_of_another_width_with_fresh_weights(original: nn.Module, fresh: nn.Module) -> None:
+    for tensor in original.state_dict().values():
+        tensor.fill_(3)
+    original.requires_grad_(False)  # as detectors keep the early ones
+    norm, _ = imitated(original)
+    assert str(norm) == str(fresh)
+    assert all(parameter.requires_grad for parameter in norm.parameters())
+    x = torch.randn(4, 12, 5, 5)
+    for training in (True, False):
+        assert torch.equal(norm.train(training)(x), fresh.train(training)(x))
+    assert all(torch.equal(tensor, fresh.state_dict()[name]) for name, tensor in norm.state_dict().items())
+
+
+class Scale(nn.Module):
+    """One number a channel, which is no normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma.reshape(1, -1, 1, 1)
+
+
+class Last(nn.LayerNorm):
+    """Normalises channels that are the first dimension for all others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_what_is_a_normalisation_of_channels() -> None:
+    assert imitated(Scale(), nn.LayerNorm(8))[0] is None  # over the width
+    norm, _ = imitated(Last(8, eps=1e-3))
+    assert (norm.normalized_shape, norm.eps) == ((12,), 1e-3)
+    assert norm(torch.rand(2, 12, 5, 5)).shape == (2, 12, 5, 5)
+
+
+def test_normalisations_with_an_activation_inside() -> None:
+    layers = pytest.importorskip("timm.layers")
+    norm, activation = imitated(layers.BatchNormAct2d(8, act_layer=nn.SiLU))
+    x = torch.randn(4, 12, 5, 5)
+    assert torch.equal(norm(x), nn.functional.silu(nn.BatchNorm2d(12)(x)))
+    assert isinstance(activation, nn.Identity)
+
+
+def test_activations() -> None:
+    assert isinstance(imitated(nn.BatchNorm2d(8), nn.Hardswish())[1], nn.Hardswish)
+    assert str(imitated(nn.LeakyReLU(0.3))[1]) == "LeakyReLU(negative_slope=0.3)"
+    assert str(imitated(nn.PReLU(8))[1]) == "PReLU(num_parameters=1)"  # for any number of channels
+    assert isinstance(imitated(nn.Sigmoid())[1], nn.ReLU)  # a gate; and nothing else anywhere
