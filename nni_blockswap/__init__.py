@@ -9,13 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nni_blockswap.architecture import Architecture
+    from nni_blockswap.blocks.network import swap_blocks
     from nni_blockswap.cost.budget import Budget
     from nni_blockswap.exporting import export
-    from nni_blockswap.searching import SearchSettings, search
+    from nni_blockswap.own import search
+    from nni_blockswap.searching import SearchSettings
     from nni_blockswap.strategy import BlockSwapStrategy
     from nni_blockswap.tuner import BlockSwapTuner
 
-__all__ = ["Architecture", "BlockSwapStrategy", "BlockSwapTuner", "Budget", "SearchSettings", "export", "search"]
+__all__ = [
+    "Architecture",
+    "BlockSwapStrategy",
+    "BlockSwapTuner",
+    "Budget",
+    "SearchSettings",
+    "export",
+    "search",
+    "swap_blocks",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -25,7 +36,8 @@ _HOMES = {
     "Budget": "cost.budget",
     "SearchSettings": "searching",
     "export": "exporting",
-    "search": "searching",
+    "search": "own",
+    "swap_blocks": "blocks.network",
 }
 
 

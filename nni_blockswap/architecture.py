@@ -17,6 +17,12 @@ from nni_blockswap.errors import SpaceError
 from nni_blockswap.files import read_json, write_json
 from nni_blockswap.registry import load
 
+NETWORK = "nni_blockswap.blocks.network:NetworkSpace"
+"""The space over a network of one's own, named by the import path of a function that returns it."""
+
+OWN = ("model", "model_args", "input_size", "include", "exclude")
+"""Arguments of ``NETWORK`` that may stand beside other settings, in place of ``space`` and ``space_args``."""
+
 ALWAYS = ("params", "macs")
 """Resources of which every architecture tells its cost."""
 
@@ -174,6 +180,25 @@ class Architecture:
         found = cls.from_choices(space, choices, arguments)
         score = parameters.get("score")
         return found if score is None else found.scored(score, {"rank": parameters.get("rank")})
+
+
+def with_space(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` in which a ``model``, if there is one, is spelled as a space with its arguments.
+
+    Raises:
+        SpaceError: there are both.
+
+    Example:
+        >>> with_space({"model": "torchvision.models:resnet18", "input_size": [3, 64, 64], "seed": 1})["space_args"]
+        {'model': 'torchvision.models:resnet18', 'input_size': [3, 64, 64]}
+    """
+    if settings.get("model") is None:
+        return {name: value for name, value in settings.items() if name not in OWN or value not in (None, {}, [])}
+    if settings.get("space") is not None:
+        raise SpaceError("a space and a model are given; name one of them.")
+    named = {name: settings[name] for name in OWN if settings.get(name) not in (None, {}, [])}
+    others = {name: value for name, value in settings.items() if name not in OWN}
+    return {**others, "space": NETWORK, "space_args": {**named, **(settings.get("space_args") or {})}}
 
 
 def load_space(space: str) -> Space:

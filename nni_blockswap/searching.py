@@ -82,10 +82,13 @@ class Progress:
         return (self.total - self.done) / self.rate if self.rate else float("inf")
 
 
+OnProgress = Callable[[Progress], None]
+
+
 def search(
     settings: SearchSettings,
     out: str | Path | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> list[Ranking]:
     """Score the architectures that the method asks for within each budget, and rank them.
 
@@ -127,7 +130,7 @@ def score(
     settings: ScoreSettings,
     architectures: Sequence[Mapping[str, str]],
     out: str | Path | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> list[Score]:
     """Score given architectures (canonical choices by label, in block order) as a search scores its samples.
 

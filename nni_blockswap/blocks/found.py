@@ -102,7 +102,7 @@ class Findings:
         """The sites, a line each; then what stays, a line a reason."""
         header = ("", "site", "kind", "modules", "in", "out", "kernel", "stride")
         rows = [(str(number), *_row(site)) for number, site in enumerate(self.sites)]
-        kept = [f"  {line}" for line in _reasons(self.kept)]
+        kept = [f"  {line}" for line in reasons(self.kept)]
         table = [*_table([header, *rows]), ""] if rows else []
         count = f"{len(rows)} site{'' if len(rows) == 1 else 's'}."
         return "\n".join([*table, count, *(["", "Stays:", *kept] if kept else [])])
@@ -113,7 +113,7 @@ def is_function(step: str) -> bool:
     return step.endswith(")")
 
 
-def _reasons(kept: Iterable[Kept], shown: int = 4) -> list[str]:
+def reasons(kept: Iterable[Kept], shown: int = 4) -> list[str]:
     """A line for each reason, with the paths that it holds for, at most ``shown`` of them by name."""
     paths: dict[str, list[str]] = {}
     for one in kept:

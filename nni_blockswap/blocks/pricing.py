@@ -1,4 +1,4 @@
-"""Reads the table of choices off a space on the meta device, where nothing is computed or allocated."""
+"""Reads the table of choices off a space, best on the meta device, where nothing is computed or allocated."""
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -16,20 +16,20 @@ def price(network: nn.Module, blocks: Sequence[Block], run: Callable[[], object]
     """The table of a space.
 
     Args:
-        network: the space, unfrozen, on the meta device.
+        network: the space, unfrozen.
         blocks: its blocks in forward order.
         run: runs the part of ``network`` that counts, on one image.
         resources: names, the first of which says what a block's dearest candidate is.
     """
-    shapes = _shapes(blocks, run)
+    entering = _entering(blocks, run)
     inside = {id(module) for block in blocks for module in block.branch.modules()}
     rest = [module for module in network.modules() if id(module) not in inside]
 
     def column(name: str) -> Column:
         resource, known = RESOURCES[name], dict[Hashable, int]()
         costs = tuple(
-            np.array([_of_candidate(resource, block, name, shape, known) for name in block.names], dtype=np.int64)
-            for block, shape in zip(blocks, shapes, strict=True)
+            np.array([_of_candidate(resource, block, name, x, known) for name in block.names], dtype=np.int64)
+            for block, x in zip(blocks, entering, strict=True)
         )
         return Column(resource.unit, resource.read(rest, run), costs)
 
@@ -41,22 +41,21 @@ def price(network: nn.Module, blocks: Sequence[Block], run: Callable[[], object]
     )
 
 
-def _of_candidate(resource: Resource, block: Block, name: str, shape: torch.Size, known: dict[Hashable, int]) -> int:
+def _of_candidate(resource: Resource, block: Block, name: str, entering: Tensor, known: dict[Hashable, int]) -> int:
     """Cost of one candidate; at sites alike, fed alike, it is the same and read once."""
-    key = (block.site, name, shape)
+    key = (block.site, name, entering.shape)
     if key not in known:
         branch = block.candidate(name)
-        x = torch.empty(shape, device="meta")
-        known[key] = resource.read(list(branch.modules()), partial(branch, x))
+        known[key] = resource.read(list(branch.modules()), partial(branch, entering))
     return known[key]
 
 
-def _shapes(blocks: Sequence[Block], run: Callable[[], object]) -> list[torch.Size]:
-    """Shape of what enters each branch."""
-    found: dict[int, torch.Size] = {}
+def _entering(blocks: Sequence[Block], run: Callable[[], object]) -> list[Tensor]:
+    """What enters each branch: one image's map."""
+    found: dict[int, Tensor] = {}
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found[id(module)] = inputs[0].shape
+        found[id(module)] = torch.empty_like(inputs[0])  # an empty one: a branch may change its input in place
 
     handles = [block.branch.register_forward_pre_hook(record) for block in blocks]
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Protocol
 
 from torch import nn
@@ -31,6 +32,7 @@ class Site:
         padding_mode: of the spatial convolutions.
         norm: makes the network's own normalisation for a number of channels.
         activation: makes its activation.
+        expansion: of an inverted residual, the width inside over ``in_channels``; None elsewhere.
     """
 
     in_channels: int
@@ -44,6 +46,7 @@ class Site:
     padding_mode: str = "zeros"
     norm: Callable[[int], nn.Module] = nn.BatchNorm2d
     activation: Callable[[], nn.Module] = _relu
+    expansion: Fraction | None = None
 
     def __str__(self) -> str:
         """Its widths, ``64-128``."""
@@ -108,6 +111,7 @@ FAMILIES: Registry[Family] = Registry(
         "mobile": "nni_blockswap.blocks.substitutes.mobile:MOBILE",
         "darts": "nni_blockswap.blocks.substitutes.darts:DARTS",
         "narrowed": "nni_blockswap.blocks.substitutes.narrowed:NARROWED",
+        "inverted": "nni_blockswap.blocks.substitutes.inverted:INVERTED",
     },
     SpaceError,
 )

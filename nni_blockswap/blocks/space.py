@@ -43,15 +43,19 @@ class BlockSpace(ModelSpace, disable_init_wrapper=True):  # type: ignore[misc, c
         active = {id(p) for block in self.blocks() for p in block.active_branch().parameters()}
         return [p for p in self.parameters() if id(p) not in branches or id(p) in active]
 
+    def redraw(self) -> None:
+        """Fresh weights, where the constructor has not drawn them."""
+
     def run_counted(self) -> None:
         """Run the part of the network whose MACs are counted, on one image of ``input_size``."""
         self(torch.empty(1, *self.input_size, device=next(self.parameters()).device))
 
     @classmethod
-    def build(cls, choices: Mapping[str, str], **space_args: Any) -> "BlockSpace":
+    def build(cls, choices: Mapping[str, str], **space_args: Any) -> nn.Module:
         """A network with ``choices`` (canonical names by label), weights as the constructor draws them."""
         with model_context(dict(choices)):
-            return cls(**space_args)
+            network: nn.Module = cls(**space_args)
+        return network
 
     @classmethod
     def cost_table(cls, resources: Sequence[str] = ("params", "macs"), **space_args: Any) -> Table:

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from nni_blockswap.errors import ConfigError
 from nni_blockswap.key_values import key_values
 
 
@@ -10,12 +11,44 @@ def add_space_options(parser: argparse.ArgumentParser, *, positional: bool = Fal
     """The search space and its arguments."""
     text = "search space as module:Class, for example search_spaces.wide_resnet:WideResNetSpace"
     if positional:
-        parser.add_argument("space", metavar="SPACE", help=text)
+        parser.add_argument("space", nargs="?", metavar="SPACE", help=text)
     else:
-        parser.add_argument("--space", required=required, metavar="SPACE", help=text)
+        parser.add_argument("--space", metavar="SPACE", help=text)
+    parser.set_defaults(needs_space=required)
+    own = parser.add_argument_group("in place of a space, a network of your own")
+    own.add_argument("--model", metavar="MODULE:FUNCTION", help="what returns it, such as torchvision.models:resnet50")
+    own.add_argument("--model-arg", action="append", default=[], metavar="NAME=VALUE", help="argument of the function")
+    own.add_argument("--input-size", metavar="C,H,W", help="of one image (default 3,224,224)")
+    own.add_argument("--include", nargs="+", metavar="PATTERN", help="swap below these module paths alone")
+    own.add_argument("--exclude", nargs="+", metavar="PATTERN", help="leave what is below these module paths")
     parser.add_argument(
         "--space-arg", action="append", default=[], metavar="NAME=VALUE", help="argument of the space; may be repeated"
     )
+
+
+def space_of(options: argparse.Namespace) -> dict[str, Any]:
+    """``space`` and ``space_args``, from the options above.
+
+    Raises:
+        ConfigError: neither a space nor a model is named, where one has to be.
+    """
+    from nni_blockswap.architecture import with_space
+
+    if options.space is None and options.model is None and options.needs_space:
+        raise ConfigError("name a search space with --space MODULE:CLASS, or a network with --model MODULE:FUNCTION.")
+    given = {"space": options.space, "space_args": key_values(options.space_arg, "--space-arg"), "model": options.model}
+    given |= {"include": options.include, "exclude": options.exclude}
+    given |= {"model_args": key_values(options.model_arg, "--model-arg"), "input_size": _size(options.input_size)}
+    return with_space(given)
+
+
+def _size(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = text.replace("x", ",").split(",")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--input-size is channels, height and width, as in 3,224,224; not '{text}'.")
+    return [int(part) for part in parts]
 
 
 def add_search_space_file(parser: argparse.ArgumentParser) -> None:
@@ -57,10 +90,9 @@ def add_score_options(parser: argparse.ArgumentParser, *, required: bool = True)
 def score_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Fields of ``search.ScoreSettings`` from the options above and ``--space``."""
     return {
-        "space": options.space,
+        **space_of(options),
         "data": options.data,
         "data_root": options.data_root,
-        "space_args": key_values(options.space_arg, "--space-arg"),
         "data_options": key_values(options.data_option, "--data-option"),
         "batch_size": options.batch_size,
         "seed": options.seed,

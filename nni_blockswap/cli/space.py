@@ -4,8 +4,7 @@ import argparse
 import json
 import math
 
-from nni_blockswap.cli.options import add_search_space_file, add_space_options
-from nni_blockswap.key_values import key_values
+from nni_blockswap.cli.options import add_search_space_file, add_space_options, space_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +29,8 @@ def run(options: argparse.Namespace) -> int:
 
     budgets = [Budget.parse(text, options.tolerance) for text in options.budget]
     resources = [name for budget in budgets for name in budget.resources]
-    table = cost_table(options.space, key_values(options.space_arg, "--space-arg"), resources)
+    named = space_of(options)
+    table = cost_table(named["space"], named["space_args"], resources)
     if options.search_space_file:
         table = table.narrowed(read_candidates(options.search_space_file))
     if options.json:

@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from nni_blockswap.architecture import cost_table
+from nni_blockswap.architecture import cost_table, with_space
 from nni_blockswap.blocks.nni_format import from_nni
 from nni_blockswap.errors import BlockSwapError, ConfigError
 from nni_blockswap.scoring.settings import check_count
@@ -28,7 +28,7 @@ def read_settings(arguments: Mapping[str, Any], search_space: Any, base: Path) -
     faults = argument_faults(arguments)
     if faults:
         raise ConfigError(faults[0])
-    settings = dict(arguments)
+    settings = with_space(arguments)
     students, budget = settings.pop("students", 3), settings.pop("budget")
     settings.pop("comparison", None)
     check_count("students", students)
@@ -42,6 +42,7 @@ def argument_faults(arguments: Mapping[str, Any]) -> list[str]:
     own = {"budgets", "candidates"}  # the tuner's are called budget, and searchSpace
     hints = {name: hint for name, hint in get_type_hints(SearchSettings).items() if name not in own}
     hints |= {"budget": str | int, "students": int, "comparison": dict}
+    hints |= {"model": str, "model_args": dict, "input_size": list, "include": str | list, "exclude": str | list}
     needed = {one.name for one in fields(SearchSettings) if one.default is one.default_factory is MISSING} - own | {
         "budget"
     }
@@ -49,7 +50,9 @@ def argument_faults(arguments: Mapping[str, Any]) -> list[str]:
         f"the tuner has no argument '{name}'; it has {', '.join(hints)}." for name in arguments.keys() - hints.keys()
     ]
     missing = [
-        f"the tuner's argument '{name}' is missing; add it to classArgs." for name in sorted(needed - arguments.keys())
+        f"the tuner's argument '{name}' is missing; add it to classArgs."
+        for name in sorted(needed - arguments.keys())
+        if name != "space" or "model" not in arguments
     ]
     wrong = [
         f"the tuner's argument {name} is {_spell(hints[name])}, not {value!r}."

@@ -40,6 +40,12 @@ class Ranking:
 
         return cls(budget, tuple(sorted(scored, key=place)))
 
+    def __iter__(self) -> Iterator[Architecture]:
+        return iter(self.architectures)
+
+    def __len__(self) -> int:
+        return len(self.architectures)
+
     @property
     def best(self) -> Architecture:
         """The first. Raises ScoreError where no candidate has a finite score."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nni_blockswap.architecture import complete_args, cost_table, load_space
+from nni_blockswap.blocks.network import is_live
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError
@@ -97,7 +98,7 @@ class Scorer:
         return measure(self.work(0), network, choices)
 
     def _processes(self) -> int:
-        if self.device.type != "cpu" or self.settings.space.startswith("__main__:"):
+        if self.device.type != "cpu" or self.settings.space.startswith("__main__:") or is_live(self.space_args):
             return 1  # a script's or a notebook's own space can be imported by no other process
         return self.settings.processes or torch.get_num_threads()
 
@@ -114,6 +115,7 @@ def draw(space: str, space_args: Mapping[str, Any], seed: int, precision: str, d
     """The super-network with the weights that ``seed`` draws, in training mode."""
     with seeded(seed):
         network = cast(BlockSpace, load_space(space)(**space_args))
+        network.redraw()
     if precision == "float64":
         network.double()
     network.to(device).train()

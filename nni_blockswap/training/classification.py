@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nni_blockswap.blocks.capture import captured
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.tasks import Task
-from nni_blockswap.training.attention import attention_distances, captured
+from nni_blockswap.training.attention import attention_distances
 from nni_blockswap.training.module import Training
 from nni_blockswap.training.recipe import Recipe
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.training.attention import attention_map, captured
+from nni_blockswap.blocks.capture import captured
+from nni_blockswap.training.attention import attention_map
 from nni_blockswap.training.classification import ImageTraining, Teacher
 
 IMAGES, PICTURES = 4, 10

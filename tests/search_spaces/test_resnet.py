@@ -10,10 +10,10 @@ from nni.nas.space import model_context
 from torch import nn
 
 from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.blocks.capture import captured
 from nni_blockswap.blocks.substitutes.paper import PUBLISHED_EXTRA
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import SpaceError
-from nni_blockswap.training.attention import captured
 from search_spaces.resnet import ResNetSpace
 
 SPACE = "search_spaces.resnet:ResNetSpace"

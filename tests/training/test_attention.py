@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from nni_blockswap.blocks.capture import captured
 from nni_blockswap.errors import ConfigError, SpaceError
-from nni_blockswap.training.attention import attention_distances, attention_map, attention_transfer_loss, captured
+from nni_blockswap.training.attention import attention_distances, attention_map, attention_transfer_loss
 
 SHAPES = ((3, 8, 5, 4), (3, 16, 3, 2), (3, 4, 1, 2))
 """Three attention points, (N, C, H, W)."""

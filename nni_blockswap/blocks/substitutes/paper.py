@@ -81,6 +81,10 @@ class Paper:
             'G(N/8)'
         """
         kind, arguments = _parse(name)
+        if site.expansion is not None and kind != ORIGINAL:
+            raise SpaceError(
+                f"'{name}' does not fit here: an inverted residual has no dense convolution; write MB(e,k)."
+            )
         layers = _KINDS[kind](name, site, arguments)
         if kind == "G":
             groups = [layer.groups for layer in layers if layer.spatial]

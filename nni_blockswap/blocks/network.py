@@ -1,0 +1,270 @@
+"""Any network as a search space: a ``LayerChoice`` at every site that ``finding`` sees, all else left as it is."""
+
+import copy
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from nni.nas.space import current_model, model_context
+from torch import Tensor, nn
+
+from nni_blockswap.blocks.conditions import Patterns
+from nni_blockswap.blocks.finding import find
+from nni_blockswap.blocks.flow import under
+from nni_blockswap.blocks.found import Findings, Found, reasons
+from nni_blockswap.blocks.imitation import activation_like, norm_like
+from nni_blockswap.blocks.points import attention_points
+from nni_blockswap.blocks.pricing import price
+from nni_blockswap.blocks.shells import Block
+from nni_blockswap.blocks.site import Site, label
+from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.blocks.substitutes.inverted import MOBILE
+from nni_blockswap.blocks.substitutes.paper import PAPER
+from nni_blockswap.blocks.surgery import extract, replace
+from nni_blockswap.blocks.weights import initialise
+from nni_blockswap.cost.table import ORIGINAL, Table
+from nni_blockswap.errors import BlockSwapError, SpaceError
+from nni_blockswap.registry import load
+
+LIVE = "live:"
+"""In front of the name of a network that this process holds, and that no import path leads to."""
+
+_live: dict[str, tuple[nn.Module, Any]] = {}
+
+
+class NetworkBlock(Block):
+    """A site of a network: what stands around it is the network itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.residual(x)
+        return out.clone() if self.probe._forward_hooks else out  # the network may go on in place, in what is looked at
+
+
+class NetworkSpace(BlockSpace):
+    """The architectures of a network that somebody has.
+
+    Unfrozen it is the super-network, the network's own weights in all that is not swapped and in ``S``; ``build`` gives
+    the network itself, of its own class, with what was chosen in its sites.
+
+    Args:
+        model: where the network comes from, the import path of a function or class, ``torchvision.models:resnet50``.
+        model_args: its arguments.
+        input_size: channels, height and width of one image.
+        include, exclude: patterns over module paths; see ``finding.find``.
+        extra: substitutes to offer beside those of each site's kind: the paper's, or ``MB(e,k)``.
+
+    Raises:
+        SpaceError: the network cannot be made, does not run, or has no site; it lives in another process.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        model_args: Mapping[str, Any] | None = None,
+        input_size: Sequence[int] = (3, 224, 224),
+        include: Patterns = None,
+        exclude: Patterns = None,
+        extra: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.input_size = cast(tuple[int, int, int], tuple(input_size))
+        look = _look(model, json.dumps(model_args or {}), self.input_size, _tuple(include), _tuple(exclude))
+        self.findings, self.points = look
+        self.model = model
+        self.network = _make(model, model_args or {})
+        chosen = current_model()
+        sites = [site_of(self.network, found) for found in self.findings.sites]
+        for index, (found, site) in enumerate(zip(self.findings.sites, sites, strict=True)):
+            if chosen is None:
+                names = site.candidates((*(PAPER if site.expansion is None else MOBILE), *extra))
+                block = NetworkBlock(label(index), site, names, extract(self.network, found))
+                replace(self.network, found, block)
+            elif chosen[label(index)] != ORIGINAL:
+                replace(self.network, found, site.build(chosen[label(index)]))
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.network(*inputs)
+
+    def run_counted(self) -> None:
+        """All of it, on the example that the space was made with or on one empty image."""
+        self.network(*_example(self.model, self.input_size, next(self.network.parameters()).device))
+
+    def redraw(self) -> None:
+        """Fresh weights everywhere, as their classes draw them, but convolutions as ``initialise`` does."""
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        initialise(self)
+
+    @classmethod
+    def build(cls, choices: Mapping[str, str], **space_args: Any) -> nn.Module:
+        """The network with ``choices`` (canonical names by label): ``S`` as it is, substitutes with fresh weights.
+
+        It is of its own class, and has two attributes more: ``input_size`` and ``attention_points``.
+        """
+        with model_context(dict(choices)):
+            space = cls(**space_args)
+        network = space.network
+        vars(network).update(input_size=space.input_size, attention_points=space.points)
+        return network
+
+    @classmethod
+    def cost_table(cls, resources: Sequence[str] = ("params", "macs"), **space_args: Any) -> Table:
+        """Read off on the meta device, or where the network does not run there on the CPU."""
+        try:
+            with torch.device("meta"):
+                space = cls(**space_args).to("meta").eval()
+            return price(space, space.blocks(), space.run_counted, resources)
+        except (RuntimeError, NotImplementedError):
+            space = cls(**space_args).eval()
+            return price(space, space.blocks(), space.run_counted, resources)
+
+    def __str__(self) -> str:
+        """Sites, candidates and their costs; then what stays, and why."""
+        table = price(self, self.blocks(), self.run_counted, ("params", "macs"))
+        rows = []
+        for block, (name, found) in enumerate(zip(table.labels, self.findings.sites, strict=True)):
+            costs = (f"{one.costs[block].min():,} to {one.costs[block].max():,}" for one in table.columns.values())
+            shapes = " -> ".join("x".join(map(str, shape)) for shape in (found.in_shape, found.out_shape))
+            rows.append((name, found.path or "(all)", found.kind, shapes, str(len(table.candidates[block])), *costs))
+        units = (one.unit for one in table.columns.values())
+        rows.insert(0, ("block", "site", "kind", "maps", "candidates", *units))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        fixed = ", ".join(f"{one.fixed:,} {one.unit}" for one in table.columns.values())
+        original = ", ".join(f"{table.original(name):,} {one.unit}" for name, one in table.columns.items())
+        lines += [
+            "",
+            f"Stays: {fixed}.  The original: {original}.",
+            *(f"  {one}" for one in reasons(self.findings.kept)),
+        ]
+        return "\n".join(lines)
+
+
+def swap_blocks(
+    model: nn.Module, example_input: Any, include: Patterns = None, exclude: Patterns = None, extra: Sequence[str] = ()
+) -> NetworkSpace:
+    """A search space over a network that this process holds; ``model`` itself is not changed.
+
+    Args:
+        model: any convolutional network.
+        example_input: what its forward takes, in the size that costs are counted at: a tensor (N, C, H, W), a list of
+            images, or a tuple of positional arguments.
+        include: patterns over module paths ("layer3.*"); nothing else is swapped.
+        exclude: patterns over module paths; these stay.
+        extra: substitutes to offer beside those of each site's kind.
+
+    Raises:
+        SpaceError: no site, a pattern that matches nothing, weights that are not finite, or a forward pass that fails.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten())
+        >>> space = swap_blocks(net, torch.zeros(1, 3, 8, 8))
+        >>> space.blocks()[0].names
+        ('S', 'B(2)', 'B(4)', 'G(2)', 'G(4)', 'G(8)', 'G(1)', 'BG(2,2)', 'BG(2,4)')
+    """
+    find(model, example_input, include, exclude)  # says what is wrong, before anything is kept
+    name = f"{LIVE}{type(model).__name__}-{zlib.crc32(repr(model).encode()):08x}"
+    _live[name] = model, example_input
+    return NetworkSpace(name, None, _image_size(example_input), include, exclude, extra)
+
+
+def site_of(network: nn.Module, found: Found) -> Site:
+    """What a substitute has to take over at ``found``, normalisation and activation of the network's own kind."""
+    norm, activation = norm_like(network, found), activation_like(network, found)
+    same = tuple(step * (size - 1) // 2 for size, step in zip(found.kernel, found.dilation, strict=True))
+    inverted = found.kind == "inverted"
+    return Site(
+        found.in_channels,
+        found.out_channels,
+        _one(found.stride),
+        _one(found.kernel),
+        convolutions=2 if found.kind == "branch" else 1,
+        padding=None if found.padding == same else _one(found.padding),
+        dilation=_one(found.dilation),
+        bias=found.bias,
+        padding_mode=found.padding_mode,
+        norm=nn.BatchNorm2d if norm is None else norm,
+        activation=lambda: copy.deepcopy(activation),
+        expansion=Fraction(found.middle_channels, found.in_channels) if inverted else None,
+    )
+
+
+def is_live(space_args: Mapping[str, Any]) -> bool:
+    """Whether a space's network lives in this process alone."""
+    return str(space_args.get("model", "")).startswith((LIVE, "__main__:"))
+
+
+def _make(model: str, model_args: Mapping[str, Any]) -> nn.Module:
+    """A network of its own."""
+    if model.startswith(LIVE):
+        if model not in _live:
+            raise SpaceError(
+                f"the network '{model}' lives in the process that called swap_blocks; for nnictl, and for other "
+                "processes, give the import path of a function that returns it: --model my_package.nets:make."
+            )
+        network = copy.deepcopy(_live[model][0])
+        return network if torch.empty(0).device.type == "cpu" else network.to(torch.empty(0).device)
+    try:
+        network = load(model, "model", SpaceError)(**model_args)
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise SpaceError(f"{model} does not take the arguments {dict(model_args)}: {reason}.") from error
+    if not isinstance(network, nn.Module):
+        raise SpaceError(f"{model} gives a {type(network).__name__}; it has to return a network, an nn.Module.")
+    return network
+
+
+@lru_cache(maxsize=16)
+def _look(
+    model: str,
+    model_args: str,
+    input_size: tuple[int, int, int],
+    include: tuple[str, ...] | None,
+    exclude: tuple[str, ...] | None,
+) -> tuple[Findings, tuple[str, ...]]:
+    """Sites of a network, and where attention is transferred: the ends of its stages."""
+    with torch.device("cpu"), torch.no_grad():
+        network = _make(model, json.loads(model_args)).eval()
+        example = _example(model, input_size, next(network.parameters()).device)
+        findings = find(network, example, include, exclude)
+        gone = {part for site in findings.sites for part in site.parts[:-1]}
+        try:
+            points = attention_points(network, example[0])
+        except (BlockSwapError, RuntimeError, TypeError, AttributeError):
+            points = ()  # of a detector, say: whoever wants attention there names its points
+    return findings, tuple(point for point in points if not any(under(point, part) for part in gone))
+
+
+def _example(model: str, input_size: tuple[int, int, int], device: torch.device) -> tuple[Any, ...]:
+    example = _live[model][1] if model in _live else torch.zeros(1, *input_size)
+    arguments = example if isinstance(example, tuple) else (example,)
+    return tuple(_moved(one, device) for one in arguments)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return [_moved(one, device) for one in value] if isinstance(value, list) else value
+
+
+def _image_size(example: Any) -> tuple[int, int, int]:
+    while isinstance(example, tuple | list) and example:
+        example = example[0]
+    if not isinstance(example, Tensor) or example.dim() < 3:
+        raise SpaceError("an example input is a batch of images (N, C, H, W), or a list of images (C, H, W).")
+    return cast(tuple[int, int, int], tuple(example.shape[-3:]))
+
+
+def _one(sizes: tuple[int, ...] | str) -> Any:
+    """(3, 3) -> 3."""
+    return sizes[0] if not isinstance(sizes, str) and len(set(sizes)) == 1 else sizes
+
+
+def _tuple(patterns: Patterns) -> tuple[str, ...] | None:
+    return (patterns,) if isinstance(patterns, str) else None if patterns is None else tuple(patterns)

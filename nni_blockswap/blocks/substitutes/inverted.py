@@ -1,0 +1,78 @@
+"""Smaller inverted residuals: ``MB(e,k)`` at a site of MobileNet's kind, expansion e and a depthwise k x k convolution.
+
+    1x1 convolution to e N channels, norm, act, depthwise k x k convolution with the stride, norm, act, 1x1 convolution
+
+Only what is smaller than the original fits: e and k at most its own, and not both the same. The norm after the last
+convolution, and the shortcut, are the network's own. A squeeze-and-excitation of the original's goes.
+
+Source: Sandler et al., *MobileNetV2: Inverted Residuals and Linear Bottlenecks*, CVPR 2018, section 3.3.
+"""
+
+import re
+from collections import OrderedDict
+
+from torch import nn
+
+from nni_blockswap.blocks.site import Site
+from nni_blockswap.cost.table import ORIGINAL
+from nni_blockswap.errors import SpaceError
+
+MOBILE = (ORIGINAL, *(f"MB({e},{k})" for k in (3, 5) for e in (1, 2, 3, 4, 6)))
+"""Candidates at an inverted residual."""
+
+_SPELLING = re.compile(r"MB\(([1-9]\d*),([1-9]\d*)\)")
+
+
+class Inverted:
+    """The family of ``MB(e,k)``."""
+
+    usage = "MB(e,k), as in MB(3,3), at an inverted residual"
+
+    def reads(self, name: str) -> bool:
+        return _SPELLING.fullmatch(_plain(name)) is not None
+
+    def canonical(self, name: str, site: Site) -> str:
+        """Raises SpaceError where it is no smaller than the original.
+
+        Example:
+            >>> from fractions import Fraction
+            >>> INVERTED.canonical("mb(3, 3)", Site(16, 24, kernel=5, expansion=Fraction(6)))
+            'MB(3,3)'
+        """
+        _read(name, site)
+        return _plain(name)
+
+    def build(self, name: str, site: Site) -> nn.Sequential:
+        expansion, kernel = _read(name, site)
+        inner = expansion * site.in_channels
+        depthwise = nn.Conv2d(inner, inner, kernel, site.stride, kernel // 2, groups=inner, bias=False)
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            conv1=nn.Conv2d(site.in_channels, inner, 1, bias=False), bn1=site.norm(inner), act1=site.activation(),
+            conv2=depthwise, bn2=site.norm(inner), act2=site.activation(),
+            conv3=nn.Conv2d(inner, site.out_channels, 1, bias=site.bias),
+        )  # fmt: skip
+        return nn.Sequential(layers)
+
+
+INVERTED = Inverted()
+
+
+def _plain(name: str) -> str:
+    return "".join(str(name).split()).upper()
+
+
+def _read(name: str, site: Site) -> tuple[int, int]:
+    match = _SPELLING.fullmatch(_plain(name))
+    if match is None:
+        raise SpaceError(f"'{name}' is not a substitute; write {Inverted.usage}.")
+    expansion, kernel = int(match[1]), int(match[2])
+    if site.expansion is None:
+        raise SpaceError(f"'{name}' does not fit here: it takes the place of an inverted residual.")
+    if not isinstance(site.kernel, int) or kernel % 2 == 0:
+        raise SpaceError(f"'{name}' does not fit here: its kernel is odd, and the original's is square.")
+    at_most = expansion <= site.expansion and kernel <= site.kernel
+    if not at_most or (expansion == site.expansion and kernel == site.kernel):
+        raise SpaceError(
+            f"'{name}' does not fit here: the original has expansion {site.expansion} and kernel {site.kernel}."
+        )
+    return expansion, kernel
