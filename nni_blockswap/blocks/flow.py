@@ -93,7 +93,7 @@ class Flow:
         users = self.users[call.output]
         if len(users) == 1:
             return users[0] if len(users[0].inputs) == 1 else None
-        holders = (whole for whole in self.containers if users and whole.inputs == (call.output,))
+        holders = (whole for whole in self.containers if whole.inputs == (call.output,) != (whole.output,) and users)
         return next((one for one in holders if all(one.begin <= user.begin < one.end for user in users)), None)
 
 
@@ -200,12 +200,10 @@ class _Watch(TorchFunctionMode):
         if self._whole:
             self._whole[0].adds |= running.adds
             return
-        # A module that is given no tensor may have been given an object with tensors inside.
-        constant = all(value is None for value in running.values) and bool(
-            running.given or running.function is not None
-        )
+        in_an_object = running.function is None and not running.given  # such as a list of images of its own class
+        depends = in_an_object or any(value is not None for value in running.values)
         for output in outputs:
-            self._numbers[id(output)] = ref(output), None if constant else next(self._fresh)
+            self._numbers[id(output)] = ref(output), next(self._fresh) if depends else None
         self.flow.steps.append(self._call(running, outputs, running.begin + 1))
 
     def _call(self, running: _Running, outputs: list[Tensor], end: int) -> Call:

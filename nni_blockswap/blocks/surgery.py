@@ -8,6 +8,7 @@ module hands it to the last one, and lets an empty tensor go the way between.
 import threading
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 
 from nni_blockswap.blocks.flow import module_of
@@ -26,7 +27,6 @@ def replace(network: nn.Module, site: Found, module: nn.Module) -> None:
         module: what takes its place.
 
     Example:
-        >>> import torch
         >>> from nni_blockswap.blocks.finding import find
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3))
         >>> (site,) = find(network, torch.zeros(1, 3, 9, 9)).sites
@@ -84,7 +84,7 @@ class Entrance(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.inner(x)
         self._passage.tensor = result
-        return result.new_empty((0, *result.shape[1:]))  # an in-place function between must not change the result
+        return torch.empty_like(result[:0])  # nothing of the result, which an in-place function between would change
 
 
 class Exit(nn.Module):

@@ -220,7 +220,7 @@ def page() -> str:
             rows.append(row(network, find(network.make().eval(), network.arguments())))
         except SpaceError as error:
             refused.append(f"| {network} | {error} |")
-    versions = {name: importlib.import_module(name).__version__ for name in ("torchvision", "timm")}
+    versions = {name: importlib.import_module(name).__version__.partition("+")[0] for name in ("torchvision", "timm")}
     return PAGE.format(rows="\n".join(rows), refused="\n".join(refused), **versions)
 
 

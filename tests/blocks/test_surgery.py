@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from nni_blockswap.blocks.finding import find
 from nni_blockswap.blocks.found import Findings, Found
@@ -213,3 +214,10 @@ def test_export_and_compile(swapped: tuple[nn.Module, Findings, Tensor]) -> None
     file.seek(0)
     torch.testing.assert_close(torch.export.load(file).module()(more), model(more))
     torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(images), model(images))
+
+
+def test_inner_values_of_a_swapped_network_can_be_taken_out(swapped: tuple[nn.Module, Findings, Tensor]) -> None:
+    model, _, images = swapped
+    taken = create_feature_extractor(model, ["body.low", "head"])(images)
+    assert taken["body.low"].shape == (2, 16, 8, 8)
+    assert torch.equal(taken["head"], model(images))
