@@ -3,7 +3,8 @@
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import nni_blockswap
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.cost.table import Indices, Table
-from nni_blockswap.errors import BudgetError
+from nni_blockswap.errors import BudgetError, ConfigError
 from nni_blockswap.methods import METHODS, Method
 from nni_blockswap.methods.base import Problem
 from nni_blockswap.results.board import Board
@@ -21,6 +22,7 @@ from nni_blockswap.results.journal import Journal
 from nni_blockswap.results.ranking import Ranking, check_overwrites
 from nni_blockswap.scoring.engines.cpu_layers import can_compile
 from nni_blockswap.scoring.proxies import Score, make_proxy, mean_score
+from nni_blockswap.scoring.proxies.combination import parts, scores_of
 from nni_blockswap.scoring.scorer import Scorer
 from nni_blockswap.scoring.settings import ScoreSettings, check_count
 from nni_blockswap.tasks import make_task
@@ -95,32 +97,57 @@ def search(
     With ``out`` every score is on disk as it comes; a second call with the same settings scores only what is missing
     and gives the same rankings: bit for bit on a CPU, on a GPU as far as its kernels are deterministic. ``out`` then
     holds ranking.csv and best.json, for several budgets in a folder each. A ranking of another budget, of other
-    candidates or of another number of samples or draws is not overwritten; its scores are used.
+    candidates or of another number of samples or draws is not overwritten; its scores are used. A combination of
+    proxies, "fisher+naswot", has the scores of each in a folder of its name.
 
     Raises:
         ScoreError: at some budget no score is finite; the other rankings are saved.
         BlockSwapError: settings that do not fit the space, the data or what ``out`` holds already.
     """
     table, budgets = table_of(settings), settings.parsed()
+    folder = Path(out) if out is not None else None
+    homes = [folder / str(budget) if len(budgets) > 1 else folder for budget in budgets] if folder else []
+    extents = [_extent(settings, table, budget) for budget in budgets]
+    if len(parts(settings.proxy)) > 1:
+        check_overwrites(homes, extents)
+        return _search_by_places(settings, folder, homes, on_progress)
     proxy = make_proxy(settings.proxy)
     methods = [make_method(settings, table, budget, proxy.higher_is_better) for budget in budgets]
     scorer = Scorer(settings, make_task(settings.data, settings.data_root, **settings.data_options), proxy)
-    folder = Path(out) if out is not None else None
-    homes = [folder / str(budget) if len(budgets) > 1 else folder for budget in budgets] if folder else []
-    for home, budget in zip(homes, budgets, strict=False):
-        check_overwrites(home, _extent(settings, table, budget))
     journal = Journal(folder, _identity(settings, scorer))
-    with Board(folder, proxy.higher_is_better) as board:
-        try:
-            found = _converse(methods, _Scoring(scorer, journal, board, on_progress), table)
-        finally:
-            journal.close()
+    with closing(journal), Board(folder, proxy.higher_is_better) as board:
+        check_overwrites(homes, extents)
+        found = _converse(methods, _Scoring(scorer, journal, board, on_progress), table)
         rankings = [
             _rank(settings, scorer, table, budget, rows, journal) for budget, rows in zip(budgets, found, strict=True)
         ]
         for home, ranking in zip(homes, rankings, strict=False):
             ranking.save(home)
         board.show(rankings)
+    for ranking in rankings:
+        _ = ranking.best  # raises where there is none
+    return rankings
+
+
+def _search_by_places(
+    settings: SearchSettings, folder: Path | None, homes: Sequence[Path], on_progress: OnProgress
+) -> list[Ranking]:
+    """Search by each proxy alone, below ``folder``, and rank the candidates by what they say together."""
+    if settings.method != "uniform":
+        raise ConfigError(
+            f"'{settings.proxy}' compares candidates that are all known before, as those of the method 'uniform' are; "
+            f"'{settings.method}' needs a proxy that says something of one alone."
+        )
+    alone = {
+        name: search(replace(settings, proxy=name), folder and folder / name, on_progress)
+        for name in parts(settings.proxy)
+    }
+    rankings = [
+        Ranking.together(settings.proxy, dict(zip(alone, of_budget, strict=True)))
+        for of_budget in zip(*alone.values(), strict=True)
+    ]
+    for home, ranking in zip(homes, rankings, strict=False):
+        ranking.save(home)
     for ranking in rankings:
         _ = ranking.best  # raises where there is none
     return rankings
@@ -139,14 +166,19 @@ def score(
     Raises:
         BlockSwapError: settings that do not fit the space, the data or what ``out`` holds already.
     """
+    names = parts(settings.proxy)
+    if len(names) > 1:
+        found = {
+            name: score(replace(settings, proxy=name), architectures, out and Path(out) / name, on_progress)
+            for name in names
+        }
+        columns = {name: [one.value for one in column] for name, column in found.items()}
+        return [Score(value) for value in scores_of(settings.proxy, columns)]
     task = make_task(settings.data, settings.data_root, **settings.data_options)
     scorer = Scorer(settings, task, make_proxy(settings.proxy))
-    journal = Journal(Path(out) if out is not None else None, _identity(settings, scorer))
-    try:
+    with closing(Journal(Path(out) if out is not None else None, _identity(settings, scorer))) as journal:
         scoring = _Scoring(scorer, journal, Board(None, scorer.proxy.higher_is_better), on_progress)
         scoring.score(architectures, settings.inits)
-    finally:
-        journal.close()
     return [_mean(journal, choices, settings.inits) for choices in architectures]
 
 
@@ -262,7 +294,7 @@ def _rank(
 def _extent(settings: SearchSettings, table: Table, budget: Budget) -> dict[str, Any]:
     """What a ranking depends on beside the scores."""
     candidates = f"{zlib.crc32(repr(table.candidates).encode()):08x}"  # a name for the lists of all blocks
-    return {"method": settings.method, "inits": settings.inits, "samples": settings.samples,
+    return {"proxy": settings.proxy, "method": settings.method, "inits": settings.inits, "samples": settings.samples,
             "budget": str(budget), "candidates": candidates}  # fmt: skip
 
 

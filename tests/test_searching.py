@@ -13,10 +13,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nni_blockswap.architecture import Architecture, cost_table
-from nni_blockswap.errors import BlockSwapError, ScoreError, StateError
+from nni_blockswap.errors import BlockSwapError, ConfigError, ScoreError, StateError
+from nni_blockswap.methods import METHODS
 from nni_blockswap.scoring.proxies import Score
 from nni_blockswap.scoring.scorer import Scorer
-from nni_blockswap.searching import Progress, SearchSettings, make_method, search, table_of
+from nni_blockswap.scoring.settings import ScoreSettings
+from nni_blockswap.searching import Progress, SearchSettings, make_method, score, search, table_of
 from nni_blockswap.tasks import make_task
 from tests.conftest import SMALL, WRN
 
@@ -53,6 +55,57 @@ def test_search_keeps_to_the_budget_and_writes_what_it_found(tmp_path: Path) -> 
     assert math.isclose(sum(best.provenance["block_scores"]), best.score or 0, rel_tol=1e-12)
     assert len(list(csv.reader((tmp_path / "ranking.csv").open()))) == 13
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_combination_ranks_by_the_sum_of_places(tmp_path: Path) -> None:
+    proxies = ("fisher", "params", "l2_norm")
+    found = {}
+    for name in proxies:
+        (ranking,) = search(SearchSettings(**SETTINGS, proxy=name))  # type: ignore[arg-type]
+        found[name] = {one.id: one.score or 0.0 for one in ranking.architectures}
+
+    def places(of: Mapping[str, float]) -> dict[str, float]:  # 1 for the worst; equal scores share their mean place
+        values = list(of.values())
+        return {id_: sum(v < mine for v in values) + (values.count(mine) + 1) / 2 for id_, mine in of.items()}
+
+    ranks = [places(found[name]) for name in proxies]
+    (together,) = search(SearchSettings(**SETTINGS, proxy="fisher+params+l2_norm"), tmp_path)  # type: ignore[arg-type]
+    for one in together.architectures:
+        assert one.score == pytest.approx(sum(rank[one.id] for rank in ranks) / 12)
+        assert one.provenance["scores"] == {name: found[name][one.id] for name in proxies}
+        assert one.provenance["proxy"] == "fisher+params+l2_norm"
+    scores = [one.score or 0.0 for one in together.architectures]
+    assert scores == sorted(scores, reverse=True)
+    assert Architecture.load(tmp_path / "best.json") == together.best
+    assert {path.parent.name for path in tmp_path.glob("*/scores.jsonl")} == set(proxies)
+
+
+def test_a_combination_goes_on_where_it_was_and_keeps_to_its_folder(tmp_path: Path, monkeypatch) -> None:
+    settings = {**SETTINGS, "budgets": ["30K", "40K"], "samples": 4}
+    first = search(SearchSettings(**settings, proxy="fisher+naswot"), tmp_path)  # type: ignore[arg-type]
+    assert (tmp_path / first[1].budget / "best.json").exists()
+    (tmp_path / first[0].budget / "ranking.csv").unlink()
+    monkeypatch.setattr(Scorer, "scores", lambda *_: pytest.fail("all of it is scored"))
+    assert search(SearchSettings(**settings, proxy="fisher+naswot"), tmp_path) == first  # type: ignore[arg-type]
+    assert (tmp_path / first[0].budget / "ranking.csv").exists()
+    with pytest.raises(StateError, match=r"proxy was fisher\+naswot, now params\+naswot"):
+        search(SearchSettings(**settings, proxy="params+naswot"), tmp_path)  # type: ignore[arg-type]
+
+
+def test_scores_of_given_architectures_can_be_combined(tmp_path: Path) -> None:
+    settings = {name: SETTINGS[name] for name in ("space", "space_args", "data", "batch_size", "device")}
+    networks = [
+        Architecture.from_choices(WRN, choices, SPACE_ARGS).choices
+        for choices in (["S"] * 3, ["G(2)"] * 3, ["B(2)"] * 3)
+    ]
+    found = score(ScoreSettings(**settings, proxy="params+macs"), networks, tmp_path)  # type: ignore[arg-type]
+    assert [one.value for one in found] == [2.0, 4 / 3, 2 / 3]  # S is the dearest by both, B(2) the cheapest
+
+
+def test_a_combination_needs_candidates_that_are_known_before(monkeypatch) -> None:
+    monkeypatch.setitem(METHODS._loaded, "other", METHODS["uniform"])
+    with pytest.raises(ConfigError, match=r"'fisher\+macs' compares candidates that are all known before.*'other'"):
+        search(SearchSettings(**SETTINGS, proxy="fisher+macs", method="other"))  # type: ignore[arg-type]
 
 
 def test_same_seed_same_ranking_in_another_process_and_another_seed_another(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def _search(config: Config) -> Iterator[Fault]:
     from nni_blockswap.experiment.classargs import read_settings
     from nni_blockswap.methods.sampler import Sampler
     from nni_blockswap.scoring.machine import resolve_device, resolve_precision
-    from nni_blockswap.scoring.proxies import make_proxy
+    from nni_blockswap.scoring.proxies.combination import parts
     from nni_blockswap.scoring.scorer import check_fit
     from nni_blockswap.studies.comparison import Comparison, faults
 
@@ -188,7 +188,7 @@ def _search(config: Config) -> Iterator[Fault]:
             check_fit(arguments["space"], arguments.get("space_args", {}), task, images)
 
         yield from _attempt(fitting)
-    yield from _attempt(lambda: make_proxy(arguments.get("proxy", "fisher")))
+    yield from _attempt(lambda: parts(arguments.get("proxy", "fisher")))
     yield from _attempt(usable)
 
 

@@ -41,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples", type=int, default=1000, metavar="N", help="architectures a budget (default 1000)")
     parser.add_argument(
-        "--proxy", default="fisher", metavar="NAME", help="fisher (default), grad_norm, l2_norm, accuracy"
+        "--proxy",
+        default="fisher",
+        metavar="NAME",
+        help="fisher (default), taylor, naswot, macs, ..., a module:Class; taylor+naswot is the sum of their ranks",
     )
     parser.add_argument(
         "--train-minibatches",

@@ -11,6 +11,7 @@ from typing import Any
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ScoreError, SpaceError, StateError
 from nni_blockswap.files import write_text
+from nni_blockswap.scoring.proxies.combination import scores_of
 
 NON_FINITE = "non-finite"
 """Flag of a candidate whose score is infinite or no number."""
@@ -45,6 +46,27 @@ class Ranking:
 
     def __len__(self) -> int:
         return len(self.architectures)
+
+    @classmethod
+    def together(cls, name: str, rankings: Mapping[str, "Ranking"]) -> "Ranking":
+        """The candidates of several rankings, the same in each, by a combination of their scores.
+
+        Args:
+            name: of the combination, see ``scoring.proxies.combination``.
+            rankings: by proxy.
+        """
+        first, *_ = rankings.values()
+        ids = [one.id for one in first.architectures]
+        found = {proxy: {one.id: one.score for one in ranking.architectures} for proxy, ranking in rankings.items()}
+        columns = {
+            proxy: [math.nan if (score := of[id_]) is None else score for id_ in ids] for proxy, of in found.items()
+        }
+        scored = []
+        for position, (one, value) in enumerate(zip(first.architectures, scores_of(name, columns), strict=True)):
+            singles = {proxy: column[position] for proxy, column in columns.items()}
+            provenance = {**one.provenance, "proxy": name, "scores": singles, "block_scores": []}
+            scored.append(one.scored(value, provenance))
+        return cls.of(first.budget, scored, higher_is_better=True)
 
     @property
     def best(self) -> Architecture:
@@ -95,20 +117,21 @@ class Ranking:
             yield [rank, repr(one.score), *one.costs.values(), *one.choices.values(), one.id, flag]
 
 
-def check_overwrites(folder: Path, extent: Mapping[str, Any]) -> None:
-    """Raise StateError where ``folder`` holds the best of a ranking whose provenance differs from ``extent``."""
-    path = folder / "best.json"
-    if not path.exists():
-        return
-    before = Architecture.load(path).provenance
-    changed = [
-        f"{name} was {before[name]}, now {value}" for name, value in extent.items() if before.get(name, value) != value
-    ]
-    if changed:
-        raise StateError(
-            f"'{folder}' holds another ranking ({', '.join(changed)}); choose another output folder, or delete "
-            "best.json and ranking.csv there to have them replaced: the scores are kept and used again."
-        )
+def check_overwrites(folders: Iterable[Path], extents: Iterable[Mapping[str, Any]]) -> None:
+    """Raise StateError where a folder holds the best of a ranking whose provenance differs from its extent."""
+    for folder, extent in zip(folders, extents, strict=False):
+        path = folder / "best.json"
+        before = Architecture.load(path).provenance if path.exists() else {}
+        changed = [
+            f"{name} was {before[name]}, now {value}"
+            for name, value in extent.items()
+            if before.get(name, value) != value
+        ]
+        if changed:
+            raise StateError(
+                f"'{folder}' holds another ranking ({', '.join(changed)}); choose another output folder, or delete "
+                "best.json and ranking.csv there to have them replaced: the scores are kept and used again."
+            )
 
 
 def _is_finite(architecture: Architecture) -> bool:

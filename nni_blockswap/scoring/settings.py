@@ -19,7 +19,7 @@ class ScoreSettings:
         data_options: options of the data set.
         batch_size: images in a minibatch; the paper takes that of the training (section 4).
         seed: of weights and minibatches, in a search of the samples too.
-        proxy: what is measured.
+        proxy: what is measured; of several, joined by "+", the sum of the ranks.
         inits: a score is the mean over that many draws of the weights.
         minibatches: and over that many minibatches.
         train_minibatches: measure after training on this many minibatches, the measured one included: 1 measures at

@@ -19,7 +19,7 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import DataError
 from nni_blockswap.files import write_text
 from nni_blockswap.results.tables import markdown, write_csv, write_png
-from nni_blockswap.scoring.proxies import make_proxy
+from nni_blockswap.scoring.proxies.combination import is_high_good, parts, scores_of
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.searching import Progress, score
 
@@ -129,17 +129,19 @@ def rank_study(
     choices = [one.architecture.choices for one in trained]
     errors = [one.error for one in trained]
     for steps in train_minibatches:
-        for proxy in proxies:
+        singles = {}
+        for proxy in dict.fromkeys(part for name in proxies for part in parts(name)):
             measured = replace(settings, proxy=proxy, train_minibatches=steps)
             scores = score(measured, choices, Path(out) / "scores" / f"{proxy}-{steps}", on_progress)
-            found.append(correlate(proxy, steps, [one.value for one in scores], errors))
+            singles[proxy] = [one.value for one in scores]
+        found += [correlate(name, steps, scores_of(name, singles), errors) for name in proxies]
     _write(Path(out), trained, found)
     return found
 
 
 def correlate(proxy: str, steps: int, scores: Sequence[float], errors: Sequence[float]) -> Correlation:
     """Spearman's coefficient of ``scores`` with ``errors``, its p-value and its spread over bootstrap resamples."""
-    worst = -math.inf if make_proxy(proxy).higher_is_better else math.inf
+    worst = -math.inf if is_high_good(proxy) else math.inf
     values = np.array([one if math.isfinite(one) else worst for one in scores])
     if len(set(values.tolist())) == 1 or len(set(errors)) == 1:
         return Correlation(proxy, steps, tuple(scores), math.nan, math.nan, (math.nan, math.nan))

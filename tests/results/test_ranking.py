@@ -60,11 +60,11 @@ def test_a_ranking_without_a_finite_score_is_kept_and_has_no_best(tmp_path: Path
 
 
 def test_a_ranking_is_replaced_only_by_one_of_the_same_extent(tmp_path: Path) -> None:
-    check_overwrites(tmp_path, {"budget": "40K"})
+    check_overwrites([tmp_path], [{"budget": "40K"}])
     Ranking.of("50K", scored(), higher_is_better=True).save(tmp_path)
-    check_overwrites(tmp_path, {"budget": "50K"})
+    check_overwrites([tmp_path], [{"budget": "50K"}])
     with pytest.raises(StateError, match=r"another ranking \(budget was 50K, now 40K\)"):
-        check_overwrites(tmp_path, {"budget": "40K"})
+        check_overwrites([tmp_path], [{"budget": "40K"}])
 
 
 def test_no_finite_score_at_all() -> None:

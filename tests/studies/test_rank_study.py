@@ -8,10 +8,19 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.cli import main
 from nni_blockswap.errors import ConfigError, DataError, SpaceError
 from nni_blockswap.scoring.settings import ScoreSettings
-from nni_blockswap.studies.rank_study import bootstrap_interval, correlate, rank_study, read_trained, scatter, table
+from nni_blockswap.studies.rank_study import (
+    Trained,
+    bootstrap_interval,
+    correlate,
+    rank_study,
+    read_trained,
+    scatter,
+    table,
+)
 from search_spaces.wide_resnet import WideResNetSpace
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
@@ -236,3 +245,12 @@ def test_training_before_the_score_counts_from_one(tmp_path):
     path = write(tmp_path / "t.csv", ["choices", "error"], [("S S S", 1)] * 3)
     with pytest.raises(ConfigError, match="train_minibatches"):
         rank_study(read_trained(path, SPACE, ARGUMENTS), SETTINGS, ["fisher"], [0], tmp_path / "out")
+
+
+def test_a_combination_is_made_of_scores_that_are_there_already(tmp_path):
+    trained = [Trained(Architecture.from_choices(SPACE, names.split(), ARGUMENTS), error) for names, error in
+               zip(NETWORKS, (1.0, 2.0, 4.0, 3.0), strict=True)]  # fmt: skip
+    alone, costs, both = rank_study(trained, SETTINGS, ["l2_norm", "params", "l2_norm+params"], [1], tmp_path)
+    places = [[sorted(one.scores).index(score) + 1 for score in one.scores] for one in (alone, costs)]
+    assert both.scores == tuple(sum(two) / 4 for two in zip(*places, strict=True))
+    assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == ["l2_norm-1", "params-1"]

@@ -34,6 +34,20 @@ def parts(name: str) -> tuple[str, ...]:
     return found
 
 
+def is_high_good(name: str) -> bool:
+    """Whether high is good for a proxy, as it always is for a combination."""
+    found = parts(name)
+    return len(found) > 1 or make_proxy(found[0]).higher_is_better
+
+
+def scores_of(name: str, singles: Mapping[str, Sequence[float]]) -> list[float]:
+    """What ``name``, a proxy or a combination, says of all candidates, given the scores of each proxy alone."""
+    found = parts(name)
+    if len(found) == 1:
+        return list(singles[found[0]])
+    return combined({one: singles[one] for one in found}, {one: is_high_good(one) for one in found})
+
+
 def combined(scores: Mapping[str, Sequence[float]], higher_is_better: Mapping[str, bool]) -> list[float]:
     """One number for each candidate, high where the proxies agree that it is good.
 

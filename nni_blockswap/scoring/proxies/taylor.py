@@ -11,11 +11,12 @@ from nni_blockswap.tasks import Batch, Task
 
 
 class Taylor:
-    """sum_b sum_ncij |a * dLoss / da| over the output a of each block's last convolution.
+    """sum_b 1 / C_b sum_ncij |a * dLoss / da| over the output a of each block's last convolution, C_b channels wide.
 
     |a g| is to first order what the loss would change by if a were 0 (Molchanov et al., *Pruning Convolutional Neural
     Networks for Resource Efficient Inference*, ICLR 2017, who take it of a whole channel). Fisher information adds a g
-    over the positions of a channel before it is squared; here nothing cancels.
+    over the positions of a channel before it is squared; here nothing cancels. The mean over the channels lets wide
+    blocks weigh no more than narrow ones, as in ``fisher_channel``.
     """
 
     name: ClassVar[str] = "taylor"
@@ -28,7 +29,7 @@ class Taylor:
             loss = task.loss(network, batch)
         gradients = torch.autograd.grad(loss, activations)
         terms = tuple(
-            float((a.detach() * g).abs().sum(dtype=torch.promote_types(a.dtype, torch.float32)))
+            float((a.detach() * g).abs().sum(dtype=torch.promote_types(a.dtype, torch.float32))) / a.shape[1]
             for a, g in zip(activations, gradients, strict=True)
         )
         return Score(sum(terms), terms)

@@ -7,13 +7,14 @@ from tests.scoring.test_proxies import Anything, covering, frozen_copy, plain_fo
 
 
 @pytest.mark.parametrize("row", [0, 5, 9])
-def test_products_are_summed_without_sign(super_network, batch, row) -> None:
+def test_products_are_summed_without_sign_and_divided_by_the_channels(super_network, batch, row) -> None:
     choices = covering(super_network)[row]
     logits, outputs = plain_forward(frozen_copy(super_network, choices), batch[0])
     plain_loss(logits, batch[1]).backward()
     expected = [
         sum(abs(a * g) for a, g in zip(output.flatten().tolist(), output.grad.flatten().tolist(), strict=True))
-        for output in outputs
+        / channels
+        for output, channels in zip(outputs, [16, 16, 32, 32, 64, 64], strict=True)
     ]
     super_network.requires_grad_(False).select(choices)
     found = make_proxy("taylor").measure(super_network, Anything(), batch)

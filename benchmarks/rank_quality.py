@@ -1,0 +1,152 @@
+"""How well each proxy ranks networks of the paper's kind: random ones in one band of parameters, trained here.
+
+Draws architectures of a small wide ResNet's space, trains each from fresh weights by cross-entropy (the trial's own
+program, a process a core), and a few of them from three seeds, so that it is known what is noise; then correlates every
+proxy's scores with the errors, as ``blockswap rank-study`` does, from one draw of the weights and from five. All of it
+is kept in OUT: the same command goes on where it was stopped.
+
+    nice python benchmarks/rank_quality.py --data-root data/cifar10 --out out
+
+Sixty architectures take two cores about three hours. Writes OUT/correlations.md and, where all are trained,
+benchmarks/results/rank_quality.md.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+from scipy.stats import rankdata
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from nni_blockswap.architecture import Architecture, complete_args, cost_table  # noqa: E402
+from nni_blockswap.cost.budget import Budget  # noqa: E402
+from nni_blockswap.files import read_json, write_text  # noqa: E402
+from nni_blockswap.methods.sampler import Sampler  # noqa: E402
+from nni_blockswap.scoring.proxies import PROXIES  # noqa: E402
+from nni_blockswap.scoring.settings import ScoreSettings  # noqa: E402
+from nni_blockswap.studies.rank_study import Correlation, Trained, rank_study, table  # noqa: E402
+
+SPACE, ARGUMENTS = "search_spaces.wide_resnet:WideResNetSpace", {"depth": 16, "width": 1}
+TOLERANCE = 0.025
+REPEATED, SEEDS = 5, 3
+"""Architectures that are trained several times, and how often."""
+
+COMBINATIONS = ("fisher+macs", "fisher+naswot", "fisher_channel+naswot", "taylor+naswot")
+DRAWS = (1, 5)
+
+
+def main() -> None:
+    """Train, score, correlate, and write."""
+    command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument("--data-root", required=True, metavar="DIR", help="folder of CIFAR-10")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR")
+    command.add_argument("--budget", default="60K", help="parameters of all of them, within 2.5 %% (60K)")
+    command.add_argument("--architectures", type=int, default=60)
+    command.add_argument("--epochs", type=int, default=12)
+    command.add_argument("--images", type=int, default=20_000, help="of CIFAR-10's training set (20,000)")
+    command.add_argument("--proxies", nargs="+", default=[*PROXIES, *COMBINATIONS], metavar="NAME")
+    command.add_argument("--jobs", type=int, default=os.cpu_count(), help="trained side by side, a core each")
+    given = command.parse_args()
+    chosen = draw(given.budget, given.architectures)
+    errors = train_all(chosen, given)
+    trained = [Trained(one, errors[one.id, 0]) for one in chosen]
+    settings = ScoreSettings(space=SPACE, space_args=ARGUMENTS, data="cifar10", data_root=given.data_root)
+    studies = {}
+    for inits in DRAWS:
+        several = replace(settings, inits=inits)
+        studies[inits] = rank_study(trained, several, given.proxies, [1], given.out / f"draws-{inits}")
+    text = report(given, trained, errors, studies)
+    write_text(given.out / "correlations.md", text)
+    if given.architectures >= 60:
+        write_text(ROOT / "benchmarks" / "results" / "rank_quality.md", text)
+    print(text)
+
+
+def draw(budget: str, count: int) -> list[Architecture]:
+    """Random architectures within the budget; more of them begin with the same."""
+    arguments = complete_args(SPACE, ARGUMENTS)
+    costs = cost_table(SPACE, arguments)
+    sampler = Sampler(costs, Budget.parse(budget, TOLERANCE))
+    found = [sampler.sample(1, np.random.default_rng([0, number]))[0] for number in range(2 * count)]
+    distinct = list(dict.fromkeys(found))[:count]
+    return [Architecture.from_indices(SPACE, arguments, costs, indices) for indices in distinct]
+
+
+def train_all(chosen: Sequence[Architecture], given: argparse.Namespace) -> dict[tuple[str, int], float]:
+    """Errors in percent by (architecture's id, seed)."""
+    runs = [(one, 0) for one in chosen] + [(one, seed) for one in chosen[:REPEATED] for seed in range(1, SEEDS)]
+    with ThreadPoolExecutor(given.jobs) as pool:
+        errors = {}
+        for (one, seed), error in zip(runs, pool.map(lambda run: train(run[0], run[1], given), runs), strict=True):
+            errors[one.id, seed] = error
+            print(f"{len(errors)} of {len(runs)}: {error:.2f} % error", flush=True)
+    return errors
+
+
+def train(architecture: Architecture, seed: int, given: argparse.Namespace) -> float:
+    """Error in percent of one network; trained unless it is already."""
+    out = given.out / "trials" / f"{architecture.id}-{seed}"
+    if not (out / "result.json").exists():
+        architecture.save(out / "asked.json")
+        asked = ["--architecture", out / "asked.json", "--out", out, "--seed", seed, "--epochs", given.epochs]
+        data = ["--data", "cifar10", "--data-root", given.data_root, "--data-option", f"limit={given.images}"]
+        recipe = ["--data-option", "augment=crop+flip", "--beta", 0, "--batch-size", 128]
+        with (out / "log").open("a") as log:
+            subprocess.run(
+                [sys.executable, "-m", "trial.distill", *map(str, asked + data + recipe)],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                check=True,
+            )
+    return 100 - 100 * float(read_json(out / "result.json")["accuracy"])
+
+
+def noise(trained: Sequence[Trained], errors: Mapping[tuple[str, int], float]) -> tuple[float, float]:
+    """Standard deviation of the errors between architectures, and between seeds of one."""
+    repeated = [[errors[one.architecture.id, seed] for seed in range(SEEDS)] for one in trained[:REPEATED]]
+    return stdev(one.error for one in trained), mean(stdev(one) ** 2 for one in repeated) ** 0.5
+
+
+def report(
+    given: argparse.Namespace,
+    trained: Sequence[Trained],
+    errors: Mapping[tuple[str, int], float],
+    studies: Mapping[int, Sequence[Correlation]],
+) -> str:
+    """All of it in Markdown."""
+    between, within = noise(trained, errors)
+    verdict = "enough" if between > 2 * within else "too little: train longer, or on more images"
+    final = [one.error for one in trained]
+    kept = [list(one.architecture.choices.values()).count("S") for one in trained]
+    rho = np.corrcoef(rankdata(kept), rankdata(final))[0, 1]
+    parts = [
+        f"""# How well each proxy ranks networks of the paper's kind
+
+{len(trained)} random architectures of WRN-16-1's space, {given.budget} parameters within {TOLERANCE:.1%}.
+Trained for {given.epochs} epochs on {given.images:,} images of CIFAR-10 from fresh weights by cross-entropy.
+
+* Error in percent: {min(final):.1f} to {max(final):.1f}.
+* Its standard deviation: {between:.2f} between architectures, {within:.2f} between {SEEDS} seeds of one; {verdict}.
+* The number of blocks that keep `S` has {rho:+.2f} with the error.
+* Command: `nice python benchmarks/rank_quality.py --data-root data/cifar10 --out out`.
+"""
+    ]
+    for inits, found in studies.items():
+        parts.append(f"Draws of the weights: {inits}.\n\n{table(found)}\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()
