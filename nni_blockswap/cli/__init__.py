@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nni_blockswap.errors import BlockSwapError
 
-COMMANDS = ("space", "search", "rank-study", "sensitivity", "check", "run", "export", "report")
+COMMANDS = ("space", "search", "rank-study", "sensitivity", "check", "run", "export", "report", "reproduce")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,110 @@
+"""An experiment of an nnictl config without NNI: its search here, its trials in processes, one after the other.
+
+For a machine on which nobody watches and everything has to be there at the end. What an interruption leaves is taken up
+by the next call: scores, the list of trials, and each trial from its last epoch.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nni_blockswap.architecture import Architecture
+from nni_blockswap.experiment.classargs import read_settings
+from nni_blockswap.experiment.config import Config
+from nni_blockswap.files import read_json, write_json
+from nni_blockswap.searching import Progress
+from nni_blockswap.studies.comparison import Comparison, contestants
+
+LOG, RESULT, TRIALS = "trial.log", "result.json", "trials"
+
+NAMED = ("method", "variant", "seed", "nonzero")
+"""Of a trial's parameters, those that its command takes as options."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What an experiment has otherwise than its config says.
+
+    Attributes:
+        class_args: of the tuner, over the config's.
+        comparison: fields of the comparison, over the config's.
+        trial: options for the trial's command, after the config's: of an option that is there twice the last one holds.
+    """
+
+    class_args: Mapping[str, Any]
+    comparison: Mapping[str, Any]
+    trial: Sequence[str] = ()
+
+
+def run_experiment(
+    config: Config,
+    changes: Changes,
+    out: Path,
+    *,
+    at_once: int = 1,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[str]:
+    """Search, then train what the comparison of ``config`` names, each trial in a folder below ``out``/trials.
+
+    Args:
+        at_once: trials side by side.
+
+    Returns:
+        A sentence for each trial that failed; the next call tries them again.
+    """
+    trials = _trials(config, changes, out, on_progress)
+    command = [*shlex.split(config.content["trialCommand"]), *changes.trial]
+    folders = [out / TRIALS / f"{number:03d}" for number in range(len(trials))]
+    waiting = [pair for pair in zip(folders, trials, strict=True) if not (pair[0] / RESULT).exists()]
+    say(f"{len(trials)} trials, {len(trials) - len(waiting)} of them done already.")
+
+    def run(pair: tuple[Path, Mapping[str, Any]]) -> str | None:
+        folder, parameters = pair
+        fault = _run(command, parameters, folder, config.trial_directory, at_once)
+        named = " ".join(str(parameters[name]) for name in NAMED if name in parameters)
+        say(f"{folder.name} {named}: {fault or 'done'}")
+        return None if fault is None else f"{folder}: {fault}"
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return [fault for fault in pool.map(run, waiting) if fault is not None]
+
+
+def _trials(
+    config: Config, changes: Changes, out: Path, on_progress: Callable[[Progress], None]
+) -> list[dict[str, Any]]:
+    """Parameters of the trials, as an earlier call found them, or found now."""
+    path = out / "trials.json"
+    if not path.exists():
+        arguments = {**config.arguments, **changes.class_args}
+        comparison = Comparison.read({**config.arguments.get("comparison", {}), **changes.comparison})
+        search_space = {} if "space_args" in changes.class_args else config.search_space()  # that is of another space
+        settings, _ = read_settings({**arguments, "students": 1}, search_space, config.code_directory)
+        write_json(path, contestants(comparison, settings, out / "search", on_progress))
+    found: list[dict[str, Any]] = read_json(path)
+    return found
+
+
+def _run(command: Sequence[str], parameters: Mapping[str, Any], folder: Path, where: Path, at_once: int) -> str | None:
+    """Run one trial; the last line that it said, where it failed."""
+    Architecture.from_parameters(parameters).save(folder / "given.json")
+    interpreter, *rest = command
+    given = ["--architecture", folder / "given.json", "--out", folder]
+    for name in NAMED:
+        if name in parameters:
+            given += [f"--{name}", parameters[name]]
+    words = [sys.executable if interpreter.startswith("python") else interpreter, *rest, *map(str, given)]
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    with (folder / LOG).open("ab") as log:
+        done = subprocess.run(words, cwd=where, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+    if done.returncode == 0 and (folder / RESULT).exists():
+        return None
+    lines = (folder / LOG).read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"its command ended with status {done.returncode} and said nothing."

@@ -1,0 +1,94 @@
+"""Experiments without NNI: which trials run with what, what is not run again, and what a failure leaves."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nni_blockswap.architecture import Architecture
+from nni_blockswap.experiment.config import Config
+from nni_blockswap.experiment.unmanaged import Changes, run_experiment
+
+TRIAL = """
+import json, os, pathlib, sys
+words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+out = pathlib.Path(words["--out"])
+runs = out / "runs.json"
+runs.write_text(json.dumps([*(json.loads(runs.read_text()) if runs.exists() else []), {**words, "cwd": os.getcwd()}]))
+print("first words")
+if words["--method"] == words.get("--fails"):
+    sys.exit("trial: it does not want to.")
+(out / "result.json").write_text("{}")
+"""
+
+
+OFFERED = ["S", "B(2)", "G(4)", "B(4)"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """Two random architectures, a pruned one and a single type, for a trial that only notes what it is told."""
+    (tmp_path / "trial.py").write_text(TRIAL)
+    arguments = {
+        "space": "search_spaces.wide_resnet:WideResNetSpace",
+        "space_args": {"depth": 10, "width": 1, "in_channels": 1, "image_size": 8},
+        "data": "digits",
+        "budget": "40K",
+        "tolerance": 0.2,
+        "comparison": {"methods": ["random", "snip"], "single": ["G(4)"], "seeds": 1, "random": 2},
+        "students": 1,
+    }
+    content = {
+        "tuner": {"className": "nni_blockswap.tuner.BlockSwapTuner", "classArgs": arguments},
+        "searchSpace": {f"block_{block:02d}": {"_type": "choice", "_value": OFFERED} for block in range(3)},
+        "trialCommand": f"python {tmp_path / 'trial.py'} --epochs 200 --out nowhere",
+        "trialCodeDirectory": ".",
+    }  # fmt: skip
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(content))
+    return Config(tmp_path / "config.yml")
+
+
+def runs(out: Path, number: int) -> list[dict]:
+    return json.loads((out / "trials" / f"{number:03d}" / "runs.json").read_text())
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_every_trial_of_the_comparison_runs_by_the_configs_command(config, tmp_path, at_once) -> None:
+    out = tmp_path / "out"
+    said: list[str] = []
+    assert run_experiment(config, Changes({}, {}), out, at_once=at_once, say=said.append) == []
+    told = [runs(out, number)[0] for number in range(4)]
+    assert [(one["--method"], one["--variant"], one["--seed"]) for one in told] == [
+        ("random", "40K", "0"), ("random", "40K", "0"), ("snip", "40K", "0"), ("single", "G(4)", "0"),
+    ]  # fmt: skip
+    assert [one.get("--nonzero") for one in told] == [None, None, "40000", None]
+    assert {one["--epochs"] for one in told} == {"200"}
+    assert {one["cwd"] for one in told} == {str(tmp_path)}
+    given = [Architecture.load(one["--architecture"]) for one in told]
+    assert given[0].id != given[1].id
+    assert set(given[3].choices.values()) == {"G(4)"}
+    assert set(given[0].choices.values()) <= set(OFFERED)
+    assert sorted(said)[0] == "000 random 40K 0: done"
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is(config, tmp_path) -> None:
+    out = tmp_path / "out"
+    (fault,) = run_experiment(config, Changes({}, {}, ["--fails", "snip"]), out)
+    assert fault == f"{out / 'trials' / '002'}: trial: it does not want to."
+    before = (out / "trials.json").read_bytes()
+    assert run_experiment(config, Changes({}, {}), out) == []
+    assert [len(runs(out, number)) for number in range(4)] == [1, 1, 2, 1]
+    assert (out / "trials.json").read_bytes() == before
+    assert "it does not want to" in (out / "trials" / "002" / "trial.log").read_text()
+
+
+def test_a_scale_changes_space_comparison_and_command(config, tmp_path) -> None:
+    out = tmp_path / "out"
+    wider = {"space_args": {"depth": 10, "width": 2, "in_channels": 1, "image_size": 8}}
+    changes = Changes(wider, {"methods": [], "single": ["B(2)"]}, ["--epochs", "3"])
+    assert run_experiment(config, changes, out) == []
+    (told,) = runs(out, 0)
+    assert (told["--variant"], told["--epochs"]) == ("B(2)", "3")
+    assert Architecture.load(told["--architecture"]).space_args["width"] == 2
+    assert not (out / "trials" / "001").exists()
