@@ -1,7 +1,7 @@
 # make run     search for students of a network that reads handwritten digits, then train the three best; watch it in the browser
 # make test    ruff, mypy and the test suite
 # make reproduce SCALE=tiny    the paper's tables and figures in results/index.html, on digits in minutes; SCALE=short takes
-#              a night and CIFAR-10, SCALE=paper is the full recipe: see experiments/reproduce.yml
+#              a night and CIFAR-10, SCALE=paper is the full recipe: see reproduce.yml
 #
 # All first lay out .venv from requirements.lock, once: PyTorch, NNI and their company, about 6 GB on disk.
 # PYTHON=python3.12 chooses its interpreter, any CPython from 3.10 to 3.13.
@@ -17,7 +17,7 @@ run: $(INSTALLED)
 	@$(BIN)/blockswap run config.yml
 
 reproduce: $(INSTALLED)
-	@$(BIN)/blockswap reproduce experiments/reproduce.yml --scale $(SCALE) --out results
+	@$(BIN)/blockswap reproduce reproduce.yml --scale $(SCALE) --out results
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile

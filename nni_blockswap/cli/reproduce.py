@@ -11,7 +11,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("plan", metavar="PLAN", help="as in experiments/reproduce.yml")
+    parser.add_argument("plan", metavar="PLAN", help="as in reproduce.yml")
     parser.add_argument("--scale", required=True, metavar="NAME", help="one of the plan's: tiny, short, paper")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for page, trials and sections")
 

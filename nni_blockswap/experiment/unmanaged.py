@@ -4,6 +4,7 @@ For a machine on which nobody watches and everything has to be there at the end.
 by the next call: scores, the list of trials, and each trial from its last epoch.
 """
 
+import json
 import os
 import shlex
 import subprocess
@@ -99,6 +100,8 @@ def _run(command: Sequence[str], parameters: Mapping[str, Any], folder: Path, wh
     for name in NAMED:
         if name in parameters:
             given += [f"--{name}", parameters[name]]
+    if "recipe" in parameters:
+        given += ["--recipe", json.dumps(parameters["recipe"])]
     words = [sys.executable if interpreter.startswith("python") else interpreter, *rest, *map(str, given)]
     threads = max(1, (os.cpu_count() or 1) // at_once)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}

@@ -2,7 +2,7 @@
 
 At each budget: the best by Fisher potential or by another proxy, the best of fewer samples (section 4.3), random
 architectures, and the original pruned to as many non-zero parameters. At no budget of their own: one substitute in
-every block, or in one block at a time (appendix B), narrower or shallower originals.
+every block, or in one block at a time (appendix B), narrower or shallower originals, and networks of other kinds.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +42,9 @@ class Comparison:
         single: substitutes, each to be tried in every block at once.
         one_swap: substitutes, each to be tried in one block at a time, the others as in the original.
         reduced: arguments of the space, each a narrower or shallower original.
+        others: originals of other spaces: a mapping with ``method``, what it is called, ``space``, its ``space_args``,
+            and ``recipe``, what its recipe has otherwise. A teacher that it needs is a trained network of its own kind,
+            which makes it a born-again one (Furlanello et al., ICML 2018).
         seeds: trainings of each; each has a teacher of its own.
     """
 
@@ -52,12 +55,13 @@ class Comparison:
     single: Sequence[str] = ()
     one_swap: Sequence[str] = ()
     reduced: Sequence[Mapping[str, Any]] = ()
+    others: Sequence[Mapping[str, Any]] = ()
     seeds: int = 3
 
     def __post_init__(self) -> None:
         for name in ("seeds", "random"):
             check_count(name, getattr(self, name))
-        for name in ("methods", "budgets", "best_of", "single", "one_swap", "reduced"):
+        for name in ("methods", "budgets", "best_of", "single", "one_swap", "reduced", "others"):
             if isinstance(getattr(self, name), str | Mapping) or not isinstance(getattr(self, name), Sequence):
                 raise ConfigError(f"a comparison's {name} are a list, not {getattr(self, name)!r}.")
         for count in self.best_of:
@@ -69,7 +73,7 @@ class Comparison:
     def size(self, blocks: int) -> int:
         """How many trials it has, in a space of so many blocks."""
         searched = len(self.best_of) + sum(self.random if method == RANDOM else 1 for method in self.methods)
-        alone = len(self.single) + blocks * len(self.one_swap) + len(self.reduced)
+        alone = len(self.single) + blocks * len(self.one_swap) + len(self.reduced) + len(self.others)
         return self.seeds * (searched * max(1, len(self.budgets)) + alone)
 
     @classmethod
@@ -91,7 +95,7 @@ def contestants(
     """Parameters of the trials: all of the first seed, then all of the next, so that every method is seen early.
 
     Beside what a student's trial is given they hold ``method``, ``variant`` (its budget, substitute or arguments),
-    ``seed`` and, for a pruned network, ``nonzero``: how many parameters it keeps.
+    ``seed``; for a pruned network ``nonzero``, how many parameters it keeps; for one of another kind its ``recipe``.
 
     Args:
         settings: of the searches; each method's scores are kept in a folder of ``out``.
@@ -119,6 +123,7 @@ def faults(comparison: Comparison, settings: SearchSettings) -> list[BlockSwapEr
         *(partial(_everywhere, substitute, settings) for substitute in comparison.single),
         *(partial(one_swap, settings, substitute) for substitute in comparison.one_swap),
         *(partial(_original, settings, arguments) for arguments in comparison.reduced),
+        *(partial(_other, entry) for entry in comparison.others),
     ]
     if settings.samples < max(comparison.best_of, default=0):
         attempts.append(partial(_too_few, settings.samples, max(comparison.best_of)))
@@ -177,6 +182,8 @@ def _without_budget(comparison: Comparison, settings: SearchSettings) -> Iterato
     for arguments in comparison.reduced:
         variant = " ".join(f"{name}={value}" for name, value in arguments.items())
         yield REDUCED, variant, [[_original(settings, arguments).to_parameters()]]
+    for entry in comparison.others:
+        yield entry["method"], "", [[{**_other(entry).to_parameters(), "recipe": dict(entry["recipe"])}]]
 
 
 def _rankings(
@@ -221,6 +228,14 @@ def _everywhere(substitute: str, settings: SearchSettings) -> Architecture:
         return Architecture.from_choices(
             settings.space, choices, {**arguments, "extra": [*arguments["extra"], substitute]}
         )
+
+
+def _other(entry: Mapping[str, Any]) -> Architecture:
+    """The original of another space. Raises ConfigError where ``entry`` does not say which."""
+    if not {"method", "space", "recipe"} <= entry.keys() <= {"method", "space", "space_args", "recipe"}:
+        raise ConfigError(f"one of others has method, space, recipe and maybe space_args, not {', '.join(entry)}.")
+    table = cost_table(entry["space"], entry.get("space_args"))
+    return Architecture.from_choices(entry["space"], table.names(table.teacher()), entry.get("space_args"))
 
 
 def _too_few(samples: int, count: int) -> None:

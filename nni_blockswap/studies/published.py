@@ -141,7 +141,7 @@ def _mean(method: str, variant: str, trials: Sequence[tuple[Architecture, dict[s
 
 def _teacher(trials: Sequence[tuple[Architecture, dict[str, Any]]]) -> list[Row]:
     """The original network, as far as trials were taught by it."""
-    taught = [(architecture, result) for architecture, result in trials if "teacher_accuracy" in result]
+    taught = [one for one in trials if "teacher_accuracy" in one[1] and not one[1].get("own_kind")]
     if not taught:
         return []
     original = max((architecture.teacher() for architecture, _ in taught), key=lambda one: one.params)

@@ -33,6 +33,7 @@ class Trial:
         params: those that are not zero.
         error: on the validation set after the last epoch, in percent.
         teacher_error: the same of its teacher, or None where it had none.
+        own_kind: whether that is not the space's original but a network of its own kind, and its recipe its own.
     """
 
     method: str
@@ -44,6 +45,7 @@ class Trial:
     teacher_error: float | None
     setting: Mapping[str, Any] = field(default_factory=dict)
     """Of ``COMPARABLE``, what its settings say."""
+    own_kind: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def read_trials(folders: Iterable[str | Path]) -> list[Trial]:
     found: dict[tuple[str, str, str, int], Trial] = {}
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
         one = _read(path)
-        first = next(iter(found.values()), one)
+        first = next((earlier for earlier in found.values() if earlier.setting), one)
         for name in first.setting.keys() & one.setting.keys():
             if one.setting[name] != first.setting[name]:
                 raise StateError(
@@ -116,7 +118,8 @@ def _read(path: Path) -> Trial:
             params=result["params"],
             error=100 * (1 - value),
             teacher_error=None if teacher is None else 100 * (1 - teacher),
-            setting={name: settings[name] for name in COMPARABLE if name in settings},
+            setting={name: settings[name] for name in COMPARABLE if name in settings and not result.get("own_kind")},
+            own_kind=result.get("own_kind", False),
         )
     except (KeyError, TypeError, ValueError, AttributeError, StateError) as error:
         raise StateError(
@@ -136,7 +139,7 @@ def points(trials: Iterable[Trial]) -> list[Point]:
 
 def teacher_point(trials: Sequence[Trial]) -> Point | None:
     """The teachers as one point, one trial each; None where no trial had one."""
-    taught = [one for one in trials if one.teacher_error is not None]
+    taught = [one for one in trials if one.teacher_error is not None and not one.own_kind]
     students = [one for one in taught if one.method != REDUCED] or taught  # a reduced original is of another space
     if not students:
         return None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pytorch_lightning import Callback
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,6 +12,7 @@ from nni_blockswap.blocks.capture import captured
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.tasks import Task
 from nni_blockswap.training.attention import attention_distances
+from nni_blockswap.training.condensation import Condensation, learned
 from nni_blockswap.training.module import Training
 from nni_blockswap.training.recipe import Recipe
 
@@ -61,6 +63,10 @@ class ImageTraining(Training):
     def remedy(self) -> str:
         """What a person may do when the loss is no longer finite."""
         return f"; lower --lr ({self.recipe.lr:g}) or --beta ({self.recipe.beta:g}), or set --clip"
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What the network itself asks for: learned groups condense while they are trained."""
+        return [Condensation()] if learned(self.network) else []
 
     def on_fit_start(self) -> None:
         """Put the teacher where the student is."""

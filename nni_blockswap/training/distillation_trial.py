@@ -1,6 +1,7 @@
 """The trial of a classifier: a student of a teacher, or a network that students are compared to."""
 
 import argparse
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from torch import nn
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.weights import seeded
+from nni_blockswap.errors import ConfigError
 from nni_blockswap.tasks import Task, make_task
 from nni_blockswap.training import options
 from nni_blockswap.training import pruning as sparse
 from nni_blockswap.training.classification import ImageTraining, Teacher, check_attention
+from nni_blockswap.training.condensation import deploy, learned
 from nni_blockswap.training.folder import claim, released_on_failure
 from nni_blockswap.training.machine import Machine
 from nni_blockswap.training.nni_link import NNILink, is_first_process
@@ -33,13 +36,19 @@ def add_comparison(command: argparse.ArgumentParser) -> None:
     )
     compared.add_argument("--variant", default="", help="the method's budget or setting, for the report")
     compared.add_argument("--nonzero", type=int, metavar="N", help="parameters that pruning keeps")
+    compared.add_argument(
+        "--recipe",
+        type=json.loads,
+        metavar="JSON",
+        help="fields that the recipe has otherwise, of a network that is taught by a trained one of its own kind",
+    )
 
 
 def run(given: argparse.Namespace) -> None:
     """Train the student that NNI or the command line names, and write its results."""
     architecture, out, link = begin(given)
     with released_on_failure(out):
-        recipe, machine = options.recipe_from(given), options.machine_from(given)
+        recipe, machine = _recipe(given), options.machine_from(given)
         if is_first_process():
             claim(out, _settings(architecture, recipe, given))
             architecture.save(out / ARCHITECTURE)
@@ -60,6 +69,15 @@ def _settings(architecture: Architecture, recipe: Recipe, given: argparse.Namesp
     return {"architecture_id": architecture.id, **data, **of_teacher, **asdict(recipe), **_compared(given)}
 
 
+def _recipe(given: argparse.Namespace) -> Recipe:
+    """The command line's, with what ``--recipe`` changes. Raises ConfigError for a field that there is not."""
+    changed = given.recipe or {}
+    unknown = changed.keys() - Recipe.__dataclass_fields__.keys()
+    if unknown:
+        raise ConfigError(f"a recipe has no '{min(unknown)}'; it has {', '.join(Recipe.__dataclass_fields__)}.")
+    return replace(options.recipe_from(given), **changed)
+
+
 def _prepared(
     architecture: Architecture, task: Task, recipe: Recipe, machine: Machine, given: argparse.Namespace
 ) -> tuple[nn.Module, Teacher | None, Recipe]:
@@ -72,7 +90,8 @@ def _prepared(
     teacher = None
     if recipe.beta or given.method == sparse.L1_PRUNING:
         plan = TeacherPlan(given.teacher, Path(given.teacher_dir), recipe.of_teacher(given.teacher_epochs))
-        teacher = find_teacher(original_of(given) or architecture, task, options.data_options(given), plan, machine)
+        of_the_space = architecture if given.recipe is not None else original_of(given) or architecture
+        teacher = find_teacher(of_the_space, task, options.data_options(given), plan, machine)
     if given.method in sparse.METHODS:
         sparse.prune_student(student, given.method, given.nonzero, teacher.network if teacher else None, task, recipe)
     if given.method == sparse.L1_PRUNING:
@@ -99,10 +118,18 @@ def _conclude(
     if given.method in sparse.METHODS:
         sparse.make_permanent(module.network)
         figures["params"] = given.nonzero
+    if learned(module.network):
+        deploy(module.network)
+        deployed = Architecture.from_choices(
+            architecture.space, architecture.choices, {**architecture.space_args, "deployed": True}
+        )
+        deployed.save(out / ARCHITECTURE)
+        figures |= {"params": deployed.params, "macs": deployed.macs}
     publish(architecture, module.network, finished, out, link, metric=metric, figures=figures)
 
 
 def _compared(given: argparse.Namespace) -> dict[str, Any]:
     """What names this run among those it is compared to; nothing outside a comparison."""
-    named = {name: getattr(given, name) for name in COMPARISON} if given.method else {}
+    named = {name: getattr(given, name) for name in COMPARISON if name != "recipe"} if given.method else {}
+    named["own_kind"] = None if given.recipe is None else True
     return {name: value for name, value in named.items() if value is not None}

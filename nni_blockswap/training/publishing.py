@@ -38,7 +38,7 @@ def publish(
         **figures,
         "architecture_id": architecture.id,
         "params": figures.get("params", architecture.params),
-        "macs": architecture.macs,
+        "macs": figures.get("macs", architecture.macs),
         "epochs": finished.trainer.current_epoch,
         "seconds": round(finished.seconds, 1),
     }

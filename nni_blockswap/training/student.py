@@ -12,7 +12,7 @@ from nni_blockswap.training import options
 from nni_blockswap.training.folder import settings_in
 from nni_blockswap.training.nni_link import NNILink, is_first_process, under_nni
 
-COMPARISON = ("method", "variant", "seed", "nonzero")
+COMPARISON = ("method", "variant", "seed", "nonzero", "recipe")
 """What a comparison's parameters say of how a network came about and is trained; see ``studies.comparison``."""
 
 ARCHITECTURE = "architecture.json"

@@ -37,6 +37,13 @@ SETTINGS = SearchSettings(
     device="cpu",
 )
 
+CONDENSENET = {
+    "method": "condensenet",
+    "space": "search_spaces.condensenet:CondenseNetSpace",
+    "space_args": {"stages": [1, 1], "growth": [4, 8], "in_channels": 1, "image_size": 8},
+    "recipe": {"epochs": 300, "batch_size": 64, "weight_decay": 1e-4},
+}
+
 COMPARISON = Comparison(
     methods=METHODS,
     budgets=["30K", "40K"],
@@ -44,6 +51,7 @@ COMPARISON = Comparison(
     single=["G(4)"],
     one_swap=["G(4)"],
     reduced=[{"depth": 10, "width": 2}],
+    others=[CONDENSENET],
     seeds=2,
 )
 
@@ -64,7 +72,7 @@ def architecture(parameters):
 
 
 def test_every_method_competes_at_every_budget_and_seed(compared):
-    assert len(compared) == 2 * (2 * (len(METHODS) + 2) + 1 + 3 + 1) == COMPARISON.size(blocks=3)
+    assert len(compared) == 2 * (2 * (len(METHODS) + 2) + 1 + 3 + 1 + 1) == COMPARISON.size(blocks=3)
     assert [p["seed"] for p in compared] == sorted(p["seed"] for p in compared)
     for parameters in compared:
         assert architecture(parameters).id == parameters["architecture_id"]
@@ -138,6 +146,17 @@ def test_one_block_at_a_time_is_swapped(compared):
     for block in range(3):
         found = architecture(one(compared, "one swap", f"block_{block:02d} G(4)"))
         assert list(found.choices.values()) == ["G(4)" if position == block else "S" for position in range(3)]
+
+
+def test_a_network_of_another_kind_has_its_own_recipe(compared):
+    found = one(compared, "condensenet", "", seed=1)
+    assert (found["space"], found["space_args"]["growth"]) == (CONDENSENET["space"], [4, 8])
+    assert found["recipe"] == CONDENSENET["recipe"]
+
+
+def test_a_network_of_another_kind_says_what_it_is():
+    (fault,) = faults(Comparison(methods=[], others=[{"method": "condensenet"}]), SETTINGS)
+    assert "has method, space, recipe and maybe space_args, not method" in str(fault)
 
 
 def test_a_single_type_that_is_offered_on_request_alone_needs_no_space_of_its_own():
