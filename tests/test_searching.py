@@ -286,7 +286,9 @@ def test_killed_with_kill_9_and_started_again(tmp_path: Path) -> None:
         )
     assert (tmp_path / "killed/ranking.csv").read_bytes() == (tmp_path / "whole/ranking.csv").read_bytes()
     assert scores.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    best = Architecture.load(tmp_path / "whole/best.json")
     assert "best of 150" in done.stdout
+    assert f"({1 - best.params / 30_000:.1%} of params unused)" in done.stdout
 
 
 def test_a_narrowed_space_is_searched_alone() -> None:

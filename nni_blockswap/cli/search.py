@@ -37,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="make budgets bands: 0.025 is within 2.5 %% on both sides (default: budgets are caps)",
     )
     parser.add_argument(
-        "--method", default="uniform", metavar="NAME", help="how architectures are chosen (default uniform)"
+        "--method",
+        default="uniform",
+        metavar="NAME",
+        help="how architectures are chosen: uniform (default), additive, evolution, halving, or module:Class",
     )
     parser.add_argument("--samples", type=int, default=1000, metavar="N", help="architectures a budget (default 1000)")
     parser.add_argument(
@@ -64,16 +67,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Search and print the winners."""
-    from nni_blockswap.searching import search
+    from nni_blockswap.searching import search, table_of
 
-    start = time.monotonic()
-    rankings = search(settings_of(options), options.out, ProgressLine())
-    for ranking in rankings:
+    start, settings = time.monotonic(), settings_of(options)
+    rankings = search(settings, options.out, ProgressLine())
+    for ranking, budget in zip(rankings, settings.parsed(), strict=True):
         best = ranking.best
+        unused = budget.unused(table_of(settings), best.costs)
         folder = Path(options.out) / (ranking.budget if len(rankings) > 1 else "")
         print(
             f"{ranking.budget}: best of {len(ranking.architectures)}: score {best.score:.6g}, "
-            f"{best.spelled_costs}\n"
+            f"{best.spelled_costs} ({', '.join(f'{share:.1%} of {name}' for name, share in unused.items())} unused)\n"
             f"  {' '.join(best.choices.values())}\n  in {folder / 'best.json'}"
         )
     print(f"{time.monotonic() - start:.1f} s")

@@ -8,6 +8,7 @@ is the middle of a band:
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -109,6 +110,10 @@ class Budget:
     def bounds(self, table: Table) -> dict[str, tuple[int, int]]:
         """Least and greatest total allowed of each limited resource, both inclusive; the least of a cap is 0."""
         return {resource: self._window(resource, figure, table) for resource, figure in self.limits}
+
+    def unused(self, table: Table, costs: Mapping[str, int]) -> dict[str, float]:
+        """The share of the most allowed of each limited resource that an architecture with ``costs`` leaves over."""
+        return {resource: 1 - costs[resource] / most for resource, (_, most) in self.bounds(table).items()}
 
     def _window(self, resource: str, figure: int | float, table: Table) -> tuple[int, int]:
         target = _exact(figure)

@@ -144,11 +144,17 @@ class Table:
             if not kept:
                 raise SpaceError(f"{label} has no candidate left; list at least one of {', '.join(names)}.")
             keep.append(kept)
+        return self.kept(keep)
+
+    def kept(self, keep: Sequence[Sequence[int]]) -> "Table":
+        """The same table with only the candidates at the positions ``keep[b]`` in block b, in that order."""
         return replace(
             self,
             candidates=tuple(tuple(names[i] for i in rows) for names, rows in zip(self.candidates, keep, strict=True)),
             columns={
-                name: replace(column, costs=tuple(block[rows] for block, rows in zip(column.costs, keep, strict=True)))
+                name: replace(
+                    column, costs=tuple(block[list(rows)] for block, rows in zip(column.costs, keep, strict=True))
+                )
                 for name, column in self.columns.items()
             },
             whole=self if self.whole is None else self.whole,

@@ -8,7 +8,7 @@ for each limited resource. Found by branch and bound (HiGHS, by way of ``scipy.o
 the other; sum_b x_b,k(b) <= blocks - 1 cuts off one that was found.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -23,7 +23,9 @@ _SPREAD = 1e4  # of all values together, once scaled: HiGHS takes 1e-6 for nothi
 _INFEASIBLE = 2
 
 
-def optima(values: Sequence[Floats], table: Table, budget: Budget, k: int = 1) -> list[Indices]:
+def optima(
+    values: Sequence[Floats], table: Table, budget: Budget, k: int = 1, without: Container[Indices] = ()
+) -> list[Indices]:
     """The ``k`` architectures with the least sums of ``values`` that meet all limits, least first.
 
     Exact, but for sums that differ by less than 1e-10 of the range of all sums, whose order is arbitrary.
@@ -33,6 +35,7 @@ def optima(values: Sequence[Floats], table: Table, budget: Budget, k: int = 1) -
         table: candidates and costs.
         budget: caps or bands on any number of resources.
         k: how many; where fewer meet the budget, all of them are found.
+        without: architectures to leave out.
 
     Raises:
         BudgetError: no architecture meets the budget; says what can be reached.
@@ -47,8 +50,8 @@ def optima(values: Sequence[Floats], table: Table, budget: Budget, k: int = 1) -
     program = _Program(values, table, budget)
     found: list[Indices] = []
     while len(found) < k and (one := program.next()) is not None:
-        found.append(one)
-    if not found:
+        found += [] if one in without else [one]
+    if not program.is_feasible:
         Sampler(table, budget)  # raises, and says why
         raise BudgetError(f"no architecture was found at {budget}; widen the tolerance.")
     return sorted(found, key=lambda row: sum(float(block[i]) for block, i in zip(values, row, strict=True)))
@@ -64,6 +67,7 @@ class _Program:
 
     def __init__(self, values: Sequence[Floats], table: Table, budget: Budget) -> None:
         self._table, self._bounds = table, budget.bounds(table)
+        self.is_feasible = False
         least = [float(block.min()) for block in values]
         range_ = sum(float(np.ptp(block)) for block in values)
         self._objective = np.concatenate([block - low for block, low in zip(values, least, strict=True)])
@@ -90,6 +94,7 @@ class _Program:
             row = tuple(int(block.argmax()) for block in np.split(solved.x, self._starts[1:]))
             self._cut(row)
             if self._is_within(row):
+                self.is_feasible = True
                 return row
 
     def _limit(self, resource: str) -> LinearConstraint:

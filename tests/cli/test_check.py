@@ -106,6 +106,7 @@ def test_the_papers_experiments_lack_nothing_but_data(path, tmp_path):
         ({"tuner__classArgs__data_options": {"size": 3}}, "has no option 'size'"),
         ({"tuner__classArgs__batch_size": 5000}, "5000"),
         ({"tuner__classArgs__proxy": "fischer"}, "fischer"),
+        ({"tuner__classArgs__method": "adative"}, "there is no method 'adative'; choose from uniform, additive, evo"),
         ({"tuner__classArgs__device": "cuda:99"}, "cuda:99"),
         ({"tuner__classArgs__precision": "half"}, "there is no precision 'half'"),
         ({"searchSpaceFile": "nowhere.json"}, "nowhere.json"),

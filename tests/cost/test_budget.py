@@ -96,6 +96,11 @@ def test_bounds(text: str, tolerance: float | None, bounds: dict[str, tuple[int,
     assert Budget.parse(text, tolerance).bounds(TABLE) == bounds
 
 
+def test_what_is_left_over() -> None:
+    budget = Budget.parse("35%,macs=9K", 0.1)  # up to 385 and 9900
+    assert budget.unused(TABLE, {"params": 308, "macs": 9900}) == pytest.approx({"params": 0.2, "macs": 0.0})
+
+
 def test_a_share_is_of_the_original_network_also_where_the_space_is_narrowed_to_others() -> None:
     table = cost_table(WRN, SMALL)
     params = sum(
