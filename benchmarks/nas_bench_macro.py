@@ -82,6 +82,7 @@ def main() -> None:
     options = parser.parse_args()
     networks = read(options.table)
     check_costs(networks)
+    print(baselines(networks), flush=True)
     chosen = choose(networks, options.band, options.networks)
     settings = ScoreSettings(
         space=SPACE,
@@ -128,6 +129,18 @@ def check_costs(networks: Sequence[Network]) -> None:
         if found != (network.params, network.macs):
             raise DataError(f"{network.choices} costs {found}; the table has {(network.params, network.macs)}.")
     print(f"costs: {len(networks)} of {len(networks)} rows as in the table", flush=True)
+
+
+def baselines(networks: Sequence[Network]) -> str:
+    """Rho with the accuracy of what needs no scoring, over the whole table."""
+    accuracy = [network.accuracy for network in networks]
+    counts = {
+        "params": [network.params for network in networks],
+        "macs": [network.macs for network in networks],
+        "blocks": [network.blocks for network in networks],
+    }
+    rho = {name: spearmanr(column, accuracy).statistic for name, column in counts.items()}
+    return "whole table: " + ", ".join(f"{name} {value:+.3f}" for name, value in rho.items())
 
 
 def choose(networks: Sequence[Network], band: Sequence[float] | None, count: int | None) -> list[Network]:
