@@ -11,7 +11,18 @@ from pathlib import Path
 
 from nni_blockswap.errors import BlockSwapError
 
-COMMANDS = ("space", "search", "rank-study", "sensitivity", "check", "run", "export", "report", "reproduce")
+COMMANDS = (
+    "space",
+    "search",
+    "rank-study",
+    "sensitivity",
+    "check",
+    "run",
+    "export",
+    "report",
+    "reproduce",
+    "init",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
