@@ -59,9 +59,7 @@ def search_own(
         BlockSwapError: something given does not fit.
     """
     if not isinstance(space, BlockSpace):
-        raise ConfigError(
-            f"a search takes a space, as swap_blocks makes one of a network, not a {type(space).__name__}."
-        )
+        raise ConfigError(f"a search takes a space, as swap_blocks makes one, not a {type(space).__name__}.")
     known = {one.name for one in fields(SearchSettings)} - {"space", "space_args", "data", "budgets"}
     if unknown := settings.keys() - known:
         raise ConfigError(f"a search has no setting '{min(unknown)}'; it has {', '.join(sorted(known))}.")

@@ -26,8 +26,8 @@ class LoaderTask(Classification):
 
     def __init__(self, source: Any) -> None:
         self._source = source
-        labels = self.minibatch(1, seed=0)[1]
-        self.num_classes = int(labels.max()) + 1 if _are_classes(labels) else 0
+        _, labels = self._first(1, seed=0)
+        self.num_classes = int(labels.max()) + 1 if _are_classes(labels) else 0  # as far as the first batch tells
 
     def minibatch(self, batch_size: int, *, seed: int, index: int = 0, augment: bool = True) -> Labelled:
         """The ``index``-th so many images that the source gives, in the order that ``seed`` makes, where it shuffles.
@@ -35,23 +35,29 @@ class LoaderTask(Classification):
         Raises:
             DataError: there are fewer, or a batch is not made of images and labels.
         """
-        wanted, images, labels = batch_size * (index + 1), list[Tensor](), list[Tensor]()
-        found = 0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(seed, 0))
-            for batch in _batches(self._source, batch_size):
-                images.append(_checked(batch)[0])
-                labels.append(torch.as_tensor(batch[1]))
-                found += len(images[-1])
-                if found >= wanted:
-                    break
-        if found < wanted:
+        wanted = batch_size * (index + 1)
+        images, labels = self._first(wanted, seed)
+        if len(images) < wanted:
             raise DataError(
-                f"{index + 1} minibatch(es) of {batch_size} need {wanted} images; the loader has {found}: lower "
+                f"{index + 1} minibatch(es) of {batch_size} need {wanted} images; the loader has {len(images)}: lower "
                 "batch_size or the number of minibatches."
             )
         chosen = slice(batch_size * index, wanted)
-        return torch.cat(images)[chosen], torch.cat(labels)[chosen]
+        return images[chosen], labels[chosen]
+
+    def _first(self, count: int, seed: int) -> Labelled:
+        """The first batches that hold ``count`` images between them, or all there are."""
+        images, labels = list[Tensor](), list[Tensor]()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, 0))
+            for batch in _batches(self._source, count):
+                images.append(_checked(batch)[0])
+                labels.append(torch.as_tensor(batch[1]))
+                if sum(map(len, images)) >= count:
+                    break
+        if not images:
+            raise DataError("the loader gives no batch.")
+        return torch.cat(images), torch.cat(labels)
 
 
 class LossTask(LoaderTask):
