@@ -46,7 +46,7 @@ from nni_blockswap.methods.sampler import Sampler  # noqa: E402
 from nni_blockswap.tasks import Task, make_task  # noqa: E402
 from nni_blockswap.training.classification import ImageTraining, Teacher  # noqa: E402
 from nni_blockswap.training.machine import Machine  # noqa: E402
-from nni_blockswap.training.program import quiet  # noqa: E402
+from nni_blockswap.training.program import quietly  # noqa: E402
 from nni_blockswap.training.recipe import Recipe  # noqa: E402
 from nni_blockswap.training.running import make_trainer  # noqa: E402
 
@@ -66,6 +66,7 @@ to two minutes of compilation for each student.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
+@quietly()
 def main() -> None:
     """Measure, and write the section of this device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,7 +74,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="measured steps of each way and turn")
     parser.add_argument("--students", type=int, default=3, help="one a turn")
     options = parser.parse_args()
-    quiet()
     images = BATCH * (WARM_UP + options.steps)
     task = make_task("cifar10", options.data_root, limit=images, held_out=BATCH)
     ways: dict[str, Callable[[Architecture], float]] = {"plain loop, float32": partial(plain, task=task)}

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from nni_blockswap.own import search
     from nni_blockswap.searching import SearchSettings
     from nni_blockswap.strategy import BlockSwapStrategy
+    from nni_blockswap.training.attention import attention_transfer_loss
+    from nni_blockswap.training.distilling import distill
     from nni_blockswap.tuner import BlockSwapTuner
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "BlockSwapTuner",
     "Budget",
     "SearchSettings",
+    "attention_transfer_loss",
+    "distill",
     "export",
     "search",
     "swap_blocks",
@@ -35,6 +39,8 @@ _HOMES = {
     "BlockSwapTuner": "tuner",
     "Budget": "cost.budget",
     "SearchSettings": "searching",
+    "attention_transfer_loss": "training.attention",
+    "distill": "training.distilling",
     "export": "exporting",
     "search": "own",
     "swap_blocks": "blocks.network",

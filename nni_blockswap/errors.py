@@ -43,3 +43,8 @@ class TrainingError(BlockSwapError):
 
 class ExportError(BlockSwapError):
     """A network cannot be written in the format that was asked for."""
+
+
+def first_line(error: BaseException) -> str:
+    """What somebody else's error says, as part of a sentence of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

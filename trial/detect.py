@@ -30,6 +30,12 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
+def check(given: argparse.Namespace) -> None:
+    """Raise ConfigError where nobody could train by these options."""
+    options.detection_recipe_from(given)
+    options.machine_from(given)
+
+
 def run() -> None:
     """Train one detector."""
     detection_trial.run(parser().parse_args(), **SPACES)

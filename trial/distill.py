@@ -26,6 +26,11 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
+def check(given: argparse.Namespace) -> None:
+    """Raise ConfigError where nobody could train by these options."""
+    distillation_trial.check(given)
+
+
 def run() -> None:
     """Train one student."""
     distillation_trial.run(parser().parse_args())

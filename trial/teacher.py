@@ -18,6 +18,12 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
+def check(given: argparse.Namespace) -> None:
+    """Raise ConfigError where nobody could train by these options."""
+    options.recipe_from(given)
+    options.machine_from(given)
+
+
 def run() -> None:
     """Train one teacher, unless it is there already."""
     teachers.run(parser().parse_args())

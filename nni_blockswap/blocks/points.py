@@ -1,10 +1,13 @@
 """Attention points: where the activations of a teacher and its student are compared.
 
 Found by running a network once. What its modules give, seen from outside in, is a path of maps (N, C, H, W); a stage
-ends where the resolution falls, and its last map is a point. A module counts as a whole unless its inside has two such
-ends or more: so a ResNet's stages are found in whatever it is wrapped in, and not the shortcuts within its blocks.
+ends where the resolution falls, by a third of the positions at least (convolutions without padding take a few), and its
+last map is a point. A module counts as a whole unless its inside has two such ends or more: so a ResNet's stages are
+found in whatever it is wrapped in, and not the shortcuts within its blocks. Maps that are larger than one before, as in
+a decoder, are passed over.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +20,9 @@ from nni_blockswap.blocks.capture import captured
 from nni_blockswap.errors import ConfigError
 
 Size = tuple[int, int]
+
+FALL = 2 / 3
+"""Share of its positions that a map has left, at most, where a stage ends."""
 
 
 @dataclass
@@ -39,7 +45,7 @@ def attention_points(network: nn.Module, example: Tensor) -> tuple[str, ...]:
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3), nn.Flatten())
-        >>> attention_points(net, torch.zeros(1, 1, 16, 16))
+        >>> attention_points(net, torch.zeros(1, 1, 32, 32))
         ('1', '3')
     """
     return tuple(_ends(_path(_observed(network, example))))
@@ -130,15 +136,15 @@ def _path(call: _Call) -> list[_Call]:
 def _ends(path: Sequence[_Call]) -> list[str]:
     """The last map before each fall of the resolution, and the last of all."""
     stages: list[list[str]] = []
-    smallest: Size | None = None
+    before = math.inf
     often = [call.path for call in path]
     for call in path:
-        assert call.size is not None
-        if call.size == (1, 1) or (smallest is not None and call.size[0] * call.size[1] > smallest[0] * smallest[1]):
+        positions = math.prod(call.size or (0, 0))
+        if not 1 < positions <= before:
             continue
-        if call.size != smallest:
-            smallest = call.size
+        if positions <= FALL * before:
             stages.append([])
+        before = positions
         if often.count(call.path) == 1:
             stages[-1].append(call.path)
     return [stage[-1] for stage in stages if stage]

@@ -227,13 +227,14 @@ def _trial(config: Config) -> Iterator[Fault]:
             f"the trial's module '{name}' is not in '{config.trial_directory}'; correct the command or the directory."
         )
         return
-    parser = getattr(import_module(name), "parser", None)
-    if callable(parser):
-        yield from _parse(parser(), options, config)
+    trial = import_module(name)
+    if callable(getattr(trial, "parser", None)):
+        yield from _parse(trial, options, config)
 
 
-def _parse(parser: argparse.ArgumentParser, options: list[str], config: Config) -> Iterator[Fault]:
-    """Let the trial's own parser read its options, and its task find its data."""
+def _parse(trial: Any, options: list[str], config: Config) -> Iterator[Fault]:
+    """Let the trial read its own options and say whether it could train by them, and its task find its data."""
+    parser: argparse.ArgumentParser = trial.parser()
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -242,6 +243,8 @@ def _parse(parser: argparse.ArgumentParser, options: list[str], config: Config) 
         reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
         yield Fault(f"trialCommand: {reason}; see {parser.prog} --help.")
         return
+    if callable(getattr(trial, "check", None)):
+        yield from _attempt(lambda: trial.check(given))
     data = getattr(given, "data", None)
     if data is not None and data != config.arguments.get("data", data):
         yield Fault(f"the tuner searches on {config.arguments['data']} and the trial trains on {data}; set both alike.")

@@ -21,6 +21,7 @@ class Classification:
     name: str
     num_classes: int
     metric = ACCURACY
+    loss_name = "cross_entropy"
 
     def to(self, batch: Labelled, device: torch.device, dtype: torch.dtype | None = None) -> Labelled:
         """The batch on ``device``; floating-point images in ``dtype``."""
@@ -29,10 +30,26 @@ class Classification:
         return images.to(device, floating, non_blocking=True), labels.to(device, non_blocking=True)
 
     def loss(self, network: nn.Module, batch: Labelled) -> Tensor:
-        """Mean cross-entropy, in float32 at least."""
+        """``criterion`` of the network's answers."""
         images, labels = batch
-        logits: Tensor = network(images)
-        return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), labels)
+        return self.criterion(network(images), labels)
+
+    def criterion(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Mean cross-entropy, in float32 at least, a share of each label spread evenly over all classes."""
+        logits = outputs if outputs.dtype == torch.float64 else outputs.float()
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+    def figures(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """How good the network's answers are: means over the batch by name, the metric's own among them.
+
+        Accuracy and, from ten classes on, how often the label is among the five likeliest. Outputs (N, classes) or
+        (N, classes, ...), one a position.
+        """
+        ranked = outputs.topk(min(5, outputs.shape[1]), dim=1).indices == labels.unsqueeze(1)
+        found = {self.metric.key: ranked[:, 0].float().mean()}
+        if self.num_classes >= 10:
+            found["top5"] = ranked.any(1).float().mean()
+        return found
 
     def fingerprint(self, batch: Labelled) -> str:
         """Sixteen hexadecimal digits that name images and labels."""

@@ -2,7 +2,9 @@
 
 import io
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
-from nni_blockswap.errors import CheckpointError
+from nni_blockswap.errors import CheckpointError, StateError, first_line
 from nni_blockswap.files import write_atomically
 
 LAST, BEST, WEIGHTS = "last.ckpt", "best.ckpt", "weights.pt"
@@ -38,49 +40,97 @@ def read(path: str | Path) -> Any:
         CheckpointError: it is missing, damaged, or holds more than tensors and plain values, which could run code.
     """
     try:
+        _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint '{path}'.") from None
-    except pickle.UnpicklingError as error:
-        if "GLOBAL " in str(error):  # torch names the class that it does not allow
+    except Exception as error:  # torch raises of all kinds
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL " in str(error):  # it names the class that it refuses
             raise CheckpointError(
                 f"the checkpoint '{path}' holds more than tensors and plain values, and is not read because it could "
                 "run code; save the network's state_dict alone."
             ) from error
-        raise CheckpointError(f"the checkpoint '{path}' cannot be read, it may be damaged.") from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"the checkpoint '{path}' cannot be read, it may be damaged: {reason}") from error
+        if "TorchScript" in str(error):
+            raise CheckpointError(f"'{path}' is a TorchScript archive; save the network's state_dict.") from error
+        told = "" if isinstance(error, pickle.UnpicklingError) else f": {first_line(error)}"
+        raise CheckpointError(f"the checkpoint '{path}' cannot be read, it may be damaged{told}.") from error
 
 
-def to_resume(out: Path, say: Callable[[str], None]) -> Path | None:
+def _check_sums(path: str | Path) -> None:
+    """Raise CheckpointError where a part of the archive is not what was written: torch itself does not look."""
+    if not zipfile.is_zipfile(path):
+        return  # an old kind of file, or none of ours; or it is missing
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise CheckpointError(f"the checkpoint '{path}' cannot be read, it may be damaged: '{damaged}' has changed.")
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A checkpoint to go on from.
+
+    Attributes:
+        path: its file.
+        epoch: how many it has behind it.
+        stopped: whether training had stopped early there.
+        planned: how many epochs it was to have; None where it does not say.
+    """
+
+    path: Path
+    epoch: int
+    stopped: bool
+    planned: int | None
+
+    def stopped_for_good(self, epochs: int) -> bool:
+        """Whether it stopped early, and nobody has asked for more epochs since."""
+        return self.stopped and self.planned == epochs
+
+
+def to_resume(out: Path, say: Callable[[str], None], run: str | None = None) -> Earlier | None:
     """The checkpoint to go on from: the last epoch's, or where that is damaged the best one's; None on a fresh start.
+
+    Args:
+        run: name of the run that goes on; None takes any.
 
     Raises:
         CheckpointError: there are checkpoints but none can be read.
+        StateError: one is another run's.
     """
     present = [out / name for name in (LAST, BEST) if (out / name).exists()]
     damaged: CheckpointError | None = None
     for path in present:
         try:
-            epoch = _epoch_of(path) + 1
+            found = _earlier(path, run)
         except CheckpointError as error:
             say(str(error))
             damaged = error
         else:
-            say(f"going on after epoch {epoch}, from '{path}'.")
-            return path
+            say(f"going on after epoch {found.epoch}, from '{path}'.")
+            return found
     if damaged is not None:
         raise CheckpointError(f"no checkpoint in '{out}' can be read; delete {LAST} and {BEST} there to start anew.")
     return None
 
 
-def _epoch_of(path: Path) -> int:
+def _earlier(path: Path, run: str | None) -> Earlier:
     content = read(path)
-    ours = isinstance(content, Mapping) and isinstance(content.get("epoch"), int) and "figures" in content
-    if not ours:
+    if not (isinstance(content, Mapping) and _is_count(content.get("epoch")) and _are_figures(content.get("figures"))):
         raise CheckpointError(f"the checkpoint '{path}' is not one that a training here has written.")
-    return int(content["epoch"])
+    if run is not None and content.get("run", run) != run:
+        raise StateError(f"'{path}' is another run's; give this one a folder of its own, or delete that file.")
+    planned = content.get("planned_epochs")
+    return Earlier(path, content["epoch"] + 1, content.get("stopped") is True, planned if _is_count(planned) else None)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _are_figures(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) and type(value[name]) is float for name in value)
 
 
 def weights_of(checkpoint: Any) -> dict[str, Tensor]:

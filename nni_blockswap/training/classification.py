@@ -1,18 +1,18 @@
-"""Training of an image classifier: cross-entropy, for a student with attention transfer from a frozen teacher."""
+"""Training of an image classifier, which as a student imitates a frozen teacher in ways that add up."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nni_blockswap.blocks.capture import captured
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.tasks import Task
+from nni_blockswap.metric import ACCURACY
 from nni_blockswap.training.attention import attention_distances
 from nni_blockswap.training.condensation import Condensation, learned
+from nni_blockswap.training.imitation import feature_distances, logit_distance
 from nni_blockswap.training.module import Training
 from nni_blockswap.training.recipe import Recipe
 
@@ -24,40 +24,40 @@ class Teacher:
 
     Args:
         network: the trained network.
-        points: its attention points, by module path.
+        points: where its attention is transferred, by module path.
         figure: on the validation set, by the task's metric.
+        matched: those of ``points`` where its activations have the shape of the student's, for feature matching.
     """
 
-    def __init__(self, network: nn.Module, points: Sequence[str], figure: float) -> None:
+    def __init__(self, network: nn.Module, points: Sequence[str], figure: float, matched: Sequence[str] = ()) -> None:
         self.network = channels_last(network.eval().requires_grad_(False))
         self.points = tuple(points)
         self.figure = figure
+        self.matched = tuple(matched)
 
     @torch.no_grad()
-    def activations(self, images: Tensor) -> list[Tensor]:
-        """Activations (N, C, H, W) at the attention points."""
+    def answer(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Its logits, and its activations (N, C, H, W) at its points."""
         with captured(self.network, self.points) as activations:
-            self.network(images)
-        return list(activations.values())
+            logits: Tensor = self.network(images)
+        return logits, activations
 
 
 class ImageTraining(Training):
-    """Training of an image classifier, with attention transfer where there is a ``teacher``.
-
-    Its figures are ``accuracy`` and, from ten classes on, ``top5``.
+    """Training of an image classifier; with a ``teacher`` it imitates what the recipe says.
 
     Args:
         network: what is trained; (N, C, H, W) -> logits (N, classes).
-        task: a classification task: its batches are (images, labels).
-        recipe: optimiser, schedule, weight of attention transfer.
-        teacher: whose attention is transferred, at the same points of ``network``.
+        task: a ``Classification``: its batches are (images, labels).
+        recipe: optimiser, schedule, weights of what is imitated.
+        teacher: whom ``network`` imitates, at modules of the same paths, if the recipe says so.
     """
 
     recipe: Recipe
 
-    def __init__(self, network: nn.Module, task: Task, recipe: Recipe, teacher: Teacher | None = None) -> None:
+    def __init__(self, network: nn.Module, task: Any, recipe: Recipe, teacher: Teacher | None = None) -> None:
         super().__init__(channels_last(network), task, recipe)
-        self.teacher = teacher
+        self.teacher = teacher if recipe.imitates else None
 
     @property
     def remedy(self) -> str:
@@ -76,43 +76,72 @@ class ImageTraining(Training):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Images normalised and augmented, with channels last."""
         images, labels = super().on_after_batch_transfer(batch, dataloader_idx)
-        return images.contiguous(memory_format=torch.channels_last), labels
+        return (images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images), labels
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Loss of one batch: equation (1)."""
+        """Loss of one batch: the task's own, and the terms of what is imitated (equation (1) and beyond)."""
         images, labels = batch
-        points = self.teacher.points if self.teacher else ()
-        with captured(self.network, points) as activations:
-            logits = self.network(images).float()
-        loss = cross_entropy = F.cross_entropy(logits, labels)
-        shown = {"cross_entropy": cross_entropy, "accuracy": (logits.argmax(1) == labels).float().mean()}
+        with captured(self.network, self.teacher.points if self.teacher else ()) as activations:
+            logits = _only_tensor(self.network(images)).float()
+        own: Tensor = self.task.criterion(logits, labels, self.recipe.label_smoothing)
+        loss = own
+        shown = {self.task.loss_name: own}
+        if self.task.metric == ACCURACY:
+            shown["accuracy"] = (logits.argmax(1) == labels).float().mean()
         if self.teacher is not None:
-            distances = attention_distances(
-                list(activations.values()), self.teacher.activations(images), self.recipe.attention
-            )
-            loss = cross_entropy + self.recipe.beta * distances.sum()
-            shown |= {f"attention/{point}": one for point, one in zip(points, distances.unbind(), strict=True)}
+            term, parts = self._imitation(self.teacher, images, logits, activations)
+            loss = own + term
+            shown |= parts
         self.watch({"loss": loss, **shown})
         return loss
 
+    def _imitation(
+        self, teacher: Teacher, images: Tensor, logits: Tensor, activations: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the terms, and each of them by name, unweighted."""
+        recipe = self.recipe
+        terms: list[Tensor] = []
+        shown: dict[str, Tensor] = {}
+        answered, seen = teacher.answer(images)
+        if recipe.beta:
+            distances = attention_distances(list(activations.values()), list(seen.values()), recipe.attention)
+            terms.append(recipe.beta * distances.sum())
+            shown |= {f"attention/{point}": one for point, one in zip(teacher.points, distances.unbind(), strict=True)}
+        if recipe.kd:
+            shown["logits"] = logit_distance(logits, answered, recipe.temperature)
+            terms.append(recipe.kd * shown["logits"])
+        if recipe.features:
+            pairs = [(activations[point], seen[point]) for point in teacher.matched]
+            distances = feature_distances(*zip(*pairs, strict=True))
+            terms.append(recipe.features * distances.sum())
+            shown |= {f"features/{point}": one for point, one in zip(teacher.matched, distances.unbind(), strict=True)}
+        return sum(terms[1:], terms[0]), shown
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Loss, top-1 accuracy and, from ten classes on, top-5 accuracy of one batch."""
+        """Loss and figures of one batch."""
         images, labels = batch
-        logits = self.network(images).float()
-        ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (N, 5)
-        shown = {"val/loss": F.cross_entropy(logits, labels), "val/accuracy": ranked[:, 0].float().mean()}
-        if self.task.num_classes >= 10:
-            shown["val/top5"] = ranked.any(1).float().mean()
-        self.log_dict(shown, batch_size=len(labels), sync_dist=True)
+        logits = self.evaluated(images).float()
+        shown = {"loss": self.task.criterion(logits, labels), **self.task.figures(logits, labels)}
+        self.log_dict({f"val/{name}": value for name, value in shown.items()}, batch_size=len(labels), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Remember the figures."""
         metrics = self.trainer.callback_metrics
-        if self.trainer.training:
+        if self.is_training_run:
             self.stop_unless_finite(metrics["val/loss"])
         self.figures = {
-            name: float(metrics[f"val/{name}"]) for name in ("accuracy", "top5") if f"val/{name}" in metrics
+            name.removeprefix("val/"): float(value) for name, value in metrics.items() if name.startswith("val/")
         }
+
+
+def _only_tensor(answer: object) -> Tensor:
+    """Raise ConfigError where a network answers with more, as some do in training alone."""
+    if not isinstance(answer, Tensor):
+        raise ConfigError(
+            f"in training the network answers with a {type(answer).__name__}; wrap it in a module that gives one "
+            "tensor."
+        )
+    return answer
 
 
 def channels_last(network: nn.Module) -> nn.Module:

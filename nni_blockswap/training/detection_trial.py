@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from nni_blockswap.tasks import make_task
 from nni_blockswap.tasks.coco import Coco
 from nni_blockswap.training import options
 from nni_blockswap.training.detection import DetectionTraining
-from nni_blockswap.training.folder import claim, released_on_failure
+from nni_blockswap.training.folder import occupied
 from nni_blockswap.training.machine import Machine
 from nni_blockswap.training.nni_link import NNILink, is_first_process
-from nni_blockswap.training.program import in_terminal, say
-from nni_blockswap.training.publishing import publish
+from nni_blockswap.training.program import say
+from nni_blockswap.training.publishing import described, publish
 from nni_blockswap.training.recipe import DetectionRecipe
 from nni_blockswap.training.reporting import Description, EpochReport
-from nni_blockswap.training.running import Run, fit
+from nni_blockswap.training.running import Finished, fit
 from nni_blockswap.training.student import ARCHITECTURE, begin
 
 
@@ -53,19 +53,19 @@ def detector(
 def run(given: argparse.Namespace, *, detectors: str, classifiers: str) -> None:
     """Train the detector that NNI or the command line names, and write its results; see ``detector``."""
     found, out, link = begin(given)
-    with released_on_failure(out):
-        architecture = detector(found, options.space_args(given), detectors=detectors, classifiers=classifiers)
-        recipe, machine = options.detection_recipe_from(given), _exact(options.machine_from(given))
+    architecture = detector(found, options.space_args(given), detectors=detectors, classifiers=classifiers)
+    recipe, machine = options.detection_recipe_from(given), _exact(options.machine_from(given))
+    settings = {"architecture_id": architecture.id, **options.data_settings(given), **recipe.settings()}
+    with occupied(out, settings, DetectionRecipe().settings()) as run:
         if is_first_process():
-            claim(out, _settings(architecture, recipe, given))
             architecture.save(out / ARCHITECTURE)
         say(f"detector {architecture.id}: {architecture.params:,} parameters, {architecture.macs:,} MACs.")
         task = _task(architecture, given)
         with seeded(recipe.seed):
             network = architecture.build()
         module = DetectionTraining(network, task, recipe)
-        report = EpochReport(link.report_epoch if link else None, module.monitor, None if in_terminal() else say)
-        finished = fit(module, out, machine, [report, Description(architecture, None)])
+        report = EpochReport(link.report_epoch if link else None, module.monitor)
+        finished = fit(module, out, machine, [report, Description(architecture, None)], run=run.name)
         if finished.trainer.is_global_zero:
             _conclude(architecture, module, finished, out, link)
 
@@ -73,12 +73,6 @@ def run(given: argparse.Namespace, *, detectors: str, classifiers: str) -> None:
 def _exact(machine: Machine) -> Machine:
     """Torchvision decodes boxes in its heads' type; bfloat16 steps 4 pixels from 512 on."""
     return replace(machine, precision="32-true") if machine.precision == "auto" else machine
-
-
-def _settings(architecture: Architecture, recipe: DetectionRecipe, given: argparse.Namespace) -> dict[str, Any]:
-    """What makes the run the one that it is, as JSON knows it."""
-    settings = {"architecture_id": architecture.id, **options.data_settings(given), **asdict(recipe)}
-    return settings | {"milestones": list(recipe.milestones)}
 
 
 def _task(architecture: Architecture, given: argparse.Namespace) -> Coco:
@@ -95,18 +89,11 @@ def _task(architecture: Architecture, given: argparse.Namespace) -> Coco:
 
 
 def _conclude(
-    architecture: Architecture, module: DetectionTraining, finished: Run, out: Path, link: NNILink | None
+    architecture: Architecture, module: DetectionTraining, finished: Finished, out: Path, link: NNILink | None
 ) -> None:
     """Say how it ended, and publish."""
     metric = module.task.metric
     figures = {name.replace("/", "_"): value for name, value in module.figures.items()}
-    publish(
-        architecture,
-        module.network,
-        finished,
-        out,
-        link,
-        metric=metric,
-        figures=figures | {f"best_{metric.key}": finished.best},
-    )
+    figures[f"best_{metric.key}"] = finished.best
+    publish(out, module.evaluated, finished, metric=metric, figures=figures, about=described(architecture), link=link)
     say(f"done: box AP {figures['box_AP']:.1%}, mask AP {figures['mask_AP']:.1%}; results in '{out}'.")

@@ -2,13 +2,15 @@
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from nni_blockswap.architecture import Architecture
+from nni_blockswap.blocks.points import equal_points
+from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.tasks import Task, make_task
@@ -16,14 +18,15 @@ from nni_blockswap.training import options
 from nni_blockswap.training import pruning as sparse
 from nni_blockswap.training.classification import ImageTraining, Teacher, check_attention
 from nni_blockswap.training.condensation import deploy, learned
-from nni_blockswap.training.folder import claim, released_on_failure
+from nni_blockswap.training.folder import occupied
 from nni_blockswap.training.machine import Machine
 from nni_blockswap.training.nni_link import NNILink, is_first_process
-from nni_blockswap.training.program import in_terminal, say
-from nni_blockswap.training.publishing import publish
+from nni_blockswap.training.program import say
+from nni_blockswap.training.publishing import described, publish
 from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.reporting import AttentionPictures, Description, EpochReport
-from nni_blockswap.training.running import Run, fit
+from nni_blockswap.training.running import Finished, fit
+from nni_blockswap.training.starting import FRESH, check_start, start
 from nni_blockswap.training.student import ARCHITECTURE, COMPARISON, begin
 from nni_blockswap.training.teachers import TeacherPlan, check_fit, find_teacher, original_of
 
@@ -44,20 +47,27 @@ def add_comparison(command: argparse.ArgumentParser) -> None:
     )
 
 
+def check(given: argparse.Namespace) -> tuple[Recipe, Machine]:
+    """The recipe and the machine in the command line. Raises ConfigError where nobody could train by it."""
+    check_start(given.init)
+    return _recipe(given), options.machine_from(given)
+
+
 def run(given: argparse.Namespace) -> None:
     """Train the student that NNI or the command line names, and write its results."""
     architecture, out, link = begin(given)
-    with released_on_failure(out):
-        recipe, machine = _recipe(given), options.machine_from(given)
+    recipe, machine = check(given)
+    with occupied(out, _settings(architecture, recipe, given), _assumed()) as run:
         if is_first_process():
-            claim(out, _settings(architecture, recipe, given))
             architecture.save(out / ARCHITECTURE)
         say(f"student {architecture.id}: {architecture.params:,} parameters, {architecture.macs:,} MACs.")
         task = make_task(given.data, given.data_root, **options.data_options(given))
+        given.teacher_epochs = given.teacher_epochs or run.began_with  # also where the run was made a longer one
         student, teacher, recipe = _prepared(architecture, task, recipe, machine, given)
-        module = ImageTraining(student, task, recipe, teacher if recipe.beta else None)
-        report = EpochReport(link.report_epoch if link else None, module.monitor, None if in_terminal() else say)
-        finished = fit(module, out, machine, [report, Description(architecture, teacher), AttentionPictures()])
+        module = ImageTraining(student, task, recipe, teacher)
+        report = EpochReport(link.report_epoch if link else None, module.monitor)
+        callbacks = [report, Description(architecture, teacher), AttentionPictures()]
+        finished = fit(module, out, machine, callbacks, run=run.name)
         if finished.trainer.is_global_zero:
             _conclude(architecture, module, teacher, finished, out, link, given)
 
@@ -65,8 +75,14 @@ def run(given: argparse.Namespace) -> None:
 def _settings(architecture: Architecture, recipe: Recipe, given: argparse.Namespace) -> dict[str, Any]:
     """What makes the run the one that it is."""
     of_teacher = {"teacher": given.teacher, "teacher_epochs": given.teacher_epochs}
-    data = options.data_settings(given)
-    return {"architecture_id": architecture.id, **data, **of_teacher, **asdict(recipe), **_compared(given)}
+    started = {"init": given.init, "attention_points": given.attention_points}
+    named = {"architecture_id": architecture.id, **options.data_settings(given)}
+    return {**named, **of_teacher, **started, **recipe.settings(), **_compared(given)}
+
+
+def _assumed() -> dict[str, Any]:
+    """What the folder of an older version means that does not know these settings."""
+    return {**Recipe().settings(), "init": FRESH, "attention_points": None}
 
 
 def _recipe(given: argparse.Namespace) -> Recipe:
@@ -85,13 +101,22 @@ def _prepared(
     with seeded(recipe.seed):
         student: Any = architecture.build()
     check_fit(architecture, task)
-    if recipe.beta:
+    if given.attention_points:
+        student.attention_points = tuple(given.attention_points)
+    if recipe.beta or recipe.features:
         check_attention(student)
     teacher = None
-    if recipe.beta or given.method == sparse.L1_PRUNING:
+    if recipe.imitates or given.method == sparse.L1_PRUNING or given.init != FRESH:
         plan = TeacherPlan(given.teacher, Path(given.teacher_dir), recipe.of_teacher(given.teacher_epochs))
         of_the_space = architecture if given.recipe is not None else original_of(given) or architecture
         teacher = find_teacher(of_the_space, task, options.data_options(given), plan, machine)
+        teacher.points = student.attention_points
+    if teacher is not None and recipe.features:
+        images, _ = task.minibatch(1, seed=recipe.seed)
+        teacher.matched = equal_points(student, teacher.network, teacher.points, images)
+    if given.init != FRESH or not isinstance(student, BlockSpace):  # a space's constructor draws fresh weights itself
+        said = start(student, given.init, teacher.network if teacher else None, recipe.seed)
+        say(f"the student starts from {said}.")
     if given.method in sparse.METHODS:
         sparse.prune_student(student, given.method, given.nonzero, teacher.network if teacher else None, task, recipe)
     if given.method == sparse.L1_PRUNING:
@@ -103,7 +128,7 @@ def _conclude(
     architecture: Architecture,
     module: ImageTraining,
     teacher: Teacher | None,
-    finished: Run,
+    finished: Finished,
     out: Path,
     link: NNILink | None,
     given: argparse.Namespace,
@@ -118,14 +143,13 @@ def _conclude(
     if given.method in sparse.METHODS:
         sparse.make_permanent(module.network)
         figures["params"] = given.nonzero
-    if learned(module.network):
-        deploy(module.network)
-        deployed = Architecture.from_choices(
-            architecture.space, architecture.choices, {**architecture.space_args, "deployed": True}
-        )
+    if learned(module.evaluated):
+        deploy(module.evaluated)
+        arguments = {**architecture.space_args, "deployed": True}
+        deployed = Architecture.from_choices(architecture.space, architecture.choices, arguments)
         deployed.save(out / ARCHITECTURE)
         figures |= {"params": deployed.params, "macs": deployed.macs}
-    publish(architecture, module.network, finished, out, link, metric=metric, figures=figures)
+    publish(out, module.evaluated, finished, metric=metric, figures=figures, about=described(architecture), link=link)
 
 
 def _compared(given: argparse.Namespace) -> dict[str, Any]:

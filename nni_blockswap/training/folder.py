@@ -1,52 +1,128 @@
-"""A run's folder: whose it is, and when it is free again."""
+"""A run's folder: whose it is, that nobody else writes there, and when it is free again."""
 
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from nni_blockswap.errors import StateError
 from nni_blockswap.files import read_json, write_json
-from nni_blockswap.training import checkpoints
+from nni_blockswap.training.checkpoints import BEST, LAST, WEIGHTS
+from nni_blockswap.training.nni_link import is_first_process, under_nni
+from nni_blockswap.training.program import say
 
-SETTINGS = "settings.json"
+SETTINGS, LOCK = "settings.json", "run.lock"
 
-_claimed: set[Path] = set()
-"""Folders whose settings this process has written."""
+PATIENCE = 10.0
+"""Seconds to wait for a folder: processes that read images outlive a killed run by about five."""
+
+RUN, EPOCHS, EXTENDED = "run", "epochs", "extended_from"
+"""In the settings: a name for the run, and how many epochs it has now and had before."""
 
 
-def claim(out: Path, settings: Mapping[str, Any]) -> None:
-    """Write down whose folder ``out`` is.
+@dataclass(frozen=True)
+class Run:
+    """A run that has its folder to itself.
 
-    Raises:
-        StateError: another run's, with which this one would be mixed, or that cannot be told.
+    Attributes:
+        name: stands in its checkpoints, too, so that another run's are told apart.
+        began_with: how many epochs it was first meant to have.
     """
-    if (out / SETTINGS).exists():
-        kept = settings_in(out)
-        other = [name for name in {**kept, **settings} if kept.get(name) != settings.get(name)]
-        if other:
-            raise StateError(f"'{out}' holds a run with another {', '.join(other)}; give this one a folder of its own.")
-    write_json(out / SETTINGS, dict(settings))
-    _claimed.add(out)
+
+    name: str
+    began_with: int
 
 
 @contextmanager
-def released_on_failure(out: Path) -> Iterator[None]:
-    """Give ``out`` up again where a run ends in an error before there is anything of it."""
-    try:
-        yield
-    except BaseException:
-        if out in _claimed and not any((out / name).exists() for name in (checkpoints.LAST, checkpoints.WEIGHTS)):
-            (out / SETTINGS).unlink(missing_ok=True)
-        raise
+def occupied(out: Path, settings: Mapping[str, Any], assumed: Mapping[str, Any]) -> Iterator[Run]:
+    """Hold ``out`` for a run with ``settings``; give it up again where the run ends in an error and left nothing there.
+
+    A lock is the operating system's, so it falls with the process that holds it. Under NNI a second process waits for
+    the first to end, elsewhere it is refused.
+
+    Args:
+        settings: what makes the run the one that it is. Its ``epochs`` alone may grow.
+        assumed: what a folder means that says nothing of a setting, as it is older than that.
+
+    Raises:
+        StateError: another run's folder, with which this one would be mixed; or that cannot be told; or it is in use.
+    """
+    if not is_first_process():  # the first one holds it
+        yield _run_of(settings_in(out))
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with _held(out):
+        kept = _claimed(out, settings, assumed)
+        write_json(out / SETTINGS, kept)
+        try:
+            yield _run_of(kept)
+        except BaseException:
+            if not any((out / name).exists() for name in (LAST, BEST, WEIGHTS)):
+                (out / SETTINGS).unlink(missing_ok=True)
+            raise
 
 
 def settings_in(out: Path) -> dict[str, Any]:
     """What the run in ``out`` was started with. Raises StateError where that cannot be told."""
     try:
-        return dict(read_json(out / SETTINGS))
-    except (ValueError, TypeError) as error:
+        found = read_json(out / SETTINGS)
+        if not isinstance(found, dict) or type(found.get(EPOCHS, 1)) is not int:
+            raise ValueError("these are no settings")
+    except (ValueError, RecursionError) as error:
         raise StateError(
             f"'{out / SETTINGS}' is damaged ({error}), so that nobody can tell whose run '{out}' holds; "
             "give this one a folder of its own."
         ) from error
+    return found
+
+
+def _claimed(out: Path, settings: Mapping[str, Any], assumed: Mapping[str, Any]) -> dict[str, Any]:
+    """What the folder's settings are from now on."""
+    if not (out / SETTINGS).exists():
+        return {RUN: uuid.uuid4().hex, **settings}
+    kept = {**assumed, **settings_in(out)}
+    ours = {RUN, EPOCHS, EXTENDED}
+    other = [name for name in {**kept, **settings} if name not in ours and kept.get(name) != settings.get(name)]
+    if other:
+        raise StateError(f"'{out}' holds a run with another {', '.join(other)}; give this one a folder of its own.")
+    before, now = kept.get(EPOCHS), settings[EPOCHS]
+    if before is None or before == now:
+        return {RUN: uuid.uuid4().hex, **kept, **settings}
+    if now < before:
+        raise StateError(
+            f"'{out}' holds a run of {before} epochs, which can be made longer and not shorter; give this one of {now} "
+            "a folder of its own."
+        )
+    say(
+        f"the run of {before} epochs in '{out}' becomes one of {now}, and goes on under the schedule of {now} epochs; "
+        "to have that from the first epoch on, start anew in another folder."
+    )
+    return {RUN: uuid.uuid4().hex, **kept, **settings, EXTENDED: [*kept.get(EXTENDED, []), before]}
+
+
+def _run_of(settings: Mapping[str, Any]) -> Run:
+    return Run(settings[RUN], (settings.get(EXTENDED) or [settings[EPOCHS]])[0])
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=0.1)
+    except Timeout:
+        say(f"another process is training in '{out}'; waiting for it.")
+        try:
+            lock.acquire(timeout=-1 if under_nni() else PATIENCE)
+        except Timeout:
+            raise StateError(
+                f"another process is training in '{out}'; wait until it has ended, or give this one a folder of its "
+                "own."
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()

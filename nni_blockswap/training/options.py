@@ -8,7 +8,8 @@ from typing import Any, get_args
 from nni_blockswap.key_values import key_values
 from nni_blockswap.training.attention import Mode
 from nni_blockswap.training.machine import PRECISIONS, Machine
-from nni_blockswap.training.recipe import SCHEDULES, DetectionRecipe, Optimisation, Recipe
+from nni_blockswap.training.recipe import OPTIMIZERS, SCHEDULES, DetectionRecipe, Optimisation, Recipe
+from nni_blockswap.training.starting import FRESH, STARTS
 
 
 def add_student(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +62,18 @@ def add_teacher(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--teacher-epochs", type=int, help="epochs of a teacher trained here; default: --epochs")
     add_teacher_folder(parser)
+    parser.add_argument(
+        "--init",
+        default=FRESH,
+        metavar="START",
+        help=f"what the student starts from: {', '.join(STARTS)}; default: {FRESH}",
+    )
+    parser.add_argument(
+        "--attention-points",
+        nargs="+",
+        metavar="MODULE",
+        help="where student and teacher are compared; default: those of the space",
+    )
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -68,9 +81,18 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     default = Recipe()
     recipe = parser.add_argument_group("recipe (defaults: section 5 of the paper)")
     _add_optimisation(recipe, default)
-    recipe.add_argument("--schedule", choices=SCHEDULES, default=default.schedule, help="step: /10 every 30 epochs")
-    recipe.add_argument("--beta", type=float, default=default.beta, help="weight of attention transfer; 0: no teacher")
-    recipe.add_argument("--attention", choices=get_args(Mode), default=default.attention, help="form of the distance")
+    recipe.add_argument("--schedule", choices=SCHEDULES, default=default.schedule, help="step: /10 at the milestones")
+    recipe.add_argument(
+        "--milestones", type=int, nargs="*", default=[], metavar="EPOCH", help="of --schedule step; none: every 30"
+    )
+    recipe.add_argument("--warmup", type=float, default=0.0, metavar="EPOCHS", help="linear warm-up of the rate")
+    recipe.add_argument("--label-smoothing", type=float, default=0.0, metavar="SHARE", help="spread over all classes")
+    taught = parser.add_argument_group("what is imitated, each with its weight; all 0: no teacher")
+    taught.add_argument("--beta", type=float, default=default.beta, help="weight of attention transfer")
+    taught.add_argument("--attention", choices=get_args(Mode), default=default.attention, help="form of the distance")
+    taught.add_argument("--kd", type=float, default=0.0, help="weight of logit distillation")
+    taught.add_argument("--temperature", type=float, default=default.temperature, help="of logit distillation")
+    taught.add_argument("--features", type=float, default=0.0, help="weight of feature matching")
 
 
 def add_detection_recipe(parser: argparse.ArgumentParser) -> None:
@@ -94,9 +116,14 @@ def _add_optimisation(recipe: Any, default: Optimisation) -> None:
     recipe.add_argument("--epochs", type=int, default=default.epochs)
     recipe.add_argument("--batch-size", type=int, default=default.batch_size, help="images a step, over all processes")
     recipe.add_argument("--lr", type=float, default=default.lr, help="largest learning rate; it grows with the batch")
-    recipe.add_argument("--momentum", type=float, default=default.momentum)
+    recipe.add_argument("--optimizer", choices=OPTIMIZERS, default=default.optimizer)
+    recipe.add_argument("--momentum", type=float, default=default.momentum, help="of SGD; AdamW's first beta")
+    recipe.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
     recipe.add_argument("--weight-decay", type=float, default=default.weight_decay)
-    recipe.add_argument("--clip", type=float, default=None, metavar="NORM", help="clip gradients to this norm")
+    recipe.add_argument("--clip", type=float, metavar="NORM", help="clip gradients to this norm")
+    recipe.add_argument("--accumulate", type=int, default=1, metavar="PARTS", help="compute a batch in so many parts")
+    recipe.add_argument("--ema", type=float, metavar="DECAY", help="judge and keep a moving average of the weights")
+    recipe.add_argument("--patience", type=int, metavar="EPOCHS", help="stop after so many without a better one")
     recipe.add_argument("--seed", type=int, default=default.seed)
 
 
@@ -111,13 +138,17 @@ def add_machine(parser: argparse.ArgumentParser, auto: str = "bf16-mixed on a GP
 
 def recipe_from(options: argparse.Namespace) -> Recipe:
     """The recipe that the command line gives."""
-    return Recipe(**{field.name: getattr(options, field.name) for field in fields(Recipe)})
+    return Recipe(**_given(options, Recipe))
 
 
 def detection_recipe_from(options: argparse.Namespace) -> DetectionRecipe:
     """The recipe of a detector that the command line gives."""
-    values = {field.name: getattr(options, field.name) for field in fields(DetectionRecipe)}
-    return DetectionRecipe(**{**values, "milestones": tuple(options.milestones)})
+    return DetectionRecipe(**_given(options, DetectionRecipe))
+
+
+def _given(options: argparse.Namespace, recipe: type) -> dict[str, Any]:
+    values = {field.name: getattr(options, field.name) for field in fields(recipe)}
+    return {**values, "milestones": tuple(options.milestones)}
 
 
 def machine_from(options: argparse.Namespace) -> Machine:

@@ -1,15 +1,20 @@
 """A trial as a program: what it says, and one sentence for each way in which it fails."""
 
 import logging
+import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 from torch import distributed
 
 from nni_blockswap.errors import BlockSwapError, DataError
 from nni_blockswap.training.nni_link import is_first_process, under_nni
+
+KEPT = "what was written before is kept: the same command goes on after the last whole epoch."
 
 
 def say(text: str) -> None:
@@ -23,33 +28,75 @@ def in_terminal() -> bool:
     return not under_nni() and sys.stderr.isatty()
 
 
-def quiet() -> None:
+@contextmanager
+def quietly() -> Iterator[None]:
     """Silence what is harmless and says nothing to the reader of a trial's log."""
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for harmless in (
-        ".*does not have many workers.*",
-        ".*exists and is not empty.*",
-        ".*smaller than the logging interval.*",
-        ".*LeafSpec.*",
-    ):
-        warnings.filterwarnings("ignore", message=harmless)
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for harmless in (
+            ".*does not have many workers.*",
+            ".*exists and is not empty.*",
+            ".*smaller than the logging interval.*",
+            ".*LeafSpec.*",
+        ):
+            warnings.filterwarnings("ignore", message=harmless)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+class Terminated(BaseException):
+    """SIGTERM has come."""
 
 
 def main(name: str, run: Callable[[], None]) -> None:
-    """Run a trial; end with one sentence on stderr and a non-zero exit code where it fails.
+    """Run a trial; end with one sentence on stderr and a non-zero exit code where it fails or is stopped.
 
     Of several processes the first speaks; another one does so only of what it alone may have met.
     """
-    quiet()
     try:
-        run()
+        with quietly(), _raised_on_term():
+            run()
+    except Terminated:
+        _stopped(name, "SIGTERM", signal.SIGTERM)
+    except KeyboardInterrupt:
+        _stopped(name, "Ctrl-C", signal.SIGINT)
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into exit code 1
+            raise
+        _stopped(name, "Ctrl-C", signal.SIGINT)
     except (BlockSwapError, RuntimeError, OSError) as error:
         sentence = _sentence(error)
         if sentence is None:
             raise
         met_alone = isinstance(error, DataError | torch.OutOfMemoryError | OSError)
         sys.exit(f"{name}: {sentence}" if is_first_process() or met_alone else 1)
+
+
+@contextmanager
+def _raised_on_term() -> Iterator[None]:
+    """Let SIGTERM raise ``Terminated``, once: what is half done is undone, what is locked is free."""
+
+    def terminate(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stopped(name: str, by: str, number: int) -> NoReturn:
+    if is_first_process():
+        print(f"{name}: stopped by {by}; {KEPT}", file=sys.stderr, flush=True)
+    sys.exit(128 + number)
 
 
 def _sentence(error: Exception) -> str | None:
@@ -61,7 +108,7 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU's memory is too small; lower --batch-size ({text.partition('.')[0]})."
     if isinstance(error, OSError):
-        return f"{text}; what was written before is kept: the same command goes on after the last whole epoch."
+        return f"{text}; {KEPT}"
     if isinstance(error, distributed.DistError) or "gloo" in text:  # what gloo says of a lost peer has no type
         return "another process of this run has failed; what it said tells why."
     return None

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -12,40 +13,38 @@ from nni_blockswap.files import write_json
 from nni_blockswap.metric import Metric
 from nni_blockswap.training import checkpoints
 from nni_blockswap.training.nni_link import NNILink
-from nni_blockswap.training.running import Run
+from nni_blockswap.training.running import Finished
 
 RESULT = "result.json"
 
 
 def publish(
-    architecture: Architecture,
-    network: nn.Module,
-    finished: Run,
     out: Path,
-    link: NNILink | None,
+    network: nn.Module,
+    finished: Finished,
     *,
     metric: Metric,
     figures: Mapping[str, float | int | str],
+    about: Mapping[str, Any],
+    link: NNILink | None = None,
 ) -> None:
     """Write weights and results to ``out`` and report them to NNI, which optimises the value of ``metric``.
 
     Args:
-        figures: results, the metric's value among them, which come first; what they say of parameters outweighs the
-            architecture.
+        figures: results, the metric's value among them; they come first and outweigh the rest.
+        about: what was trained.
     """
     checkpoints.save(checkpoints.plain_state(network), out / checkpoints.WEIGHTS)
-    result: dict[str, float | int | str] = {
-        **figures,
-        "architecture_id": architecture.id,
-        "params": figures.get("params", architecture.params),
-        "macs": figures.get("macs", architecture.macs),
-        "epochs": finished.trainer.current_epoch,
-        "seconds": round(finished.seconds, 1),
-    }
-    if architecture.score is not None:
-        result["score"] = architecture.score
+    run = {"epochs": finished.trainer.current_epoch, "seconds": round(finished.seconds, 1)}
+    result = {**figures, **{name: value for name, value in {**about, **run}.items() if name not in figures}}
     versions = {package: version(package) for package in ("torch", "pytorch-lightning", "nni")}
-    about = {"metric": metric.recorded(), "versions": {"nni-blockswap": __version__, **versions}}
-    write_json(out / RESULT, {**result, **about})
+    named = {"metric": metric.recorded(), "versions": {"nni-blockswap": __version__, **versions}}
+    write_json(out / RESULT, {**result, **named})
     if link is not None:
         link.report_final({"default": figures[metric.key], **result})
+
+
+def described(architecture: Architecture) -> dict[str, Any]:
+    """What a result says of an architecture."""
+    found = {"architecture_id": architecture.id, "params": architecture.params, "macs": architecture.macs}
+    return found if architecture.score is None else {**found, "score": architecture.score}

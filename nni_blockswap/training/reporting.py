@@ -10,43 +10,61 @@ from torch.nn import functional as F
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.capture import captured
+from nni_blockswap.blocks.points import undisturbed
 from nni_blockswap.training.attention import attention_map
 from nni_blockswap.training.classification import ImageTraining, Teacher
+from nni_blockswap.training.program import say
 
 IMAGES, PICTURES = 4, 10
 """Images in a picture of attention, and about how many pictures a run draws."""
+
+
+PARTS = ("train/attention/", "train/features/")
+"""Too many for a line."""
 
 
 class EpochReport(Callback):
     """Passes on the metrics of each epoch, as numbers by name.
 
     Args:
-        report: takes the epoch, counted from 0, and its metrics; ``default`` among them is ``monitor``.
+        report: takes the epoch, counted from 0, and its metrics; ``default`` among them is ``monitor``. None where
+            nobody but the person who watches is told.
         monitor: what NNI optimises.
-        say: takes a line for people, or None where a progress bar shows the same.
     """
 
-    def __init__(
-        self,
-        report: Callable[[int, Mapping[str, float]], None] | None,
-        monitor: str,
-        say: Callable[[str], None] | None,
-    ) -> None:
+    def __init__(self, report: Callable[[int, Mapping[str, float]], None] | None, monitor: str) -> None:
         self._report = report
         self._monitor = monitor
-        self._say = say
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report from the first process alone."""
         if not trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-        if self._say is not None:
-            figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "attention/" not in name)
-            self._say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {figures}")
+        shown = [f"{name} {value:.4g}" for name, value in metrics.items() if not name.startswith(PARTS)]
+        _tell(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {', '.join(shown)}")
         if self._report is not None:
             named = {name.replace("/", "_"): value for name, value in metrics.items()}
             self._report(trainer.current_epoch, {"default": metrics[self._monitor], **named})
+
+
+class History(Callback):
+    """Keeps the metrics of all epochs, in the checkpoints, too."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note those of an epoch."""
+        self.epochs.append({name: float(value) for name, value in sorted(trainer.callback_metrics.items())})
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.epochs = list(state_dict["epochs"])
 
 
 class Description(Callback):
@@ -83,7 +101,7 @@ class AttentionPictures(Callback):
         due = trainer.current_epoch in {round(i * last / (PICTURES - 1)) for i in range(PICTURES)}
         if due and trainer.is_global_zero and isinstance(pl_module, ImageTraining):
             board = _board(pl_module)
-            if board is not None and pl_module.teacher is not None:
+            if board is not None and pl_module.teacher is not None and pl_module.teacher.points:
                 board.add_image("attention: image, then teacher | student", _attention(pl_module), trainer.global_step)
             if board is not None:
                 board.flush()
@@ -100,12 +118,10 @@ def _attention(module: ImageTraining) -> Tensor:
     images, labels = module.task.to(next(iter(loader)), module.device)
     batch = (images[:IMAGES], labels[:IMAGES])
     images, _ = module.task.prepare(batch, train=False)
-    training = module.network.training
-    with captured(module.network.eval(), teacher.points) as student:
+    with undisturbed(module.network), captured(module.network, teacher.points) as student:
         module.network(images)
-    module.network.train(training)
     columns = [_stretched(images.float().mean(1, keepdim=True))]
-    for of_student, of_teacher in zip(student.values(), teacher.activations(images), strict=True):
+    for of_student, of_teacher in zip(student.values(), teacher.answer(images)[1].values(), strict=True):
         columns += [_heat(of_teacher, images), _heat(of_student, images)]
     cells = torch.stack(columns, 1).flatten(0, 1).cpu()  # (images * columns, 1, H, W)
     picture: Tensor = make_grid(cells, nrow=len(columns), pad_value=1.0)
@@ -122,6 +138,15 @@ def _stretched(grey: Tensor) -> Tensor:
     """(N, 1, H, W), each image from 0 to 1."""
     low, high = grey.amin((1, 2, 3), keepdim=True), grey.amax((1, 2, 3), keepdim=True)
     return (grey - low) / (high - low).clamp_min(1e-12)
+
+
+def _tell(trainer: Trainer, text: str) -> None:
+    """A line that stays, above the progress bar where there is one."""
+    bar = trainer.progress_bar_callback
+    if bar is None:
+        say(text)
+    else:
+        bar.print(text)
 
 
 def _board(module: Any) -> Any:

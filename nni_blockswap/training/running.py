@@ -1,25 +1,25 @@
 """How every network is trained: Lightning's trainer, this project's checkpoints, resumption."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, Timer, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from nni_blockswap.errors import ConfigError, DataError
+from nni_blockswap.errors import BlockSwapError, CheckpointError, ConfigError, DataError, first_line
 from nni_blockswap.training.checkpoints import BEST, LAST, AtomicCheckpoints, to_resume
 from nni_blockswap.training.machine import Machine
 from nni_blockswap.training.module import Training
+from nni_blockswap.training.nni_link import is_first_process
 from nni_blockswap.training.program import in_terminal, say
 
 
 @dataclass(frozen=True)
-class Run:
+class Finished:
     """A finished training: its trainer, the best value of its metric, and seconds over all its parts."""
 
     trainer: pl.Trainer
@@ -33,6 +33,7 @@ def make_trainer(
     machine: Machine,
     *,
     clip: float | None = None,
+    accumulate: int = 1,
     callbacks: Sequence[Callback] = (),
     board: bool = True,
 ) -> pl.Trainer:
@@ -51,6 +52,7 @@ def make_trainer(
             strategy="auto" if machine.device_count == 1 else "ddp",
             precision=machine.arithmetic,
             gradient_clip_val=clip,
+            accumulate_grad_batches=accumulate,
             logger=logger,
             callbacks=list(callbacks),
             plugins=[AtomicCheckpoints()],
@@ -77,23 +79,14 @@ def share(batch_size: int, trainer: pl.Trainer) -> int:
     return batch_size // trainer.world_size
 
 
-def fit(
-    module: Training, out: Path, machine: Machine, callbacks: Sequence[Callback] = (), *, epochs: int | None = None
-) -> Run:
-    """Train ``module`` by its recipe, going on from where an earlier run in ``out`` stopped.
-
-    Args:
-        epochs: after which to stop; the recipe's if None.
-
-    Raises:
-        DataError: the training set is smaller than a batch.
-    """
-    recipe, task = module.recipe, module.task
+def _callbacks(module: Training, out: Path) -> tuple[Timer, ModelCheckpoint, list[Callback]]:
+    """The clock, the keeper of the best epoch, and all that a training needs."""
+    mode = "max" if module.task.metric.higher_is_better else "min"
     best = ModelCheckpoint(
         out,
         filename=BEST.removesuffix(".ckpt"),
         monitor=module.monitor,
-        mode="max" if task.metric.higher_is_better else "min",
+        mode=mode,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
@@ -101,18 +94,74 @@ def fit(
         out, filename=LAST.removesuffix(".ckpt"), save_on_train_epoch_end=True, enable_version_counter=False
     )
     timer = Timer()
-    watching = [*callbacks, timer, best, last, *_bar()]
-    trainer = make_trainer(out, epochs or recipe.epochs, machine, clip=recipe.clip, callbacks=watching)
-    checkpoint = to_resume(out, say)
-    size = share(recipe.batch_size, trainer)
+    needed: list[Callback] = [timer, best, last]
+    if module.recipe.patience is not None:
+        patience = module.recipe.patience
+        needed.append(EarlyStopping(module.monitor, mode=mode, patience=patience, check_on_train_epoch_end=True))
+    if in_terminal():
+        needed.append(TQDMProgressBar())
+    return timer, best, needed
+
+
+def fit(
+    module: Training,
+    out: Path,
+    machine: Machine,
+    callbacks: Sequence[Callback] = (),
+    *,
+    run: str | None = None,
+    epochs: int | None = None,
+) -> Finished:
+    """Train ``module`` by its recipe, going on from where an earlier process of the run in ``out`` stopped.
+
+    Args:
+        run: its name, which checkpoints have to have.
+        epochs: after which to stop; the recipe's if None.
+
+    Raises:
+        DataError: the training set is smaller than a batch.
+        StateError: a checkpoint in ``out`` is another run's.
+        CheckpointError: none of those in ``out`` can be continued.
+        TrainingError: the loss or the weights are no longer finite.
+    """
+    recipe, task = module.recipe, module.task
+    module.run = run
+    timer, best, needed = _callbacks(module, out)
+    earlier = to_resume(out, say, run)
+    trainer = make_trainer(
+        out,
+        earlier.epoch if earlier and earlier.stopped_for_good(recipe.epochs) else epochs or recipe.epochs,
+        machine,
+        clip=recipe.clip,
+        accumulate=recipe.accumulate,
+        callbacks=[*callbacks, *needed],
+    )
+    size = share(recipe.batch_size // recipe.accumulate, trainer)
     training = task.train_loader(size, workers=machine.workers)
     validation = task.val_loader(size, workers=machine.workers)
-    examples: Any = training.dataset
-    if len(examples) < recipe.batch_size:
+    examples = getattr(training, "dataset", None)  # a user's own batches may have none
+    if examples is not None and len(examples) < recipe.batch_size:
         raise DataError(f"the training set has {len(examples)} images, less than one batch; lower --batch-size.")
-    trainer.fit(module, training, validation, ckpt_path=checkpoint, weights_only=True)
-    return Run(trainer, float(best.best_model_score or 0.0), timer.time_elapsed("train"))
+    try:
+        trainer.fit(module, training, validation, ckpt_path=earlier.path if earlier else None, weights_only=True)
+    except Exception as error:
+        ours = isinstance(error, BlockSwapError | OSError | torch.OutOfMemoryError)
+        if earlier is None or module.has_begun or ours:
+            raise
+        raise CheckpointError(
+            f"training cannot go on from '{earlier.path}' ({type(error).__name__}: {first_line(error)}); delete it to "
+            "go on from another checkpoint there, or to start anew."
+        ) from error
+    score = best.best_model_score  # Lightning forgets it where a folder was moved
+    last = module.figures[module.monitor.removeprefix("val/")]
+    return Finished(trainer, last if score is None else float(score), timer.time_elapsed("train"))
 
 
-def _bar() -> list[Callback]:
-    return [TQDMProgressBar()] if in_terminal() else []
+def evaluate(module: Training, machine: Machine) -> float:
+    """The task's metric on the validation set, on one device; in processes beside the first, 0."""
+    if not is_first_process():
+        return 0.0
+    trainer = make_trainer(Path(), 1, replace(machine, devices="1"), board=False)
+    loader = module.task.val_loader(module.recipe.batch_size, workers=machine.workers)
+    (metrics,) = trainer.validate(module, loader, verbose=False)
+    return float(metrics[module.monitor])

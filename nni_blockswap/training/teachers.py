@@ -4,12 +4,11 @@ import argparse
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from torch import nn
 
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.blocks.weights import seeded
@@ -20,12 +19,16 @@ from nni_blockswap.training import checkpoints, options
 from nni_blockswap.training.classification import ImageTraining, Teacher
 from nni_blockswap.training.machine import Machine
 from nni_blockswap.training.nni_link import is_first_process
-from nni_blockswap.training.program import in_terminal, say
+from nni_blockswap.training.program import say
 from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.reporting import EpochReport
-from nni_blockswap.training.running import fit, make_trainer
+from nni_blockswap.training.running import evaluate, fit
 
 TORCHVISION = "torchvision:"
+
+TOLD = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "beta", "attention", "clip", "seed")
+"""Settings that always name a teacher. Others do where they are not as usual, so that an option that is new leaves the
+teachers that are kept already."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def find_teacher(
     network: Any = original.build()
     checkpoints.load_weights(network, checkpoints.weights_of(state), source)
     check_fit(original, task)
-    teacher = Teacher(network, network.attention_points, evaluate(network, task, plan.recipe, machine))
+    teacher = Teacher(network, network.attention_points, evaluate(ImageTraining(network, task, plan.recipe), machine))
     judged = f"validation {task.metric} {task.metric.show(teacher.figure)}"
     say(f"teacher: {original.params:,} parameters, {judged}, from '{source}'.")
     return teacher
@@ -85,17 +88,6 @@ def original_of(given: argparse.Namespace) -> Architecture | None:
     arguments = options.space_args(given)
     table = cost_table(given.space, arguments)
     return Architecture.from_choices(given.space, table.names(table.teacher()), arguments)
-
-
-def evaluate(network: nn.Module, task: Task, recipe: Recipe, machine: Machine) -> float:
-    """The task's metric on the validation set, on one device; in processes beside the first, 0."""
-    if not is_first_process():
-        return 0.0
-    trainer = make_trainer(Path(), 1, replace(machine, devices="1"), board=False)
-    loader = task.val_loader(recipe.batch_size, workers=machine.workers)
-    module = ImageTraining(network, task, recipe)
-    (metrics,) = trainer.validate(module, loader, verbose=False)
-    return float(metrics[module.monitor])
 
 
 def trained_teacher(
@@ -142,16 +134,17 @@ def _train(original: Architecture, task: Task, recipe: Recipe, machine: Machine,
     check_fit(original, task)
     out = path.with_suffix("")
     module = ImageTraining(network, task, recipe)
-    report = EpochReport(None, module.monitor, None if in_terminal() else say)
-    fit(module, out, replace(machine, devices="1"), [report])
+    fit(module, out, replace(machine, devices="1"), [EpochReport(None, module.monitor)], run=path.stem)
     original.save(out / "architecture.json")
-    checkpoints.save(checkpoints.plain_state(network), path)
+    checkpoints.save(checkpoints.plain_state(module.evaluated), path)
 
 
 def _fingerprint(task: Task, data_options: Mapping[str, Any], recipe: Recipe, machine: Machine) -> str:
     """Of all that makes a teacher what it is; an image tells data sets of the same name apart."""
     image = task.fingerprint(task.minibatch(1, seed=0, augment=False))
-    text = json.dumps([asdict(recipe), dict(data_options), image, machine.limit_steps], sort_keys=True)
+    usual = Recipe().settings()
+    told = {name: value for name, value in recipe.settings().items() if name in TOLD or value != usual[name]}
+    text = json.dumps([told, dict(data_options), image, machine.limit_steps], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

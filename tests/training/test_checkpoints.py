@@ -45,12 +45,12 @@ def test_resumption_takes_the_last_good_checkpoint(tmp_path: Path) -> None:
     assert to_resume(tmp_path, said.append) is None
     save({"epoch": 4, "figures": {}}, tmp_path / "best.ckpt")
     save({"epoch": 6, "figures": {}}, tmp_path / "last.ckpt")
-    assert to_resume(tmp_path, said.append) == tmp_path / "last.ckpt"
+    assert to_resume(tmp_path, said.append).path == tmp_path / "last.ckpt"
     assert "after epoch 7" in said[-1]
 
     whole = (tmp_path / "last.ckpt").read_bytes()
     (tmp_path / "last.ckpt").write_bytes(whole[: len(whole) // 2])
-    assert to_resume(tmp_path, said.append) == tmp_path / "best.ckpt"
+    assert to_resume(tmp_path, said.append).path == tmp_path / "best.ckpt"
     assert "last.ckpt" in said[-2]
     assert "damaged" in said[-2]
     assert "after epoch 5" in said[-1]
@@ -77,7 +77,7 @@ def test_a_checkpoint_of_something_else_is_passed_over(tmp_path: Path, content: 
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         to_resume(tmp_path, said.append)
     save({"epoch": 4, "figures": {}}, tmp_path / "best.ckpt")
-    assert to_resume(tmp_path, said.append) == tmp_path / "best.ckpt"
+    assert to_resume(tmp_path, said.append).path == tmp_path / "best.ckpt"
     assert "last.ckpt' is not one that a training here has written" in said[-2]
 
 

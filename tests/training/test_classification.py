@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader, DistributedSampler
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError, TrainingError
 from nni_blockswap.tasks import make_task
+from nni_blockswap.tasks.classification import Classification
 from nni_blockswap.training.checkpoints import read
 from nni_blockswap.training.classification import ImageTraining, Teacher
 from nni_blockswap.training.machine import Machine
 from nni_blockswap.training.module import seed_epoch
 from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.reporting import EpochReport
-from nni_blockswap.training.running import Run, fit, make_trainer
+from nni_blockswap.training.running import Finished, fit, make_trainer
 from nni_blockswap.training.teachers import check_fit
 from tests.conftest import SMALL, WRN
 
@@ -41,7 +42,7 @@ def teacher() -> Teacher:
     return Teacher(STUDENT.teacher().build(), POINTS, 0.5)
 
 
-def train(module: ImageTraining, out: Path, epochs: int, callbacks=()) -> Run:
+def train(module: ImageTraining, out: Path, epochs: int, callbacks=()) -> Finished:
     return fit(module, out, Machine(limit_steps=3), callbacks, epochs=epochs)
 
 
@@ -81,7 +82,8 @@ def test_accuracy_is_of_the_first_and_top5_of_the_first_five(classes: int, top5:
     """Each class once; for every image class n is ranked n-th. The batches are of different sizes."""
     logits = torch.arange(classes, 0.0, -1).view(-1, 1, 1)
     loader = DataLoader([(logits, label) for label in range(classes)], batch_size=5)
-    task = SimpleNamespace(num_classes=classes, prepare=lambda batch, *, train, generator: batch)
+    task = Classification()
+    task.num_classes, task.prepare = classes, lambda batch, *, train, generator: batch
     trainer = make_trainer(tmp_path, 1, Machine(), board=False)
     (metrics,) = trainer.validate(ImageTraining(nn.Flatten(), task, Recipe()), loader, verbose=False)
     assert metrics["val/accuracy"] == pytest.approx(1 / classes)
@@ -144,7 +146,7 @@ def test_a_hopeless_learning_rate_ends_in_that_sentence(task, tmp_path: Path) ->
 
 def test_every_epoch_reports_numbers_with_its_learning_rate(task, teacher, tmp_path: Path) -> None:
     seen = []
-    report = EpochReport(lambda epoch, metrics: seen.append((epoch, metrics)), "val/accuracy", None)
+    report = EpochReport(lambda epoch, metrics: seen.append((epoch, metrics)), "val/accuracy")
     run = train(ImageTraining(STUDENT.build(), task, Recipe(epochs=2), teacher), tmp_path, 2, [report])
     assert [epoch for epoch, _ in seen] == [0, 1]
     assert [metrics["learning_rate"] for _, metrics in seen] == pytest.approx([0.1, 0.05])

@@ -21,9 +21,11 @@ from nni_blockswap.errors import CheckpointError
 from nni_blockswap.tasks import make_task
 from nni_blockswap.training import teachers
 from nni_blockswap.training.checkpoints import read
+from nni_blockswap.training.classification import ImageTraining
 from nni_blockswap.training.machine import Machine
 from nni_blockswap.training.recipe import Recipe
-from nni_blockswap.training.teachers import TeacherPlan, evaluate, find_teacher, trained_teacher
+from nni_blockswap.training.running import evaluate
+from nni_blockswap.training.teachers import TeacherPlan, find_teacher, trained_teacher
 from tests.conftest import SMALL, WRN
 
 STUDENT = Architecture.from_choices(WRN, ["B(2)", "G(4)", "S"], SMALL)
@@ -95,7 +97,7 @@ def test_a_teacher_is_trained_once_and_kept(task, tmp_path: Path, monkeypatch: p
     first = find(task, tmp_path)
     monkeypatch.setattr(teachers, "fit", lambda *args, **kwargs: pytest.fail("trained a second time"))
     again = find(task, tmp_path)
-    assert again.figure == first.figure == evaluate(again.network, task, QUICK, Machine())
+    assert again.figure == first.figure == evaluate(ImageTraining(again.network, task, QUICK), Machine())
     assert all(torch.equal(v, again.network.state_dict()[k]) for k, v in first.network.state_dict().items())
     assert [path.suffix for path in sorted(tmp_path.iterdir())] == ["", ".lock", ".pt"]
 

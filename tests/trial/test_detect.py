@@ -237,7 +237,7 @@ def test_boxes_are_decoded_in_float32_unless_told_otherwise(
 ) -> None:
     precisions = []
 
-    def fit(module: object, out: object, machine: Machine, callbacks: object) -> None:
+    def fit(module: object, out: object, machine: Machine, *more: object, **named: object) -> None:
         precisions.append(machine.precision)
         raise TrainingError("seen enough")
 

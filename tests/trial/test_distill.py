@@ -364,3 +364,78 @@ def test_without_attention_transfer_there_is_no_teacher(tmp_path: Path, monkeypa
     run_here(monkeypatch, [*arguments, "--beta", "0", "--epochs", "1", "--teacher-dir", str(tmp_path / "teachers")])
     assert "teacher_accuracy" not in json.loads((tmp_path / "out" / "result.json").read_text())
     assert not (tmp_path / "teachers").exists()
+
+
+def shown_in(out: Path) -> set[str]:
+    """Names of the curves of a run."""
+    board = EventAccumulator(str(out / "tensorboard"))
+    board.Reload()
+    return set(board.Tags()["scalars"])
+
+
+def test_answers_and_features_can_be_imitated_beside_attention_or_instead(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = ["--epochs", "1", "--limit-steps", "1"]
+    for name, imitated in (
+        ("all", "--beta 10 --kd 0.5 --temperature 3 --features 0.1"),
+        ("answers", "--beta 0 --kd 0.5"),
+        ("named", "--beta 0 --features 0.1 --attention-points stage1 stage2"),
+    ):
+        run_here(monkeypatch, [*trained, *short, "--out", str(tmp_path / name), *imitated.split()])
+    attention, features = ({f"train/{kind}/stage{n}" for n in (1, 2, 3)} for kind in ("attention", "features"))
+    assert attention | features | {"train/logits"} <= shown_in(tmp_path / "all")
+    answers = shown_in(tmp_path / "answers")
+    assert "train/logits" in answers
+    assert not answers & (attention | features)
+    assert shown_in(tmp_path / "named") & features == features - {"train/features/stage3"}
+
+
+def test_a_student_starts_from_its_teacher_where_told(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = torch.load(tmp_path / "teacher.pt", weights_only=True)
+    from_teacher = first_step(monkeypatch, [*trained, "--out", str(tmp_path / "t"), "--init", "teacher", "--beta", "0"])
+    assert torch.equal(from_teacher.weights, given["conv.weight"])
+    fresh = first_step(monkeypatch, [*trained, "--out", str(tmp_path / "f"), "--beta", "0"])
+    with seeded(0):
+        assert torch.equal(fresh.weights, STUDENT.build().conv.weight)
+    with pytest.raises(SystemExit, match="a student starts from fresh or teacher, not 'nobody'"):
+        run_here(monkeypatch, [*trained, "--out", str(tmp_path / "n"), "--init", "nobody"])
+
+
+def test_the_average_is_what_is_published(trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = "--epochs 1 --beta 0 --ema 0.9 --optimizer adamw --lr 0.01 --warmup 0.5 --label-smoothing 0.1"
+    more = [*short.split(), "--accumulate", "2"]
+    run_here(monkeypatch, [*trained, "--out", str(tmp_path / "out"), *more])
+    kept = read(tmp_path / "out" / "last.ckpt")["state_dict"]
+    for name, value in read(tmp_path / "out" / "weights.pt").items():
+        assert torch.equal(value, kept[f"average.module.{name}"])
+    STUDENT.build().load_state_dict(read(tmp_path / "out" / "weights.pt"))
+    STUDENT.teacher().save(tmp_path / "student.json")
+    pruned = ["--method", "snip", "--nonzero", "20000"]
+    with pytest.raises(SystemExit, match="--ema needs weights of their own"):
+        run_here(monkeypatch, [*trained, "--out", str(tmp_path / "pruned"), *more, *pruned])
+
+
+def test_a_finished_run_is_made_longer_by_more_epochs_with_the_teacher_that_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    STUDENT.save(tmp_path / "student.json")
+    arguments = ["--architecture", str(tmp_path / "student.json"), "--out", str(tmp_path / "out"), *ALONE]
+    arguments += ["--limit-steps", "1", "--teacher-dir", str(tmp_path / "teachers")]
+    run_here(monkeypatch, [*arguments, "--epochs", "1"])
+    capsys.readouterr()
+    run_here(monkeypatch, [*arguments, "--epochs", "3"])
+    said = capsys.readouterr().out
+    assert "the run of 1 epochs" in said
+    assert "becomes one of 3, and goes on under the schedule of 3 epochs; to have that from the first epoch on" in said
+    assert [f"epoch {n}/3" in said for n in (1, 2, 3)] == [False, True, True]
+    assert "training the teacher" not in said
+    assert len(list((tmp_path / "teachers").glob("*.pt"))) == 1
+    result = read_json(tmp_path / "out" / "result.json")
+    assert result["epochs"] == 3
+    run_here(monkeypatch, [*arguments, "--epochs", "3"])  # complete
+    assert "epoch 3/3" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="holds a run of 3 epochs, which can be made longer and not shorter"):
+        run_here(monkeypatch, [*arguments, "--epochs", "2"])

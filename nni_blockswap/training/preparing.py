@@ -1,0 +1,182 @@
+"""What a user hands to ``distill``, looked at and tried before any work."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+from pytorch_lightning import LightningDataModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from nni_blockswap.blocks.points import equal_points, moved, shared_points, undisturbed
+from nni_blockswap.errors import ConfigError, first_line
+from nni_blockswap.metric import ACCURACY, Metric
+from nni_blockswap.tasks.base import fingerprint
+from nni_blockswap.tasks.own import LOSS, Judge, OwnBatches, OwnTask, is_sized, own_batches
+from nni_blockswap.training.recipe import TERMS, Recipe
+
+RESERVED = ("loss", "top5", "params", "epochs", "seconds", "metric", "versions")
+"""Names that a result has already."""
+
+
+def recipe_of(epochs: int, train: Any, batch_size: int | None, given: Mapping[str, Any]) -> Recipe:
+    """The recipe; of batches that come as they are each is a part of a step."""
+    known = {field.name for field in fields(Recipe)} - {"epochs", "batch_size"}
+    for name in given.keys() - known:
+        raise ConfigError(f"distill has no option '{name}'; a recipe's are {', '.join(sorted(known))}.")
+    if batch_size is not None and not isinstance(train, Dataset):
+        raise ConfigError("batch_size is for a Dataset; the batches of train have a size already.")
+    size = (batch_size or 128) if isinstance(train, Dataset) else given.get("accumulate", 1)
+    return Recipe(epochs=epochs, batch_size=size, **given)
+
+
+def batches_of(train: Any, val: Any, batch_size: int, workers: int) -> tuple[OwnBatches, OwnBatches]:
+    """Those to learn from, and those to be judged on."""
+    if isinstance(train, LightningDataModule):
+        if val is not None:
+            raise ConfigError("a LightningDataModule has its own validation batches; leave val out.")
+        train.prepare_data()
+        train.setup("fit")
+        train, val = train.train_dataloader(), train.val_dataloader()
+    return (
+        own_batches(train, "train", batch_size, training=True, workers=workers),
+        own_batches(val, "val", batch_size, training=False, workers=workers),
+    )
+
+
+def answer(network: nn.Module, name: str, images: Tensor) -> Tensor:
+    """What it answers to two images.
+
+    Raises:
+        ConfigError: it does not take them, or answers with something else than a tensor.
+    """
+    try:
+        with undisturbed(network):
+            outputs = network(moved(images[:2], network))
+    except Exception as error:  # a network of somebody else's
+        raise ConfigError(
+            f"the {name} does not take images of {tuple(images.shape[1:])} from train: {first_line(error)}."
+        ) from error
+    if not isinstance(outputs, Tensor):
+        raise ConfigError(
+            f"the {name} answers with a {type(outputs).__name__}; wrap it in a module that gives one tensor."
+        )
+    return outputs.cpu()
+
+
+def task_of(
+    batches: tuple[OwnBatches, OwnBatches],
+    student: nn.Module,
+    outputs: Tensor,
+    loss: Judge | None,
+    metric: tuple[str | Metric, Judge] | None,
+    recipe: Recipe,
+) -> OwnTask:
+    """The user's data, loss and metric, tried on two images of each set.
+
+    Args:
+        outputs: of the student, to a few images.
+    """
+    if loss is not None and recipe.label_smoothing:
+        raise ConfigError("label_smoothing belongs to cross-entropy; leave it out beside a loss of your own.")
+    if recipe.warmup and not is_sized(batches[0]):
+        raise ConfigError("warmup counts epochs, and train does not say how many batches it has; leave it out.")
+    classes = outputs.shape[1] if outputs.dim() > 1 else 1
+    judged, judge = _metric(batches[1].first()[1], outputs) if metric is None else metric
+    if not isinstance(judged, Metric):
+        judged = Metric(judged, is_share=False)
+    if metric is not None and judged.key in RESERVED:
+        raise ConfigError(f"a result has a '{judged.key}' already; give your metric another name.")
+    task = OwnTask(*batches, classes, loss, judged, judge)
+    for one in batches:
+        _try(task, student, one)
+    return task
+
+
+def _metric(labels: Tensor, outputs: Tensor) -> tuple[Metric, None]:
+    """Accuracy, where labels are classes of the outputs; else the loss."""
+    of_classes = outputs.dim() > 1 and outputs.shape[1] > 1 and labels.shape[1:] == outputs.shape[2:]
+    return (ACCURACY if of_classes and not labels.is_floating_point() else LOSS), None
+
+
+def _try(task: OwnTask, student: nn.Module, batches: OwnBatches) -> None:
+    """Raise ConfigError unless loss and figures can be computed on ``batches``."""
+    images, labels = batches.first()
+    if task.metric == ACCURACY and not labels.is_floating_point() and labels.max() >= task.num_classes:
+        raise ConfigError(
+            f"{batches.name} has a label {int(labels.max())}, and the student tells {task.num_classes} classes apart, "
+            "0 the first; give it a head of as many classes as there are."
+        )
+    outputs, labels = answer(student, "student", images), labels[:2]
+    try:
+        value = task.criterion(outputs.float(), labels)
+        if batches is task.val:
+            task.figures(outputs.float(), labels)
+    except Exception as error:  # a function of somebody else's
+        raise ConfigError(
+            f"loss or metric cannot be had of outputs {tuple(outputs.shape)} and labels {tuple(labels.shape)} of "
+            f"{batches.name}: {first_line(error)}."
+        ) from error
+    found: object = value  # a function of somebody else's may give anything
+    if not isinstance(found, Tensor) or found.dim():
+        raise ConfigError(f"a loss is one number, a mean over the batch; this one gives {_size(found)}.")
+
+
+def points_of(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    example: Tensor,
+    outputs: Tensor,
+    named: Sequence[str] | None,
+    recipe: Recipe,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Where activations are compared, and where they are matched."""
+    if not recipe.imitates:
+        return (), ()
+    if teacher is None:
+        weights = ", ".join(f"{name} {getattr(recipe, name):g}" for name in TERMS if getattr(recipe, name))
+        raise ConfigError(f"there is nobody to imitate ({weights}); give a teacher, or set beta=0.")
+    answered = answer(teacher, "teacher", example)
+    if recipe.kd and answered.shape[1:] != outputs.shape[1:]:
+        raise ConfigError(
+            f"logits are compared one by one; the teacher has {tuple(answered.shape[1:])} of them and the student "
+            f"{tuple(outputs.shape[1:])}: set kd=0."
+        )
+    if not (recipe.beta or recipe.features):
+        return (), ()
+    points = shared_points(student, teacher, example) if named is None else tuple(named)
+    return points, equal_points(student, teacher, points, example) if recipe.features else ()
+
+
+def structure(network: nn.Module) -> str:
+    """Sixteen hexadecimal digits of the kinds of its modules and of the names and shapes of its tensors."""
+    modules = [type(module).__name__ for module in network.modules()]
+    tensors = [(name, tuple(value.shape)) for name, value in network.state_dict().items()]
+    return hashlib.sha256(json.dumps([modules, tensors]).encode()).hexdigest()[:16]
+
+
+def content(val: OwnBatches) -> str | None:
+    """Sixteen hexadecimal digits that name the first batch to be judged on; None where it is another every time."""
+    first, again = fingerprint(val.first()), fingerprint(val.first())
+    return first if first == again else None
+
+
+@contextmanager
+def left_alone(*batches: OwnBatches) -> Iterator[None]:
+    """Give a user's DataLoaders back the generators that they had; training sets their own for each epoch."""
+    loaders = [one.batches for one in batches if isinstance(one.batches, DataLoader)]
+    parts: list[Any] = [part for loader in loaders for part in (loader, loader.sampler)]
+    owners = [part for part in parts if hasattr(part, "generator")]
+    before = [owner.generator for owner in owners]
+    try:
+        yield
+    finally:
+        for owner, generator in zip(owners, before, strict=True):
+            owner.generator = generator
+
+
+def _size(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

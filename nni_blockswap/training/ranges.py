@@ -1,0 +1,50 @@
+"""What numbers an option takes: whole ones or any, from where to where; never an infinite one or none at all."""
+
+import math
+from dataclasses import dataclass
+
+from nni_blockswap.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers above 0, or from 0 on where ``from_zero``, and below ``below``.
+
+    Example:
+        >>> Range(below=1).check("momentum", 1.5)
+        Traceback (most recent call last):
+        nni_blockswap.errors.ConfigError: --momentum must be below 1, not 1.5.
+    """
+
+    from_zero: bool = False
+    below: float = math.inf
+    whole: bool = False
+
+    def check(self, name: str, value: object) -> None:
+        """Raise ConfigError unless ``value`` is one of them; ``name`` is the option, as Python spells it."""
+        option, kind = spelled(name), "a whole number" if self.whole else "a number"
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            raise ConfigError(f"{option} must be {kind}, not {value!r}.")
+        if not math.isfinite(value):
+            raise ConfigError(f"{option} must be finite, which {value} is not.")
+        if self.from_zero and value < 0:
+            raise ConfigError(f"{option} must not be negative, as {value} is.")
+        if not self.from_zero and value <= 0:
+            raise ConfigError(f"{option} must be above 0, not {value}.")
+        if value >= self.below:
+            raise ConfigError(f"{option} must be below {self.below:g}, not {value}.")
+
+
+COUNT, POSITIVE, WEIGHT = Range(whole=True), Range(), Range(from_zero=True)
+SHARE = Range(from_zero=True, below=1)
+
+
+def spelled(name: str) -> str:
+    """A field as the command line spells it."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ConfigError(f"{spelled(name)} is one of {', '.join(choices)}, not {value!r}.")

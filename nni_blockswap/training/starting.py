@@ -1,0 +1,90 @@
+"""What a student starts from: fresh weights, its teacher's, or what somebody else adds to the table."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from nni_blockswap.blocks.weights import seeded
+from nni_blockswap.errors import ConfigError
+
+Start = Callable[[nn.Module, nn.Module | None, str, int], str]
+"""Sets the weights of a student, given its teacher if it has one, what stands after "=" in the option, and a seed; says
+in a few words what it did."""
+
+
+def start(student: nn.Module, how: str, teacher: nn.Module | None, seed: int) -> str:
+    """Set the weights that ``student`` starts from.
+
+    Args:
+        how: a name in ``STARTS``, with an argument where it takes one: "fresh", "teacher", "name=argument".
+        teacher: where it has one.
+        seed: of what is drawn.
+
+    Returns:
+        A few words on what was done.
+
+    Raises:
+        ConfigError: there is no such start, or it cannot be made of this student or without a teacher.
+    """
+    check_start(how)
+    name, _, argument = how.partition("=")
+    return STARTS[name](student, teacher, argument, seed)
+
+
+def check_start(how: str) -> None:
+    """Raise ConfigError unless there is such a start."""
+    if how.partition("=")[0] not in STARTS:
+        raise ConfigError(f"a student starts from {' or '.join(STARTS)}, not '{how}'.")
+
+
+def redraw(student: nn.Module, teacher: nn.Module | None, argument: str, seed: int) -> str:
+    """Fresh weights as the paper's authors draw them; see ``blocks.space.initialise``.
+
+    Raises:
+        ConfigError: a module has weights that nobody but its constructor can draw.
+    """
+    with seeded(seed):
+        for path, module in student.named_modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            elif next(module.parameters(recurse=False), None) is not None:
+                raise ConfigError(
+                    f"'{path}' ({type(module).__name__}) has weights and no reset_parameters to draw them anew; build "
+                    "the student afresh, and leave init out."
+                )
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return "fresh weights"
+
+
+def from_teacher(student: nn.Module, teacher: nn.Module | None, argument: str, seed: int) -> str:
+    """The teacher's weights and statistics, wherever name and shape are the student's, too.
+
+    Raises:
+        ConfigError: there is no teacher, or it has nothing of the kind.
+    """
+    if teacher is None:
+        raise ConfigError("a student that starts from its teacher's weights needs a teacher.")
+    taken = load_matching(student, teacher.state_dict())
+    if not taken:
+        raise ConfigError("the teacher has no weights of the names and shapes of the student's to start from.")
+    return f"{len(taken)} of its {len(student.state_dict())} tensors from its teacher"
+
+
+@torch.no_grad()
+def load_matching(network: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> list[str]:
+    """Copy into ``network`` what ``state`` has of the same name, below ``prefix``, and shape; their names."""
+    taken = []
+    for name, own in network.state_dict().items():
+        given = state.get(prefix + name)
+        if given is not None and given.shape == own.shape:
+            own.copy_(given)
+            taken.append(name)
+    return taken
+
+
+FRESH, TEACHER = "fresh", "teacher"
+STARTS: dict[str, Start] = {FRESH: redraw, TEACHER: from_teacher}
