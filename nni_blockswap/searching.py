@@ -15,6 +15,8 @@ from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.cost.table import Indices, Table
 from nni_blockswap.errors import BudgetError, ConfigError
+from nni_blockswap.library import choosing
+from nni_blockswap.library.library import Library
 from nni_blockswap.methods import METHODS, Method
 from nni_blockswap.methods.base import Problem
 from nni_blockswap.results.board import Board
@@ -38,6 +40,8 @@ class SearchSettings(ScoreSettings):
         method: how architectures are chosen.
         samples: architectures a budget.
         candidates: where given, the only substitutes to try, by block label.
+        library: folder of the library whose errors the proxies "library" and "library_log" add up. With them nothing is
+            measured or sampled: the best architectures are found exactly, at most ``library.choosing.LISTED`` of them.
     """
 
     budgets: Sequence[str]
@@ -45,10 +49,16 @@ class SearchSettings(ScoreSettings):
     method: str = "uniform"
     samples: int = 1000
     candidates: Mapping[str, Sequence[str]] | None = None
+    library: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("samples", self.samples)
+        if (self.proxy in choosing.PROXIES) != (self.library is not None):
+            raise ConfigError(
+                f"the proxies {' and '.join(choosing.PROXIES)}, and no others, take a library: the folder that "
+                "'blockswap library' filled."
+            )
         if isinstance(self.budgets, str) or not self.budgets:
             raise BudgetError(f"budgets is a list of at least one budget, not {self.budgets!r}.")
 
@@ -107,6 +117,8 @@ def search(
     table, budgets = table_of(settings), settings.parsed()
     folder = Path(out) if out is not None else None
     homes = [folder / str(budget) if len(budgets) > 1 else folder for budget in budgets] if folder else []
+    if settings.library is not None:
+        return _chosen(settings, settings.library, table, homes)
     extents = [_extent(settings, table, budget) for budget in budgets]
     if len(parts(settings.proxy)) > 1:
         check_overwrites(homes, extents)
@@ -151,6 +163,14 @@ def _search_by_places(
     for ranking in rankings:
         _ = ranking.best  # raises where there is none
     return rankings
+
+
+def _chosen(settings: SearchSettings, folder: str, table: Table, homes: Sequence[Path]) -> list[Ranking]:
+    """The exact optima by a library, once it is sure that it is one of this space and data."""
+    library = Library.load(folder)
+    library.check_space(settings.space, settings.space_args)
+    library.check_data(settings.data)
+    return choosing.choose(library, settings.proxy, table, settings.parsed(), settings.samples, homes)
 
 
 def score(

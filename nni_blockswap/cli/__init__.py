@@ -14,6 +14,7 @@ from nni_blockswap.errors import BlockSwapError
 COMMANDS = (
     "space",
     "search",
+    "library",
     "rank-study",
     "sensitivity",
     "check",

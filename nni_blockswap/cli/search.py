@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nni_blockswap.cli.options import add_score_options, add_search_space_file, add_space_options, score_settings
+from nni_blockswap.errors import ConfigError
 
 if TYPE_CHECKING:  # torch is imported when a search starts, not for --help
     from nni_blockswap.searching import Progress, SearchSettings
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_space_options(parser)
     add_search_space_file(parser)
-    add_score_options(parser)
+    add_score_options(parser, required=False)
     parser.add_argument(
         "--budget",
         required=True,
@@ -48,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="fisher",
         metavar="NAME",
         help="fisher (default), taylor, naswot, macs, ..., a module:Class; taylor+naswot is the sum of their ranks",
+    )
+    parser.add_argument(
+        "--library", metavar="DIR", help="with --proxy library or library_log: the exact optimum by its errors, at once"
     )
     parser.add_argument(
         "--train-minibatches",
@@ -89,16 +93,26 @@ def settings_of(options: argparse.Namespace) -> SearchSettings:
     from nni_blockswap.blocks.nni_format import read_candidates
     from nni_blockswap.searching import SearchSettings
 
+    if options.data is None and options.library is None:
+        raise ConfigError("--data NAME says what images to score on; only --proxy library needs none.")
     return SearchSettings(
-        **score_settings(options),
+        **{**score_settings(options), "data": options.data or _data_of(options.library)},
         budgets=options.budget,
         tolerance=options.tolerance,
         method=options.method,
         samples=options.samples,
         proxy=options.proxy,
         train_minibatches=options.train_minibatches,
+        library=options.library,
         candidates=read_candidates(options.search_space_file) if options.search_space_file else None,
     )
+
+
+def _data_of(folder: str) -> str:
+    """The data set that a library learned from."""
+    from nni_blockswap.library.library import Library
+
+    return str(Library.load(folder).about["data"])
 
 
 class ProgressLine:

@@ -83,7 +83,9 @@ def test_every_option_of_a_search_reaches_its_settings(tmp_path: Path) -> None:
     assert settings_of(parser.parse_args(needed)) == plain
     options = "--space-arg depth=10 --space-arg width=1 --data-root images --data-option augment=none --batch-size 7"
     options += " --seed 5 --inits 2 --minibatches 3 --train-minibatches 6 --no-augment --device cpu --precision bf16"
-    options += " --processes 4 --recompute --budget 40K macs=50% --tolerance 0.1 --samples 9 --proxy l2_norm"
+    options += (
+        " --processes 4 --recompute --budget 40K macs=50% --tolerance 0.1 --samples 9 --proxy library --library lib"
+    )
     options += " --method other:Method"
     narrowed = ["--search-space-file", str(tmp_path / "space.json")]
     expected = SearchSettings(
@@ -107,7 +109,8 @@ def test_every_option_of_a_search_reaches_its_settings(tmp_path: Path) -> None:
         budgets=["40K", "macs=50%"],
         tolerance=0.1,
         samples=9,
-        proxy="l2_norm",
+        proxy="library",
+        library="lib",
     )
     assert settings_of(parser.parse_args([*needed, *options.split(), *narrowed])) == expected
     alike = {one.name for one in fields(plain) if getattr(plain, one.name) == getattr(expected, one.name)}

@@ -1,0 +1,82 @@
+"""Teach every candidate of every block to do what the teacher's block does, before any student is put together.
+
+Writes OUT/block_NN.safetensors, the weights of a block's candidates, OUT/errors.csv and OUT/library.json. State is on
+disk as it goes: the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from nni_blockswap.cli.options import add_data_options, add_space_options, space_of
+from nni_blockswap.key_values import key_values
+
+if TYPE_CHECKING:  # torch is imported when the work starts, not for --help
+    from nni_blockswap.library.building import Progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add_space_options(parser)
+    parser.add_argument(
+        "--teacher", metavar="FILE", help="checkpoint of the original; a network of your own may come with its weights"
+    )
+    add_data_options(parser)
+    for name, kind, default, letter, text in (
+        ("steps", int, 160, "N", "of AdamW for each candidate; more can be given later"),
+        ("batch-size", int, 96, "N", "images a step"),
+        ("lr", float, 1e-2, "R", "first learning rate, falling to 0 as a cosine"),
+        ("weight-decay", float, 1e-2, "W", "of AdamW"),
+        ("held-out", int, 1024, "N", "training images that errors are measured on and nothing learns from"),
+        ("seed", int, 0, "N", "of weights and minibatches"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar=letter, help=f"{text} (default {default})")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
+    parser.add_argument("--precision", default="float32", help="float32 (default) or bf16")
+    parser.add_argument(
+        "--blocks-at-once", type=int, metavar="N", help="blocks whose candidates are in memory together (default: all)"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the library")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Build, and show the errors."""
+    from nni_blockswap.library.building import build
+    from nni_blockswap.library.settings import LibrarySettings
+
+    start = time.monotonic()
+    settings = LibrarySettings(
+        **space_of(options),
+        data=options.data,
+        data_root=options.data_root,
+        data_options=key_values(options.data_option, "--data-option"),
+        **{
+            name: getattr(options, name)
+            for name in ("teacher", "steps", "batch_size", "lr", "weight_decay", "held_out")
+        },
+        **{name: getattr(options, name) for name in ("seed", "device", "precision", "blocks_at_once")},
+    )
+    library = build(settings, options.out, _Line())
+    for label, errors in library.errors.items():
+        print(label, "  ".join(f"{name} {error.value:.3f}" for name, error in errors.items()))
+    print(f"{time.monotonic() - start:.1f} s, in '{options.out}'")
+    return 0
+
+
+class _Line:
+    """One line on a terminal that is kept up to date; elsewhere a line every ten seconds."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now, finished, terminal = time.monotonic(), progress.done == progress.total, sys.stderr.isatty()
+        if not finished and now - self._last < (0.2 if terminal else 10):
+            return
+        self._last = now
+        left = f"{progress.seconds_left // 60:.0f}:{progress.seconds_left % 60:02.0f}"
+        text = f"{progress.done}/{progress.total} steps of blocks, {left} left "
+        print(f"{chr(13) if terminal else ''}{text}", end="\n" if finished or not terminal else "", file=sys.stderr)

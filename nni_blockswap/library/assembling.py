@@ -1,0 +1,60 @@
+"""Students put together from a library: what is not swapped comes from the teacher, the rest from the library."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nni_blockswap.architecture import Architecture, load_space
+from nni_blockswap.blocks.network import NetworkSpace
+from nni_blockswap.blocks.site import label
+from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.blocks.surgery import place
+from nni_blockswap.cost.table import ORIGINAL
+from nni_blockswap.library.library import Library
+
+
+def assemble(architecture: Architecture, teacher: Mapping[str, Tensor], library: Library) -> nn.Module:
+    """The network of ``architecture`` whose blocks do what they learned, in evaluation mode.
+
+    Args:
+        architecture: of the library's space.
+        teacher: weights of the teacher that the library learned from, its state_dict.
+        library: of the candidates that ``architecture`` names.
+
+    Raises:
+        StateError: the library is of another space or teacher.
+    """
+    student = architecture.build()
+    furnish(student, architecture, teacher, library)
+    return student.eval()
+
+
+@torch.no_grad()
+def furnish(student: nn.Module, architecture: Architecture, teacher: Mapping[str, Tensor], library: Library) -> None:
+    """Give ``student``, a network of ``architecture``, its weights and statistics, as ``assemble`` does."""
+    library.check_space(architecture.space, architecture.space_args)
+    library.check_teacher(teacher)
+    swapped = {label: branch for label, branch in branches(student, architecture).items()
+               if architecture.choices[label] != ORIGINAL}  # fmt: skip
+    replaced = {id(value) for branch in swapped.values() for value in branch.state_dict(keep_vars=True).values()}
+    for name, value in student.state_dict(keep_vars=True).items():
+        if id(value) not in replaced:
+            value.copy_(teacher[name])
+    for block, branch in swapped.items():
+        branch.load_state_dict(library.weights(block, architecture.choices[block]))
+
+
+def branches(student: nn.Module, architecture: Architecture) -> dict[str, nn.Module]:
+    """The chosen branches of a built network, by block: of a user's own, those that were swapped."""
+    if isinstance(student, BlockSpace):
+        return {block.label: block.branch for block in student.blocks()}
+    with torch.device("meta"):
+        space: Any = load_space(architecture.space)(**architecture.space_args)
+    assert isinstance(space, NetworkSpace)
+    return {
+        label(index): student.get_submodule(place(site))
+        for index, site in enumerate(space.findings.sites)
+        if architecture.choices[label(index)] != ORIGINAL
+    }

@@ -1,0 +1,168 @@
+"""The bench of one block: its candidates while they learn."""
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nni_blockswap.blocks.shells import Block
+from nni_blockswap.blocks.weights import initialise, seeded
+from nni_blockswap.cost.table import ORIGINAL
+from nni_blockswap.library import store
+from nni_blockswap.library.measuring import Error, spread
+from nni_blockswap.library.settings import LibrarySettings
+from nni_blockswap.seeds import derived_seed
+
+KNOWN = 1e-9
+"""A candidate whose error is not above this has nothing to learn."""
+
+
+class Bench:
+    """The candidates of one block while they learn, each for itself, what its original does.
+
+        minimise mean (f(x) - y)^2 / V    V the variance of y about its channels' means, by AdamW, in training mode
+
+    So BN takes the statistics of the teacher's own activations. The rate falls from ``lr`` to 0 over the steps from
+    ``begin`` on. What is learned depends on block, candidate, seed and step, not on who learns beside.
+
+    Args:
+        block: of the teacher, running the original.
+        settings: how it learns.
+        folder: of the library.
+        device: where.
+
+    Attributes:
+        step: how many each candidate has made.
+        begin: the step at which this series of them began.
+        starts: errors of the candidates at ``begin``, once they were measured.
+    """
+
+    def __init__(self, block: Block, settings: LibrarySettings, folder: Path, device: torch.device) -> None:
+        self.block, self._settings, self._folder, self._device = block, settings, folder, device
+        self.step = self.begin = 0
+        self.starts: dict[str, Error] = {}
+        self.candidates: dict[str, nn.Module] = {}
+        self._optimisers: dict[str, torch.optim.AdamW] = {}
+
+    @property
+    def final(self) -> Path:
+        """Where its weights go."""
+        return self._folder / f"{self.block.label}.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """Where it is kept while it learns."""
+        return self._folder / f"{self.block.label}.state.safetensors"
+
+    @property
+    def steps_done(self) -> int:
+        """Of a block that has learned, or 0."""
+        return int(store.read(self.final)[1]["steps"]) if self.final.exists() else 0
+
+    def open(self) -> None:
+        """Build the candidates: as an interrupted run left them, as a finished one did, or as they begin."""
+        self.begin = self.step = self.steps_done
+        self.candidates = {name: self.beginning(name) for name in self.block.names if name != ORIGINAL}
+        for name, candidate in self.candidates.items():
+            self._optimisers[name] = torch.optim.AdamW(
+                candidate.parameters(), self._settings.lr, weight_decay=self._settings.weight_decay
+            )
+        if self.state.exists():
+            tensors, about = store.read(self.state)
+            if about["begin"] == self.begin:  # else of a run that was killed when it had finished
+                self._restore(tensors, about)
+
+    def close(self) -> None:
+        """Let go of the candidates."""
+        self.candidates, self._optimisers = {}, {}
+
+    def beginning(self, name: str) -> nn.Module:
+        """The candidate at ``begin``: from the finished file, from the original's weights, or fresh."""
+        seed = derived_seed(self._settings.seed, zlib.crc32(f"{self.block.label} {name}".encode()))
+        with seeded(seed):
+            candidate = self.block.site.build(name)
+            initialise(candidate)
+        self.block.site.inherit(name, candidate, self.block.active_branch())
+        if self.begin:
+            candidate.load_state_dict(of_candidate(store.read(self.final)[0], name))
+        laid_out: nn.Module = candidate.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+        return laid_out
+
+    def learn(self, entered: Tensor, left: Tensor, arithmetic: Callable[[], Any]) -> dict[str, Tensor]:
+        """One step of each candidate that has something to learn; their losses."""
+        target, losses = left.float(), {}
+        scale = spread(target).clamp_min(1e-12)
+        rate = self._rate()
+        for name, candidate in self.candidates.items():
+            if self.starts[name].value <= KNOWN:
+                continue
+            optimiser = self._optimisers[name]
+            optimiser.param_groups[0]["lr"] = rate
+            candidate.train()
+            with torch.enable_grad():
+                with arithmetic():
+                    answer = candidate(entered)
+                loss = (answer.float() - target).square().mean() / scale
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses[name] = loss.detach()
+        self.step += 1
+        return losses
+
+    def _rate(self) -> float:
+        passed = (self.step - self.begin) / (self._settings.steps - self.begin)
+        return 0.5 * self._settings.lr * (1 + math.cos(math.pi * passed))
+
+    def save(self) -> None:
+        """Keep all that is needed to go on."""
+        tensors = self.weights()
+        for name, optimiser in self._optimisers.items():
+            for number, values in optimiser.state_dict()["state"].items():
+                tensors |= {f"{name} optimiser.{number}.{key}": value for key, value in values.items()}
+        starts = {name: [error.value, error.deviation] for name, error in self.starts.items()}
+        store.write(self.state, tensors, {"step": self.step, "begin": self.begin, "starts": starts})
+
+    def _restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        self.step, self.begin = about["step"], about["begin"]
+        self.starts = {name: Error(*numbers) for name, numbers in about["starts"].items()}
+        for name, candidate in self.candidates.items():
+            mine, momenta = dict[str, Tensor](), dict[int, dict[str, Tensor]]()
+            for key, value in of_candidate(tensors, name).items():
+                if key.startswith("optimiser."):
+                    _, number, kind = key.split(".")
+                    momenta.setdefault(int(number), {})[kind] = value
+                else:
+                    mine[key] = value
+            candidate.load_state_dict(mine)
+            groups = self._optimisers[name].state_dict()["param_groups"]
+            self._optimisers[name].load_state_dict({"state": momenta, "param_groups": groups})
+
+    def finish(self, errors: Mapping[str, Error]) -> None:
+        """Keep what was learned; of a candidate that got worse, what it began with."""
+        kept = {}
+        for name, error in errors.items():
+            if error.value > self.starts[name].value:
+                self.candidates[name].load_state_dict(self.beginning(name).state_dict())
+                error = self.starts[name]
+            kept[name] = [error.value, error.deviation]
+        store.write(self.final, self.weights(), {"steps": self.step, "errors": kept})
+        self.state.unlink(missing_ok=True)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Of all candidates."""
+        return dict(self._weights())
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        for name, candidate in self.candidates.items():
+            for key, value in candidate.state_dict().items():
+                yield f"{name} {key}", value
+
+
+def of_candidate(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Those of one candidate, by their own names."""
+    return {key.removeprefix(f"{name} "): value for key, value in tensors.items() if key.startswith(f"{name} ")}

@@ -1,0 +1,67 @@
+"""The images that a library learns from, and those that it does not."""
+
+from collections.abc import Iterator
+
+from nni_blockswap.errors import DataError
+from nni_blockswap.tasks import Batch, Task
+
+
+class Lessons:
+    """Minibatches of a task's training set, in an order that ``seed`` draws.
+
+    The first ones are held out: errors are measured there, without augmentation. The others are learned from, one a
+    step, and again from the beginning when all were seen. Each is known by its number alone, so that a run that was
+    killed goes on where it was.
+
+    Args:
+        task: where they come from.
+        batch_size: images each.
+        held_out: images to hold out, in whole minibatches; of a small set no more than a fifth.
+        seed: of the order and of the augmentation.
+
+    Raises:
+        DataError: the training set has less than two minibatches.
+    """
+
+    def __init__(self, task: Task, batch_size: int, held_out: int, seed: int) -> None:
+        self._task, self._batch_size, self._seed = task, batch_size, seed
+        wanted = -(-held_out // batch_size)
+        self._known = self._count(5 * wanted)
+        if self._known < 2:
+            raise DataError(
+                f"the training set has one minibatch of {batch_size}, and there must be another one to measure errors "
+                "on; lower the batch size."
+            )
+        self.held_out = max(1, min(wanted, self._known // 5))
+        self._is_all_known = self._known < 5 * wanted
+
+    def measured(self) -> Iterator[Batch]:
+        """Those that are held out."""
+        return (self._minibatch(index, augment=False) for index in range(self.held_out))
+
+    def learned(self, step: int) -> Batch:
+        """The one of a step, from 0."""
+        index = self.held_out + step
+        if not self._is_all_known and index >= self._known:
+            self._known = self._count(2 * index)
+            self._is_all_known = self._known < 2 * index
+        if index >= self._known:
+            index = self.held_out + step % (self._known - self.held_out)
+        return self._minibatch(index, augment=True)
+
+    def _count(self, most: int) -> int:
+        """How many there are, at most ``most``, by bisection: a task does not say."""
+        self._minibatch(0, augment=False)  # raises where there is none at all
+        low, high = 1, most + 1
+        while high - low > 1:
+            middle = (low + high) // 2 if high - low <= most else most
+            try:
+                self._minibatch(middle - 1, augment=False)
+            except DataError:
+                high = middle
+            else:
+                low = middle
+        return low
+
+    def _minibatch(self, index: int, *, augment: bool) -> Batch:
+        return self._task.minibatch(self._batch_size, seed=self._seed, index=index, augment=augment)

@@ -1,0 +1,124 @@
+"""A library on disk: library.json, a file of weights a block, and errors.csv for people."""
+
+import csv
+import hashlib
+import io
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nni_blockswap.architecture import complete_args, cost_table
+from nni_blockswap.cost.table import ORIGINAL, Table
+from nni_blockswap.errors import StateError
+from nni_blockswap.files import read_json, write_text
+from nni_blockswap.library import store
+from nni_blockswap.library.bench import of_candidate
+from nni_blockswap.library.measuring import NONE, Error
+
+ABOUT, ERRORS = "library.json", "errors.csv"
+
+FLOOR = 0.01
+"""Added to errors before their logarithm is taken: differences far below it say nothing, and the original's is 0."""
+
+
+FORMS: dict[str, Callable[[float], float]] = {"sum": float, "log": lambda error: math.log(error + FLOOR)}
+"""How errors become terms of a sum: as they are, or by their logarithms."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """A finished library.
+
+    Attributes:
+        folder: where it is.
+        about: what it was made of and how, see ``building``.
+        errors: by block and candidate, that of the original among them.
+        digests: of each block's weights.
+    """
+
+    folder: Path
+    about: Mapping[str, Any]
+    errors: Mapping[str, Mapping[str, Error]]
+    digests: Mapping[str, str]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Library":
+        """What ``build`` left in ``folder``.
+
+        Raises:
+            StateError: there is none, or it is not finished.
+            CheckpointError: it is damaged.
+        """
+        folder = Path(folder)
+        try:
+            about = read_json(folder / ABOUT)
+        except (OSError, ValueError) as error:
+            raise StateError(f"there is no library in '{folder}' ({error}); 'blockswap library' builds one.") from error
+        errors, digests = {}, {}
+        for label in cost_table(about["space"], about["space_args"]).labels:
+            path = folder / f"{label}.safetensors"
+            if not path.exists():
+                raise StateError(
+                    f"the library in '{folder}' is not finished: {label} is missing; run its command again."
+                )
+            said = store.read(path)[1]
+            errors[label] = {ORIGINAL: NONE} | {name: Error(*numbers) for name, numbers in said["errors"].items()}
+            digests[label] = said["digest"]
+        return cls(folder, about, errors, digests)
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of all weights."""
+        return hashlib.sha256(" ".join(self.digests.values()).encode()).hexdigest()[:16]
+
+    def weights(self, label: str, name: str) -> dict[str, Tensor]:
+        """Of a block's candidate, by the names that they have in its branch."""
+        return of_candidate(store.read(self.folder / f"{label}.safetensors")[0], name)
+
+    def check_space(self, space: str, space_args: Mapping[str, Any]) -> None:
+        """Raise StateError unless the library is one of this space with these arguments."""
+        asked, own = (space, complete_args(space, space_args)), (self.about["space"], self.about["space_args"])
+        if asked != own:
+            raise StateError(
+                f"the library in '{self.folder}' is of {own[0]} with {own[1]}, not of {asked[0]} with {asked[1]}; "
+                "build one for that."
+            )
+
+    def check_data(self, data: str) -> None:
+        """Raise StateError unless it learned from the data set of this name."""
+        if data != self.about["data"]:
+            raise StateError(
+                f"the library in '{self.folder}' learned from {self.about['data']}, not from {data}; build one."
+            )
+
+    def check_teacher(self, state: Mapping[str, Tensor]) -> None:
+        """Raise StateError unless it learned from the teacher of this state_dict."""
+        if store.digest(state) != self.about["teacher_digest"]:
+            raise StateError(
+                f"the library in '{self.folder}' learned from another teacher ('{self.about['teacher']}') than the one "
+                "given; give that one, or build a library from this one."
+            )
+
+    def write_errors(self, table: Table) -> None:
+        """Write errors.csv: block, candidate, error, standard error and what the candidate takes."""
+        stream = io.StringIO()
+        lines = csv.writer(stream, lineterminator="\n")
+        lines.writerow(["block", "candidate", "error", "standard_error", *table.columns])
+        for block, (label, names) in enumerate(zip(table.labels, table.candidates, strict=True)):
+            for index, name in enumerate(names):
+                error = self.errors[label][name]
+                costs = [int(column.costs[block][index]) for column in table.columns.values()]
+                lines.writerow([label, name, f"{error.value:.6g}", f"{error.deviation:.3g}", *costs])
+        write_text(self.folder / ERRORS, stream.getvalue())
+
+    def values(self, table: Table, form: str = "sum") -> list[list[float]]:
+        """What each candidate of each block of ``table`` adds to an architecture's score, by a form in ``FORMS``."""
+        value = FORMS[form]
+        return [
+            [value(self.errors[label][name].value) for name in names]
+            for label, names in zip(table.labels, table.candidates, strict=True)
+        ]

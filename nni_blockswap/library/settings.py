@@ -1,0 +1,66 @@
+"""What a library is made of, and how it is taught."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nni_blockswap.errors import ConfigError
+from nni_blockswap.scoring.settings import check_count
+from nni_blockswap.seeds import check_seed
+
+PRECISIONS = ("float32", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibrarySettings:
+    """What a library is made of, and how it is taught.
+
+    Attributes:
+        space: the search space's class as "module:Class".
+        teacher: path of a checkpoint of the space's network with ``S`` in every block; None takes the weights that a
+            network of the user's own comes with.
+        data: name of the data set; its labels are not looked at.
+        data_root: folder of the data set.
+        space_args: arguments of the space's constructor.
+        data_options: options of the data set.
+        steps: of AdamW, for each candidate. A library can be given more of them later.
+        batch_size: images a step.
+        lr: the first learning rate, which falls to 0 as a cosine does.
+        weight_decay: of AdamW.
+        held_out: training images that errors are measured on and that nothing learns from; at most a fifth of all.
+        seed: of weights and minibatches.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", ...
+        precision: of the convolutions, one of ``PRECISIONS``; errors are taken in float32.
+        blocks_at_once: how many blocks' candidates are held in memory and learn from the same passes of the teacher;
+            None is all. What they learn does not depend on it.
+
+    Raises:
+        ConfigError: a number out of its range.
+    """
+
+    space: str
+    data: str
+    teacher: str | None = None
+    data_root: str | None = None
+    space_args: Mapping[str, Any] = field(default_factory=dict)
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 160
+    batch_size: int = 96
+    lr: float = 1e-2
+    weight_decay: float = 1e-2
+    held_out: int = 1024
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "float32"
+    blocks_at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "held_out"):
+            check_count(name, getattr(self, name))
+        if self.blocks_at_once is not None:
+            check_count("blocks_at_once", self.blocks_at_once)
+        if not self.lr > 0 or self.weight_decay < 0:
+            raise ConfigError(f"lr is above 0 and weight_decay not below, not {self.lr} and {self.weight_decay}.")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision is {' or '.join(PRECISIONS)}, not '{self.precision}'.")
+        check_seed(self.seed, "seed")

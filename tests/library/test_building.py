@@ -1,0 +1,173 @@
+"""What a library learns, keeps, and refuses."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nni_blockswap.architecture import cost_table
+from nni_blockswap.blocks.site import Site
+from nni_blockswap.errors import CheckpointError, StateError
+from nni_blockswap.library import building, store
+from nni_blockswap.library.building import build
+from nni_blockswap.library.lessons import Lessons
+from nni_blockswap.library.library import Library
+from nni_blockswap.library.teacher import load_teacher
+from nni_blockswap.tasks import make_task
+from tests.conftest import WRN
+from tests.library.conftest import SPACE_ARGS, make_teacher, settings
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_what_equals_the_original_has_error_0_and_keeps_its_weights(library: Library, teacher: Path) -> None:
+    original, _ = load_teacher(WRN, SPACE_ARGS, str(teacher))
+    for block in original.blocks():
+        assert library.errors[block.label]["S"].value == 0
+        assert library.errors[block.label]["COPY(1)"].value == 0
+        kept = library.weights(block.label, "COPY(1)")
+        assert all(torch.equal(value, kept[name]) for name, value in block.branch.state_dict().items())
+        assert all(
+            error.value > 0 for name, error in library.errors[block.label].items() if name not in ("S", "COPY(1)")
+        )
+
+
+def test_errors_are_those_of_the_weights_on_images_that_were_not_learned_from(library: Library, teacher: Path) -> None:
+    """The slow way: one image at a time, in float64, the variance by its definition."""
+    original, _ = load_teacher(WRN, SPACE_ARGS, str(teacher))
+    task = make_task("digits", image_size=8)
+    lessons = Lessons(task, 64, 128, seed=0)
+    images = torch.cat([batch[0] for batch in lessons.measured()])
+    assert len(images) == 128
+    learned = torch.cat([task.minibatch(64, seed=0, index=2 + step, augment=False)[0] for step in range(6)])
+    assert not {image.numpy().tobytes() for image in images} & {image.numpy().tobytes() for image in learned}
+    block = original.blocks()[1]
+    seen: dict[str, torch.Tensor] = {}
+    block.branch.register_forward_hook(lambda module, x, y: seen.update(x=x[0].clone(), y=y.clone()))
+    with torch.no_grad():
+        original(images)
+        for name in ("G(4)", "W(1/2)"):
+            branch = block.site.build(name)
+            branch.load_state_dict(library.weights(block.label, name))
+            apart = ((branch.eval()(seen["x"]) - seen["y"]).double() ** 2).mean((1, 2, 3))
+            channels = seen["y"].double().transpose(0, 1).flatten(1)
+            each = apart / channels.var(dim=1, unbiased=False).mean()
+            error = library.errors[block.label][name]
+            assert error.value == pytest.approx(each.mean().item(), rel=1e-4)
+            assert error.deviation == pytest.approx(each.std().item() / math.sqrt(128), rel=1e-4)
+
+
+def test_teaching_helps(teacher: Path, library: Library, tmp_path: Path) -> None:
+    longer = build(settings(teacher, steps=24), tmp_path)
+    means = [
+        [math.log(e.value) for errors in one.errors.values() for e in errors.values() if e.value]
+        for one in (library, longer)
+    ]
+    assert sum(means[1]) / len(means[1]) < sum(means[0]) / len(means[0]) - 0.3
+
+
+def test_a_library_that_was_killed_is_the_same_in_the_end(
+    teacher: Path, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "SAVE_EVERY", 0.0)
+    for killed_at in (4, 7, 13):  # steps of blocks: in the first group, at its end, in the second one
+        with pytest.raises(Killed):
+            build(settings(teacher, blocks_at_once=2), tmp_path, _killed_at(killed_at))
+    again = build(settings(teacher, blocks_at_once=2), tmp_path)
+    assert again.digests == library.digests  # which learned all blocks at once, and in one go
+    assert again.errors == library.errors
+    assert not list(tmp_path.glob("*.state.safetensors"))
+
+
+def _killed_at(step: int) -> Any:
+    def watch(progress: building.Progress) -> None:
+        if progress.done >= step:
+            raise Killed
+
+    return watch
+
+
+def test_more_steps_go_on_from_what_was_learned(
+    teacher: Path, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = build(settings(teacher), tmp_path)
+    before = {label: store.read(tmp_path / f"{label}.safetensors")[0] for label in first.digests}
+    monkeypatch.setattr(building, "SAVE_EVERY", 0.0)
+    with pytest.raises(Killed):
+        build(settings(teacher, steps=12), tmp_path, _killed_at(26))
+    assert Library.load(tmp_path).digests == first.digests  # whole until the longer one is
+    longer = build(settings(teacher, steps=12), tmp_path)
+    for label, errors in longer.errors.items():
+        for name, error in errors.items():
+            assert error.value <= first.errors[label][name].value
+        after, about = store.read(tmp_path / f"{label}.safetensors")
+        assert about["steps"] == 12
+        changed = [name for name in after if not torch.equal(after[name], before[label][name])]
+        assert changed
+        assert not any(name.startswith("COPY") for name in changed)
+
+
+def test_errors_csv(library: Library) -> None:
+    with (library.folder / "errors.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    table = cost_table(WRN, SPACE_ARGS)
+    assert [(row["block"], row["candidate"]) for row in rows] == [
+        (label, name) for label, names in zip(table.labels, table.candidates, strict=True) for name in names
+    ]
+    narrowed = next(row for row in rows if (row["block"], row["candidate"]) == ("block_02", "W(1/4)"))
+    assert int(narrowed["params"]) == sum(w.numel() for w in Site(32, 64, stride=2).build("W(1/4)").parameters())
+    assert float(narrowed["error"]) == pytest.approx(library.errors["block_02"]["W(1/4)"].value, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"seed": 1}, "seed was 0, now 1"), ({"lr": 0.1}, "lr was 0.01, now 0.1"),
+     ({"batch_size": 32}, "batch_size was 64, now 32"), ({"space_args": {**SPACE_ARGS, "width": 2}}, "fit|space_args")],
+)  # fmt: skip
+def test_another_library_is_not_mixed_in(library: Library, teacher: Path, changed: dict[str, Any], said: str) -> None:
+    with pytest.raises((StateError, CheckpointError), match=said):
+        build(_replaced(teacher, changed), library.folder)
+
+
+def _replaced(teacher: Path, changed: dict[str, Any]) -> Any:
+    from dataclasses import replace
+
+    return replace(settings(teacher), **changed)
+
+
+def test_another_teacher_or_other_images_are_refused(library: Library, tmp_path: Path) -> None:
+    other = make_teacher(tmp_path / "other.pt", seed=1)
+    with pytest.raises(StateError, match="teacher_digest was"):
+        build(settings(other), library.folder)
+
+
+def test_an_unfinished_or_damaged_library_is_refused(library: Library, tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="there is no library"):
+        Library.load(tmp_path)
+    for path in library.folder.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    block = tmp_path / "block_01.safetensors"
+    content = bytearray(block.read_bytes())
+    content[-1] ^= 1
+    block.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"block_01\.safetensors' is damaged"):
+        Library.load(tmp_path)
+    block.write_bytes(content[:100])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Library.load(tmp_path)
+    block.unlink()
+    with pytest.raises(StateError, match="block_01 is missing; run its command again"):
+        Library.load(tmp_path)
+
+
+def test_library_json_says_what_it_is(library: Library, teacher: Path) -> None:
+    about = json.loads((library.folder / "library.json").read_text())
+    state = torch.load(teacher, weights_only=True)
+    assert about["teacher_digest"] == store.digest(state)
+    assert (about["space"], about["steps"], about["data"]) == (WRN, 6, "digits")

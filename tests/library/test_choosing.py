@@ -1,0 +1,78 @@
+"""The choice by a library, against a look at every architecture; and as the command line makes it."""
+
+import csv
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from nni_blockswap import Architecture, SearchSettings, search
+from nni_blockswap.architecture import cost_table
+from nni_blockswap.cli import main
+from nni_blockswap.cost.budget import Budget
+from nni_blockswap.errors import ConfigError, StateError
+from nni_blockswap.library.library import Library
+from tests.conftest import WRN
+from tests.library.conftest import SPACE_ARGS
+
+
+@pytest.mark.parametrize("proxy", ["library", "library_log"])
+@pytest.mark.parametrize("budget", ["40%", "params=50%,macs=35%", "macs=60%+-5%"])
+def test_the_optimum_equals_brute_force(library: Library, proxy: str, budget: str, tmp_path: Path) -> None:
+    table = cost_table(WRN, SPACE_ARGS)
+    bounds = Budget.parse(budget).bounds(table)
+
+    def value(names: tuple[str, ...]) -> float:
+        errors = [library.errors[label][name].value for label, name in zip(table.labels, names, strict=True)]
+        return sum(math.log(error + 0.01) if proxy == "library_log" else error for error in errors)
+
+    rows = itertools.product(*(range(len(names)) for names in table.candidates))
+    fitting = sorted(
+        (value(tuple(table.names(row).values())), list(table.names(row).values()))
+        for row in rows
+        if all(low <= table.total(name, row) <= high for name, (low, high) in bounds.items())
+    )
+    settings = SearchSettings(
+        space=WRN, space_args=SPACE_ARGS, data="digits", budgets=[budget], proxy=proxy, library=str(library.folder),
+        samples=5,
+    )  # fmt: skip
+    (ranking,) = search(settings, tmp_path)
+    assert [one.score for one in ranking.architectures] == pytest.approx([score for score, _ in fitting[:5]])
+    assert list(ranking.best.choices.values()) in [names for score, names in fitting if score <= fitting[0][0] + 1e-9]
+    assert search(settings, tmp_path)[0].best == ranking.best
+    assert Architecture.load(tmp_path / "best.json").provenance["library_digest"] == library.digest
+
+
+def test_the_command_needs_no_data_and_leaves_ranking_and_best(
+    library: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["search", "--space", WRN, "--proxy", "library", "--library", str(library.folder), "--out", str(tmp_path)]
+    arguments = [f"--space-arg={name}={json.dumps(value)}" for name, value in SPACE_ARGS.items()]
+    assert main([*command, *arguments, "--budget", "35%", "50%"]) == 0
+    assert "35%: best of 20" in capsys.readouterr().out
+    for budget in ("35%", "50%"):
+        with (tmp_path / budget / "ranking.csv").open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        best = Architecture.load(tmp_path / budget / "best.json")
+        assert [row["rank"] for row in rows] == [str(rank) for rank in range(1, 21)]
+        assert best.params <= int(budget[:2]) / 100 * best.teacher().params
+        assert sum(best.provenance["block_scores"]) == pytest.approx(best.score)
+
+
+def test_what_does_not_belong_together_is_refused(library: Library) -> None:
+    plain = {"space": WRN, "space_args": SPACE_ARGS, "data": "digits", "budgets": ["40%"], "proxy": "library"}
+    with pytest.raises(ConfigError, match="take a library"):
+        SearchSettings(**plain)
+    with pytest.raises(ConfigError, match="take a library"):
+        SearchSettings(**{**plain, "proxy": "fisher"}, library=str(library.folder))
+    with pytest.raises(StateError, match="is of search_spaces"):
+        search(SearchSettings(**{**plain, "space_args": {"depth": 10}}, library=str(library.folder)))
+    with pytest.raises(StateError, match="learned from digits, not from cifar10"):
+        search(SearchSettings(**{**plain, "data": "cifar10"}, library=str(library.folder)))
+
+
+def test_without_library_data_must_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "--space", WRN, "--budget", "40%", "--out", str(tmp_path)]) == 2
+    assert "--data NAME says" in capsys.readouterr().err

@@ -1,0 +1,56 @@
+"""Which images are learned from, and which are not."""
+
+import numpy as np
+import pytest
+import torch
+
+from nni_blockswap.errors import DataError
+from nni_blockswap.library.lessons import Lessons
+from nni_blockswap.tasks.classification import Classification, Labelled, minibatch_indices
+
+
+class Numbers(Classification):
+    """Images that hold their own number, of a set of ``size``."""
+
+    name, num_classes = "numbers", 2
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def minibatch(self, batch_size: int, *, seed: int, index: int = 0, augment: bool = True) -> Labelled:
+        chosen = torch.tensor(minibatch_indices(self.size, batch_size, seed, index))
+        return chosen, chosen
+
+
+@pytest.mark.parametrize(("size", "held_out", "batches"), [(1000, 40, 4), (1000, 31, 4), (100, 1000, 2), (25, 40, 1)])
+def test_held_out_images_are_never_learned_from_and_all_others_come_in_turn(
+    size: int, held_out: int, batches: int
+) -> None:
+    lessons = Lessons(Numbers(size), 10, held_out, seed=3)
+    measured = torch.cat([batch[0] for batch in lessons.measured()])
+    assert len(measured) == 10 * batches
+    per_pass = size // 10 - batches
+    learned = [lessons.learned(step)[0] for step in range(2 * per_pass)]
+    assert not set(measured.tolist()) & set(torch.cat(learned).tolist())
+    assert len(set(torch.cat(learned[:per_pass]).tolist())) == 10 * per_pass
+    assert all(torch.equal(one, other) for one, other in zip(learned, learned[per_pass:], strict=False))
+
+
+def test_a_step_has_the_same_images_whatever_was_asked_before() -> None:
+    asked = [Lessons(Numbers(300), 10, 20, seed=0).learned(step)[0] for step in (40, 3, 27, 28, 55, 83)]
+    lessons = Lessons(Numbers(300), 10, 20, seed=0)
+    in_turn = [lessons.learned(step)[0] for step in range(84)]
+    assert all(torch.equal(one, in_turn[step]) for one, step in zip(asked, (40, 3, 27, 28, 55, 83), strict=True))
+
+
+@pytest.mark.parametrize("size", [9, 19])
+def test_a_set_without_two_minibatches_is_refused(size: int) -> None:
+    with pytest.raises(DataError, match="minibatch"):
+        Lessons(Numbers(size), 10, 10, seed=0)
+
+
+def test_the_number_of_minibatches_is_found_exactly() -> None:
+    for size in range(20, 700, 7):
+        lessons = Lessons(Numbers(size), 10, 10_000, seed=0)
+        last = size // 10 - lessons.held_out
+        np.testing.assert_array_equal(lessons.learned(0)[0], lessons.learned(last)[0])
