@@ -120,6 +120,8 @@ class Architecture:
     def from_json(cls, content: Any, where: str = "this") -> "Architecture":
         """What ``to_json`` wrote; costs are counted anew, so that a text edited by hand cannot lie.
 
+        Costs that were measured are as they were, their provenance beside them.
+
         Raises:
             SpaceError: it is not an architecture.
         """
@@ -127,7 +129,9 @@ class Architecture:
         if missing:
             raise SpaceError(f"{where} is not an architecture: it lacks {' and '.join(sorted(missing))}.")
         found = cls.from_choices(content["space"], content["choices"], content.get("space_args"))
-        return replace(found, score=content.get("score"), provenance=content.get("provenance", {}))
+        provenance = content.get("provenance", {})
+        measured = {name: content[name] for name in provenance.get("measured", {}) if name in content}
+        return replace(found, costs={**found.costs, **measured}, score=content.get("score"), provenance=provenance)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""

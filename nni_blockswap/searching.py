@@ -301,7 +301,7 @@ def _rank(
     found: Sequence[Indices],
     journal: Journal,
 ) -> Ranking:
-    provenance = {**_identity(settings, scorer), **_extent(settings, table, budget)}
+    provenance = {**_identity(settings, scorer), **_extent(settings, table, budget), **measured(table)}
     del provenance["space"], provenance["space_args"]
     scored = []
     for indices in found:
@@ -309,6 +309,12 @@ def _rank(
         score = _mean(journal, architecture.choices, settings.inits)
         scored.append(architecture.scored(score.value, {**provenance, "block_scores": list(score.blocks)}))
     return Ranking.of(str(budget), scored, higher_is_better=scorer.proxy.higher_is_better)
+
+
+def measured(table: Table) -> dict[str, Any]:
+    """Where and when the costs were measured that are not counted."""
+    sources = {name: dict(column.source) for name, column in table.columns.items() if column.source}
+    return {"measured": sources} if sources else {}
 
 
 def _extent(settings: SearchSettings, table: Table, budget: Budget) -> dict[str, Any]:

@@ -71,9 +71,9 @@ class MaskRCNNSpace(MaskRCNN, BlockSpace):  # type: ignore[misc]  # NNI is not t
         )
         self.input_size = (3, _padded(min_size), _padded(max_size))
 
-    def run_counted(self) -> None:
-        """Backbone, FPN and RPN head on one image; see above."""
-        image = torch.empty(1, *self.input_size, device=next(self.parameters()).device)
+    def run_counted(self, batch_size: int = 1) -> None:
+        """Backbone, FPN and RPN head on one image, or on several; see above."""
+        image = torch.zeros(batch_size, *self.input_size, device=next(self.parameters()).device)
         self.rpn.head(list(self.backbone(image).values()))
 
 

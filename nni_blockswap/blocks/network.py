@@ -5,7 +5,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import torch
@@ -89,9 +89,10 @@ class NetworkSpace(BlockSpace):
     def forward(self, *inputs: Any) -> Any:
         return self.network(*inputs)
 
-    def run_counted(self) -> None:
-        """All of it, on the example that the space was made with or on one empty image."""
-        self.network(*_example(self.model, self.input_size, next(self.network.parameters()).device))
+    def run_counted(self, batch_size: int = 1) -> None:
+        """All of it, on ``batch_size`` times the example that the space was made with, or an empty image."""
+        example = _example(self.model, self.input_size, next(self.network.parameters()).device)
+        self.network(*(_repeated(one, batch_size) for one in example))
 
     def redraw(self) -> None:
         """Fresh weights everywhere, as their classes draw them, but convolutions as ``initialise`` does."""
@@ -116,13 +117,14 @@ class NetworkSpace(BlockSpace):
     @classmethod
     def cost_table(cls, resources: Sequence[str] = ("params", "macs"), **space_args: Any) -> Table:
         """Read off on the meta device, or where the network does not run there on the CPU."""
+        build = partial(cls, **space_args)
         try:
             with torch.device("meta"):
                 space = cls(**space_args).to("meta").eval()
-            return price(space, space.blocks(), space.run_counted, resources)
+            return price(space, space.blocks(), space.run_counted, resources, build)
         except (RuntimeError, NotImplementedError):
             space = cls(**space_args).eval()
-            return price(space, space.blocks(), space.run_counted, resources)
+            return price(space, space.blocks(), space.run_counted, resources, build)
 
     def __str__(self) -> str:
         """Sites, candidates and their costs; then what stays, and why."""
@@ -245,6 +247,12 @@ def _example(model: str, input_size: tuple[int, int, int], device: torch.device)
     example = _live[model][1] if model in _live else torch.zeros(1, *input_size)
     arguments = example if isinstance(example, tuple) else (example,)
     return tuple(_moved(one, device) for one in arguments)
+
+
+def _repeated(value: Any, times: int) -> Any:
+    if isinstance(value, Tensor):
+        return value.repeat(times, *[1] * (value.dim() - 1))
+    return value * times if isinstance(value, list) else value
 
 
 def _moved(value: Any, device: torch.device) -> Any:

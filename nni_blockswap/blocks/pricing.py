@@ -1,6 +1,7 @@
 """Reads the table of choices off a space, best on the meta device, where nothing is computed or allocated."""
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -8,11 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from nni_blockswap.blocks.shells import Block
-from nni_blockswap.cost.resources import RESOURCES, Resource
+from nni_blockswap.cost.resources import RESOURCES, Measured, Resource
+from nni_blockswap.cost.resources.base import RealNetwork
 from nni_blockswap.cost.table import Column, Table
 
 
-def price(network: nn.Module, blocks: Sequence[Block], run: Callable[[], object], resources: Sequence[str]) -> Table:
+def price(
+    network: nn.Module,
+    blocks: Sequence[Block],
+    run: Callable[[], object],
+    resources: Sequence[str],
+    build: Callable[[], RealNetwork] | None = None,
+) -> Table:
     """The table of a space.
 
     Args:
@@ -20,25 +28,29 @@ def price(network: nn.Module, blocks: Sequence[Block], run: Callable[[], object]
         blocks: its blocks in forward order.
         run: runs the part of ``network`` that counts, on one image.
         resources: names, the first of which says what a block's dearest candidate is.
+        build: makes the space with all its weights, for resources that are measured.
     """
     entering = _entering(blocks, run)
     inside = {id(module) for block in blocks for module in block.branch.modules()}
     rest = [module for module in network.modules() if id(module) not in inside]
 
-    def column(name: str) -> Column:
-        resource, known = RESOURCES[name], dict[Hashable, int]()
+    def counted(resource: Resource) -> Column:
+        known = dict[Hashable, int]()
         costs = tuple(
             np.array([_of_candidate(resource, block, name, x, known) for name in block.names], dtype=np.int64)
             for block, x in zip(blocks, entering, strict=True)
         )
         return Column(resource.unit, resource.read(rest, run), costs)
 
-    return Table(
+    found = {name: RESOURCES[name] for name in resources}
+    table = Table(
         labels=tuple(block.label for block in blocks),
         candidates=tuple(block.names for block in blocks),
-        columns={name: column(name) for name in resources},
+        columns={name: counted(one) for name, one in found.items() if not isinstance(one, Measured)},
         sites=tuple(block.site for block in blocks),
     )
+    measured = {name: one.measure(build, table) for name, one in found.items() if isinstance(one, Measured) and build}
+    return replace(table, columns={**table.columns, **measured})
 
 
 def _of_candidate(resource: Resource, block: Block, name: str, entering: Tensor, known: dict[Hashable, int]) -> int:

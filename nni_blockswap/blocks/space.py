@@ -1,6 +1,7 @@
 """The base class of the search spaces: a network whose blocks are shells, one super-network for all architectures."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -46,9 +47,9 @@ class BlockSpace(ModelSpace, disable_init_wrapper=True):  # type: ignore[misc, c
     def redraw(self) -> None:
         """Fresh weights, where the constructor has not drawn them."""
 
-    def run_counted(self) -> None:
-        """Run the part of the network whose MACs are counted, on one image of ``input_size``."""
-        self(torch.empty(1, *self.input_size, device=next(self.parameters()).device))
+    def run_counted(self, batch_size: int = 1) -> None:
+        """Run the part of the network whose MACs are counted, on empty images of ``input_size``."""
+        self(torch.zeros(batch_size, *self.input_size, device=next(self.parameters()).device))
 
     @classmethod
     def build(cls, choices: Mapping[str, str], **space_args: Any) -> nn.Module:
@@ -62,4 +63,4 @@ class BlockSpace(ModelSpace, disable_init_wrapper=True):  # type: ignore[misc, c
         """What every candidate of every block takes of ``resources``, without allocating the network."""
         with torch.device("meta"):
             space = cls(**space_args)
-        return price(space, space.blocks(), space.run_counted, resources)
+        return price(space, space.blocks(), space.run_counted, resources, partial(cls, **space_args))

@@ -14,6 +14,7 @@ from nni_blockswap.errors import BlockSwapError
 COMMANDS = (
     "space",
     "search",
+    "latency",
     "library",
     "rank-study",
     "sensitivity",

@@ -162,9 +162,9 @@ def _search(config: Config) -> Iterator[Fault]:
     arguments = config.arguments
 
     def affordable() -> None:
-        table = cost_table(arguments["space"], arguments.get("space_args", {}))
-        candidates = from_nni(config.search_space() or {})
-        Sampler(table.narrowed(candidates), Budget.parse(arguments["budget"], arguments.get("tolerance")))
+        budget = Budget.parse(arguments["budget"], arguments.get("tolerance"))
+        table = cost_table(arguments["space"], arguments.get("space_args", {}), budget.resources)
+        Sampler(table.narrowed(from_nni(config.search_space() or {})), budget)
 
     def comparable() -> Iterator[Fault]:
         settings, _ = read_settings(arguments | {"students": 1}, config.search_space(), config.code_directory)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nni_blockswap.cli.options import add_score_options, add_search_space_file, add_space_options, score_settings
 from nni_blockswap.errors import ConfigError
@@ -84,8 +85,21 @@ def run(options: argparse.Namespace) -> int:
             f"{best.spelled_costs} ({', '.join(f'{share:.1%} of {name}' for name, share in unused.items())} unused)\n"
             f"  {' '.join(best.choices.values())}\n  in {folder / 'best.json'}"
         )
+    for name, column in table_of(settings).columns.items():
+        if column.source:
+            print(f"{name}: {describe_source(column.source)}")
     print(f"{time.monotonic() - start:.1f} s")
     return 0
+
+
+def describe_source(source: Mapping[str, Any]) -> str:
+    """Such as ``measured 2026-01-31 on X, 4 threads; on 30 networks 2.1 % off (median), rank correlation 0.99``."""
+    where, held = source["where"], source["held_out"]
+    return (
+        f"measured {source['when'][:10]} on {where['chip']}, {where['threads']} threads, batches of "
+        f"{where['batch_size']}; on {held['networks']} whole networks {held['median_error']:.1%} off (median), "
+        f"rank correlation {held['rank_correlation']:.2f}"
+    )
 
 
 def settings_of(options: argparse.Namespace) -> SearchSettings:

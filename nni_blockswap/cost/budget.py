@@ -126,7 +126,7 @@ class Budget:
 
     def __str__(self) -> str:
         """Short label for file names and tables; ``parse`` reads it back."""
-        spelled = {resource: _spell(figure) for resource, figure in self.limits}
+        spelled = {resource: _spell(resource, figure) for resource, figure in self.limits}
         label = ",".join(f"{resource}={text}" for resource, text in spelled.items())
         if spelled.keys() == {"params"}:
             label = spelled["params"]
@@ -161,10 +161,12 @@ def _exact(number: float) -> Fraction:
     return Fraction(str(number))
 
 
-def _spell(figure: int | float) -> str:
+def _spell(resource: str, figure: int | float) -> str:
     if isinstance(figure, float):
         return _percent(figure)
-    return min((f"{_plain(Decimal(figure) / size)}{unit}" for unit, size in _UNITS.items() if figure >= size), key=len)
+    own = RESOURCES[resource].suffixes if resource in RESOURCES else {}
+    units = {"": 1, **own} if own else _UNITS
+    return min((f"{_plain(Decimal(figure) / size)}{unit}" for unit, size in units.items() if figure >= size), key=len)
 
 
 def _percent(share: float) -> str:

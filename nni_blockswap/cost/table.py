@@ -6,8 +6,8 @@ Everything before the table knows networks and modules; everything after it know
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,13 @@ class Column:
         unit: what a number counts, in the plural.
         fixed: what the rest of the network takes.
         costs: of every candidate, an array a block.
+        source: of what was measured, where, when and how well it predicts.
     """
 
     unit: str
     fixed: int
     costs: tuple[NDArray[np.int64], ...]
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     def total(self, indices: Sequence[int]) -> int:
         """Cost of the architecture that takes candidate ``indices[b]`` in block b."""

@@ -159,3 +159,21 @@ def test_a_file_that_cannot_be_written_ends_in_a_sentence(
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert said == "blockswap: [Errno 28] No space left on device: 'runs/ranking.csv'; what was done is kept.\n"
+
+
+def test_latency_lays_networks_beside_their_teacher(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nni_blockswap.studies import latency
+
+    monkeypatch.setattr(latency, "ROUNDS", 2)
+    monkeypatch.setattr(latency, "SECONDS", 0.01)
+    Architecture.from_choices(WRN, ["G(2)", "B(2)", "S"], SMALL).save(tmp_path / "one.json")
+    assert main(["latency", str(tmp_path / "one.json"), "--threads", "1", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[:1] + lines[2:4]] == [
+        "network", "teacher", str(tmp_path / "one.json"),
+    ]  # fmt: skip
+    assert lines[2].split("|")[6].strip() == "1.00"
+    assert main(["latency", str(tmp_path / "one.json"), "--threads", "0"]) == 2
+    assert "--threads is a whole number of at least 1, not 0" in capsys.readouterr().err

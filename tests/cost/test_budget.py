@@ -116,7 +116,7 @@ def test_a_share_is_of_the_original_network_also_where_the_space_is_narrowed_to_
 
 @pytest.mark.parametrize(
     "text",
-    ["", "K", "400 Q", "400,000", "-400K", "params=", "latency=4", "4e5", "400K,", "40%K", "400K+-", "400K+-3", "True"],
+    ["", "K", "400 Q", "400,000", "-400K", "params=", "energy=4", "4e5", "400K,", "40%K", "400K+-", "400K+-3", "True"],
 )
 def test_what_is_no_budget_is_named(text: str) -> None:
     with pytest.raises(BudgetError, match=r"400000, 400K, 2.1M or 36% \(of the teacher\)") as caught:

@@ -1,10 +1,12 @@
 """The protocol of a resource."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # reading a budget needs no torch
     from torch import nn
+
+    from nni_blockswap.cost.table import Column, Table
 
 
 class Resource(Protocol):
@@ -30,4 +32,30 @@ class Resource(Protocol):
         Args:
             modules: every module that counts, each with its own parameters and hooks alone, on the meta device.
             run: runs them on one image, as often as it is called.
+        """
+
+
+class RealNetwork(Protocol):
+    """A super-network that can run (``blocks.space.BlockSpace``), as far as one asks who measures it."""
+
+    def blocks(self) -> Sequence[Any]: ...
+    def select(self, choices: Mapping[str, str]) -> None: ...
+    def run_counted(self, batch_size: int = 1) -> None: ...
+    def to(self, *where: Any, **what: Any) -> Any: ...
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A resource that no single part tells, and that is measured on real modules: all candidates, side by side."""
+
+    name: str
+    unit: str
+    suffixes: Mapping[str, int]
+
+    def measure(self, build: "Callable[[], RealNetwork]", counted: "Table") -> "Column":
+        """What every candidate takes.
+
+        Args:
+            build: makes the super-network, its weights and all; nothing is allocated until it is called.
+            counted: the space's table with its counted resources.
         """

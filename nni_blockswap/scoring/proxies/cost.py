@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from nni_blockswap.blocks.space import BlockSpace
-from nni_blockswap.cost.resources import RESOURCES
+from nni_blockswap.cost.resources.macs import MACS
 from nni_blockswap.scoring.proxies.base import Score
 from nni_blockswap.tasks import Batch, Task
 
@@ -39,7 +39,7 @@ class Macs:
         counted = _Counted(network)
         meta = {name: torch.empty_like(value, device="meta") for name, value in counted.state_dict().items()}
         modules = list(network.modules())
-        return Score(float(RESOURCES["macs"].read(modules, lambda: functional_call(counted, meta, ()))))
+        return Score(float(MACS.read(modules, lambda: functional_call(counted, meta, ()))))
 
 
 class _Counted(nn.Module):

@@ -1,0 +1,46 @@
+"""Measure whole networks on this machine, side by side."""
+
+import argparse
+
+from nni_blockswap.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("architectures", nargs="+", metavar="ARCH", help="files as a search or a trial writes them")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once (default 1)")
+    parser.add_argument("--threads", type=int, metavar="N", help="on a CPU (default: as many as torch takes)")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
+    parser.add_argument("--no-teacher", dest="teacher", action="store_false", help="leave the original network out")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a line a network: costs, milliseconds, and times faster than the first."""
+    import torch
+
+    from nni_blockswap.architecture import Architecture
+    from nni_blockswap.results.tables import markdown
+    from nni_blockswap.studies.latency import measure
+
+    for name, value in (("--batch-size", options.batch_size), ("--threads", options.threads)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is a whole number of at least 1, not {value}.")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    found = {path: Architecture.load(path) for path in options.architectures}
+    if options.teacher:
+        teachers = {one.teacher().id: one.teacher() for one in found.values()}
+        names = ["teacher"] if len(teachers) == 1 else [f"teacher of {one.space}" for one in teachers.values()]
+        found = {**dict(zip(names, teachers.values(), strict=True)), **found}
+    taken = measure({name: one.build() for name, one in found.items()}, options.batch_size, options.device)
+    first = next(iter(taken.values())).mean
+    rows: list[tuple[str, ...]] = [("network", "parameters", "MACs", "ms", "+-", "faster")]
+    rows += [
+        (name, f"{one.params:,}", f"{one.macs:,}", f"{1e3 * time.mean:.3f}", f"{1e3 * time.spread:.3f}",
+         f"{first / time.mean:.2f}")
+        for (name, one), time in zip(found.items(), taken.values(), strict=True)
+    ]  # fmt: skip
+    print(markdown(rows))
+    where = "GPU" if options.device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"\nBatches of {options.batch_size}, {where}, torch {torch.__version__}: mean and spread over rounds.")
+    return 0

@@ -1,0 +1,215 @@
+"""Latency: what a forward pass takes, predicted by a sum over the sites that is measured on this machine.
+
+Every candidate of each site is timed in place: on what really enters it there. A few whole networks are timed beside
+them, and the sum over the sites is fitted to what they take,
+
+    latency(architecture) = a + b * sum_b time(candidate of block b)        in whole microseconds, a and b at least 0
+
+by least squares of the relative error; how well it predicts is measured on other whole networks.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from nni_blockswap.cost.resources.base import RealNetwork
+from nni_blockswap.cost.resources.timing import interleaved
+from nni_blockswap.cost.table import Column, Indices, Table
+from nni_blockswap.errors import BudgetError
+from nni_blockswap.files import read_json, write_json
+
+_log = logging.getLogger(__name__)
+
+ROUNDS = 15
+FITTED, HELD_OUT = 12, 30
+"""Whole networks that the sum is fitted to, and others that its error is measured on."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Under what a network runs.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        threads: on a CPU; None is all cores that this process may use.
+        precision: ``float32`` or ``bf16``.
+        channels_last: whether tensors are laid out so.
+        batch_size: images at once.
+    """
+
+    device: str = "cpu"
+    threads: int | None = None
+    precision: str = "float32"
+    channels_last: bool = False
+    batch_size: int = 1
+
+    def here(self) -> dict[str, Any]:
+        """These, and the machine: a time is true of nothing else."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise BudgetError("latency is to be measured on cuda, and this machine has none; measure it on cpu.")
+        chip = torch.cuda.get_device_name() if self.device == "cuda" else _processor()
+        own = {**asdict(self), "threads": self.threads or len(os.sched_getaffinity(0))}
+        return {**own, "chip": chip, "host": platform.node(), "torch": torch.__version__}
+
+
+class Latency:
+    """Microseconds of a forward pass, under ``conditions``, on this machine.
+
+    A table that was measured is kept in ``folder()`` and used again where machine, device, threads, version of torch
+    and all conditions are the same, and nowhere else. Other conditions are another resource:
+
+        EDGE = Latency(Conditions(threads=1, batch_size=8), "edge")     # --budget my_module:EDGE=12ms
+    """
+
+    unit = "microseconds"
+    suffixes: Mapping[str, int] = {"us": 1, "ms": 1000, "s": 1_000_000}
+
+    def __init__(self, conditions: Conditions | None = None, name: str = "latency") -> None:
+        self.conditions, self.name = conditions or Conditions(), name
+
+    def measure(self, build: Callable[[], RealNetwork], counted: Table) -> Column:
+        """The column of a space: as it was measured here before, or measured now."""
+        where = {**self.conditions.here(), "space": _fingerprint(counted)}
+        name = hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:16]
+        path = folder() / f"{name}.json"
+        if not path.exists():
+            _log.info("Measuring the latency of %d candidates.", sum(map(len, counted.candidates)))
+            with _threads(where["threads"]):
+                write_json(path, {"where": where, **_measured(build(), counted, self.conditions)})
+        kept = read_json(path)
+        costs = tuple(np.array(block, dtype=np.int64) for block in kept.pop("costs"))
+        return Column(self.unit, kept.pop("fixed"), costs, source=kept)
+
+
+LATENCY = Latency()
+
+
+def folder() -> Path:
+    """Where tables are kept: latency/ below BLOCKSWAP_CACHE, by default ~/.cache/nni_blockswap."""
+    return Path(os.environ.get("BLOCKSWAP_CACHE", Path.home() / ".cache" / "nni_blockswap")) / "latency"
+
+
+def _measured(network: RealNetwork, counted: Table, conditions: Conditions) -> dict[str, Any]:
+    """The table's content: fixed part and costs, when they were measured, and how well they predict."""
+    device = torch.device(conditions.device)
+    layout = torch.channels_last if conditions.channels_last else torch.preserve_format
+    network.to(device=device, memory_format=layout).eval()
+    whole = spread(counted, FITTED + HELD_OUT)
+    run_whole = partial(network.run_counted, *((conditions.batch_size,) if conditions.batch_size > 1 else ()))
+    with torch.inference_mode(), _precision(conditions):
+        parts = _parts(network, counted, run_whole)
+        runs: dict[Any, Callable[[], object]] = {**parts.runs}
+
+        def run(row: Indices) -> None:
+            network.select(counted.names(row))
+            run_whole()
+
+        runs |= {row: partial(run, row) for row in whole}
+        seconds = {name: median(times) for name, times in interleaved(runs, ROUNDS, device).items()}
+    times = [np.array([1e6 * seconds[key] for key in keys]) for keys in parts.keys]
+    sums = np.array([sum(float(block[i]) for block, i in zip(times, row, strict=True)) for row in whole])
+    taken = np.array([1e6 * seconds[row] for row in whole])
+    design = np.column_stack([np.ones_like(sums), sums]) / taken[:, None]
+    (fixed, scale), _ = nnls(design[:FITTED], np.ones(FITTED))
+    predicted = (fixed + scale * sums)[FITTED:]
+    return {
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "held_out": {
+            "networks": HELD_OUT,
+            "median_error": round(float(np.median(np.abs(predicted / taken[FITTED:] - 1))), 4),
+            "rank_correlation": round(float(spearmanr(predicted, taken[FITTED:]).statistic), 4),
+        },
+        "fixed": round(fixed),
+        "costs": [[round(float(scale * one)) for one in block] for block in times],
+    }
+
+
+@dataclass(frozen=True)
+class _Parts:
+    runs: Mapping[Any, Callable[[], object]]
+    keys: Sequence[Sequence[Any]]
+    """Which run is a candidate's, a list a block: at sites alike, fed alike, it is the same one."""
+
+
+def _parts(network: RealNetwork, counted: Table, run: Callable[[], object]) -> _Parts:
+    """Each candidate of each block, on what enters its branch when the whole network runs."""
+    entering: dict[int, Tensor] = {}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        entering[id(module)] = inputs[0].clone()
+
+    blocks = network.blocks()
+    network.select(counted.names(counted.teacher()))
+    branches = [block.active_branch() for block in blocks]
+    handles = [branch.register_forward_pre_hook(record) for branch in branches]
+    run()
+    for handle in handles:
+        handle.remove()
+    runs: dict[Any, Callable[[], object]] = {}
+    keys = []
+    for block, branch in zip(blocks, branches, strict=True):
+        x = entering[id(branch)]
+        keys.append([(block.site, name, x.shape) for name in block.names])
+        for key, name in zip(keys[-1], block.names, strict=True):
+            runs.setdefault(key, partial(block.candidate(name), x))
+    return _Parts(runs, keys)
+
+
+def spread(table: Table, count: int) -> list[Indices]:
+    """Distinct architectures from the cheapest to the dearest in parameters, so that a line can be fitted to them.
+
+    For each, every block draws a place in the order of its candidates, near one that all blocks share.
+    """
+    rng = np.random.default_rng(0)
+    orders = [np.argsort(block, kind="stable") for block in table.column("params").costs]
+    found: dict[Indices, None] = {}
+    for number in range(20 * count):
+        shares = np.clip(number % count / max(count - 1, 1) + rng.normal(scale=0.2, size=len(orders)), 0, 1)
+        picks = (shares * (np.array([len(order) for order in orders]) - 1)).round().astype(int)
+        found[tuple(int(order[pick]) for order, pick in zip(orders, picks, strict=True))] = None
+    rows = list(found)[:count]
+    return [rows[i] for i in rng.permutation(len(rows))]
+
+
+def _fingerprint(table: Table) -> str:
+    content = [table.candidates, *([c.fixed, *(b.tolist() for b in c.costs)] for c in table.columns.values())]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _precision(conditions: Conditions) -> Any:
+    if conditions.precision == "float32":
+        return nullcontext()
+    return torch.autocast(conditions.device, torch.bfloat16)
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,159 @@
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.cost.budget import Budget
+from nni_blockswap.cost.resources import RESOURCES, latency
+from nni_blockswap.cost.resources.latency import Conditions, Latency, spread
+from nni_blockswap.cost.resources.timing import interleaved
+from nni_blockswap.cost.table import Column
+from nni_blockswap.searching import SearchSettings, search
+from search_spaces.wide_resnet import WideResNetSpace
+from tests.conftest import SMALL, WRN
+
+TABLE = cost_table(WRN, SMALL)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """A clock that tells 1 ms a candidate and its place in the table, and twice the sum and 5 ms a whole network.
+
+    Holds how many things each measurement timed.
+    """
+    monkeypatch.setenv("BLOCKSWAP_CACHE", str(tmp_path / "cache"))
+    asked: list[int] = []
+
+    def told(runs: Mapping[Any, Callable[[], object]], rounds: int, device: torch.device) -> dict[Any, list[float]]:
+        asked.append(len(runs))
+        for run in runs.values():
+            run()
+        return {key: [9.0, truth(key), 1e-9] for key in runs}  # its median
+
+    monkeypatch.setattr(latency, "interleaved", told)
+    return asked
+
+
+def truth(key: Any) -> float:
+    """Seconds of a candidate, (site, name, shape), or of a network, its indices."""
+    if isinstance(key[0], int):
+        parts = [_alone(names[i]) for names, i in zip(TABLE.candidates, key, strict=True)]
+        return 5e-3 + 2 * sum(parts)
+    return _alone(key[1])
+
+
+def _alone(name: str) -> float:
+    return 1e-3 + 1e-4 * (sum(map(ord, name)) % 17)
+
+
+def measured(conditions: Conditions | None = None) -> Column:
+    return Latency(conditions or Conditions(threads=1)).measure(partial(WideResNetSpace, **SMALL), TABLE)
+
+
+def test_the_sum_over_sites_predicts_whole_networks(clock: list[int]) -> None:
+    column = measured()
+    for row in spread(TABLE, 5):
+        assert column.total(row) == pytest.approx(1e6 * truth(row), abs=2)  # rounding of four integers
+    held = column.source["held_out"]
+    assert (held["networks"], held["median_error"]) == (30, 0.0)
+    assert held["rank_correlation"] > 0.99  # some of these networks take as long as others
+    assert (column.fixed, column.unit) == (5000, "microseconds")
+
+
+def test_it_is_measured_once_and_again_under_other_conditions(
+    clock: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = measured()
+    assert measured().source == first.source
+    assert len(clock) == 1
+    for other in (
+        Conditions(threads=2),
+        Conditions(threads=1, batch_size=2),
+        Conditions(threads=1, precision="bf16"),
+        Conditions(threads=1, channels_last=True),
+    ):
+        before = len(clock)
+        assert measured(other).source["where"] != first.source["where"]
+        assert len(clock) == before + 1
+    monkeypatch.setattr(latency.platform, "node", lambda: "another-machine")
+    measured()
+    monkeypatch.setattr(latency.torch, "__version__", "9.9")
+    measured()
+    assert len(clock) == 7
+    assert torch.get_num_threads() == 1
+
+
+def test_what_is_timed_is_what_enters_in_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BLOCKSWAP_CACHE", str(tmp_path))
+    seen = set()
+
+    def told(runs: Mapping[Any, Callable[[], object]], rounds: int, device: torch.device) -> dict[Any, list[float]]:
+        for key, run in runs.items():
+            if not isinstance(key[0], int):
+                (x,) = run.args  # type: ignore[attr-defined]
+                seen.add((tuple(x.shape), x.is_contiguous(memory_format=torch.channels_last), torch.is_inference(x)))
+        return {key: [truth(key)] for key in runs}
+
+    monkeypatch.setattr(latency, "interleaved", told)
+    measured(Conditions(threads=1, batch_size=3, channels_last=True))
+    assert seen == {((3, 16, 8, 8), True, True), ((3, 32, 4, 4), True, True)}
+
+
+def test_networks_to_fit_to_reach_from_the_cheapest_to_the_dearest() -> None:
+    params = [TABLE.total("params", row) for row in spread(TABLE, 42)]
+    low, high = TABLE.column("params").reach
+    assert len(set(spread(TABLE, 42))) == 42
+    assert min(params) < low + 0.1 * (high - low)
+    assert max(params) > low + 0.9 * (high - low)
+
+
+def test_the_clock_counts_each_function_in_each_round() -> None:
+    calls: list[str] = []
+    runs = {name: partial(calls.append, name) for name in "ab"}
+    times = interleaved(runs, 4, torch.device("cpu"))
+    assert {name: len(found) for name, found in times.items()} == {"a": 4, "b": 4}
+    assert all(second > 0 for found in times.values() for second in found)
+    turns = [name for name, before in zip(calls, ["", *calls], strict=False) if name != before]
+    assert turns == ["a", "b"] * 5  # the warm-up, and four rounds
+
+
+@pytest.mark.parametrize(
+    ("text", "microseconds"), [("latency=12ms", 12_000), ("latency=700us", 700), ("latency=1.5s", 1_500_000)]
+)
+def test_a_budget_in_milliseconds(text: str, microseconds: int) -> None:
+    budget = Budget.parse(text)
+    assert budget == Budget(latency=microseconds)
+    assert Budget.parse(str(budget)) == budget
+    assert str(Budget.parse("latency=12ms")) == "latency=12ms"
+
+
+def test_a_search_within_a_latency(clock: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(RESOURCES._loaded, "latency", Latency(Conditions(threads=1)))
+    settings = SearchSettings(
+        space=WRN, space_args=SMALL | {"image_size": 16}, data="digits", budgets=["params=60%,latency=13ms"],
+        samples=6, batch_size=8, device="cpu",
+    )  # fmt: skip
+    (ranking,) = search(settings, tmp_path / "out")
+    assert all(0 < one.costs["latency"] <= 13_000 for one in ranking.architectures)
+    read = Architecture.load(tmp_path / "out/best.json")
+    assert read.costs == ranking.best.costs
+    where = read.provenance["measured"]["latency"]["where"]
+    assert (where["threads"], where["torch"]) == (1, torch.__version__)
+
+
+def test_nothing_is_allocated_while_no_latency_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = []
+    original = WideResNetSpace.run_counted
+
+    def run(self: BlockSpace, batch_size: int = 1) -> None:
+        devices.append(next(self.parameters()).device.type)
+        original(self, batch_size)
+
+    monkeypatch.setattr(WideResNetSpace, "run_counted", run)
+    WideResNetSpace.cost_table(**SMALL)
+    assert set(devices) == {"meta"}
