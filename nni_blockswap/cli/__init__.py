@@ -14,6 +14,8 @@ from nni_blockswap.errors import BlockSwapError
 COMMANDS = (
     "space",
     "search",
+    "front",
+    "show",
     "latency",
     "library",
     "rank-study",

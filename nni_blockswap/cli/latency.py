@@ -1,6 +1,7 @@
 """Measure whole networks on this machine, side by side."""
 
 import argparse
+from typing import Any
 
 from nni_blockswap.errors import ConfigError
 
@@ -32,7 +33,8 @@ def run(options: argparse.Namespace) -> int:
         teachers = {one.teacher().id: one.teacher() for one in found.values()}
         names = ["teacher"] if len(teachers) == 1 else [f"teacher of {one.space}" for one in teachers.values()]
         found = {**dict(zip(names, teachers.values(), strict=True)), **found}
-    taken = measure({name: one.build() for name, one in found.items()}, options.batch_size, options.device)
+    networks: dict[str, Any] = {name: one.build() for name, one in found.items()}
+    taken = measure(networks, options.batch_size, options.device)
     first = next(iter(taken.values())).mean
     rows: list[tuple[str, ...]] = [("network", "parameters", "MACs", "ms", "+-", "faster")]
     rows += [

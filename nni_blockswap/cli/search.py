@@ -22,9 +22,7 @@ if TYPE_CHECKING:  # torch is imported when a search starts, not for --help
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    add_space_options(parser)
-    add_search_space_file(parser)
-    add_score_options(parser, required=False)
+    add_search_options(parser)
     parser.add_argument(
         "--budget",
         required=True,
@@ -32,6 +30,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="400000, 400K, 36%%, macs=90M, params=400K,macs=90M; several give a ranking each",
     )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder for scores, ranking and TensorBoard curves; a ranking of another budget or number of samples "
+        "there is never overwritten, its scores are used",
+    )
+
+
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    """All of a search but its budgets and where it writes."""
+    add_space_options(parser)
+    add_search_space_file(parser)
+    add_score_options(parser, required=False)
     parser.add_argument(
         "--tolerance",
         type=float,
@@ -60,13 +72,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="T",
         help="score on the T-th minibatch of training (default 1: untrained)",
-    )
-    parser.add_argument(
-        "--out",
-        required=True,
-        metavar="DIR",
-        help="folder for scores, ranking and TensorBoard curves; a ranking of another budget or number of samples "
-        "there is never overwritten, its scores are used",
     )
 
 

@@ -1,0 +1,107 @@
+"""Architectures and rankings as pictures and as text."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.errors import ConfigError
+from nni_blockswap.files import write_atomically
+from nni_blockswap.results.ranking import Ranking
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_WIDTH = 30  # of the longest bar, in characters
+_BEST = 0.1
+_SHOWN = ("params", "macs")
+
+
+def by_block(one: Architecture, resource: str) -> list[int]:
+    """What each block's branch takes of ``resource``, params or macs."""
+    table = cost_table(one.space, one.space_args)
+    return [
+        int(costs[index]) for costs, index in zip(table.column(resource).costs, table.index(one.choices), strict=True)
+    ]
+
+
+def text(one: Architecture) -> str:
+    """A line a block: its choice, and the parameters of its branch as a bar; the teacher's in light shade behind."""
+    original = one.teacher()
+    own, teachers = by_block(one, "params"), by_block(original, "params")
+    longest = max(map(len, one.choices.values()))
+    lines = []
+    for (label, choice), mine, whole in zip(one.choices.items(), own, teachers, strict=True):
+        full, kept = (round(_WIDTH * cost / max(*teachers, *own)) for cost in (whole, mine))
+        bar = "█" * max(kept, 1) + "░" * (full - max(kept, 1))
+        lines.append(f"{label}  {choice:<{longest}}  {bar:<{_WIDTH}}  {mine:>11,} of {whole:,}")
+    shares = ", ".join(f"{one.costs[name] / original.costs[name]:.1%} of the teacher's {name}" for name in _SHOWN)
+    return "\n".join([*lines, f"{one.spelled_costs}: {shares}"])
+
+
+def picture(one: Architecture) -> "Figure":
+    """Teacher and student side by side: a pair of bars a block, a panel a resource."""
+    from matplotlib.figure import Figure
+
+    original, places = one.teacher(), np.arange(len(one.choices))
+    figure = Figure(figsize=(max(6.0, 0.45 * len(places)), 5.5), layout="constrained")
+    for axes, resource, unit in zip(figure.subplots(2, 1, sharex=True), _SHOWN, ("parameters", "MACs"), strict=True):
+        axes.bar(places - 0.2, by_block(original, resource), 0.4, color="lightgray", label="teacher")
+        axes.bar(places + 0.2, by_block(one, resource), 0.4, color="C0", label="student")
+        axes.set_ylabel(f"{unit} of the branch")
+        share = one.costs[resource] / original.costs[resource]
+        axes.set_title(f"{one.costs[resource]:,} {unit}, {share:.1%} of the teacher's {original.costs[resource]:,}")
+    figure.axes[0].legend()
+    names = [f"{label.removeprefix('block_')} {choice}" for label, choice in one.choices.items()]
+    figure.axes[1].set_xticks(places, names, rotation=90)
+    return figure
+
+
+def preferences(ranking: Ranking) -> "Figure":
+    """Per block, how much more often the best tenth has a substitute than the rest has it (section 4.4, Figure 5).
+
+    A cell is the share of the best tenth with the substitute in this block, less its share in the other nine tenths.
+    """
+    from matplotlib.figure import Figure
+
+    finite = ranking.top(len(ranking.architectures))
+    best = finite[: max(round(_BEST * len(finite)), 1)]
+    labels = list(finite[0].choices)
+    names = list(dict.fromkeys(sorted((name for one in finite for name in one.choices.values()), key=_order)))
+    cells = shares(best, names) - shares(finite[len(best) :] or best, names)
+    figure = Figure(figsize=(max(6.0, 0.45 * len(labels)), max(3.0, 0.22 * len(names) + 1.5)), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(cells, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(labels)), labels, rotation=90)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_title(f"{ranking.budget}: the best {len(best)} against the other {len(finite) - len(best)}")
+    figure.colorbar(shown, label="share in the best less share in the rest")
+    return figure
+
+
+def shares(architectures: Sequence[Architecture], names: Sequence[str]) -> NDArray[np.float64]:
+    """(names, blocks): how often each stands in each block, from 0 to 1."""
+    found = np.zeros((len(names), len(architectures[0].choices)))
+    for block, label in enumerate(architectures[0].choices):
+        counts = Counter(one.choices[label] for one in architectures)
+        found[:, block] = [counts[name] / len(architectures) for name in names]
+    return found
+
+
+def write(path: str | Path, figure: "Figure") -> None:
+    """As PNG or SVG, by the name's ending. Raises ConfigError at another ending."""
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise ConfigError(f"a picture's name ends in .png or .svg, and '{path}' does not.")
+    write_atomically(path, lambda stream: figure.savefig(stream, format=kind, dpi=120))
+
+
+def _order(name: str) -> tuple[str, list[int], str]:
+    """Families together, and in them by number: G(2), G(4), G(16)."""
+    family, _, arguments = name.partition("(")
+    numbers = [int(digits) for digits in "".join(c if c.isdigit() else " " for c in arguments).split()]
+    return family, numbers, name

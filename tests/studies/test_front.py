@@ -1,0 +1,83 @@
+import csv
+import math
+from pathlib import Path
+
+import pytest
+
+from nni_blockswap.architecture import Architecture
+from nni_blockswap.cli import main
+from nni_blockswap.cost.budget import Budget
+from nni_blockswap.errors import BudgetError
+from nni_blockswap.searching import SearchSettings, table_of
+from nni_blockswap.studies.front import front, nondominated, spaced
+from tests.conftest import WRN
+from tests.test_searching import SETTINGS, SPACE_ARGS
+
+
+def scored(params: int, macs: int, score: float) -> Architecture:
+    return Architecture("space", {}, {"a": f"{params} {macs} {score}"}, {"params": params, "macs": macs}, score)
+
+
+def test_nobody_beats_what_is_on_the_front() -> None:
+    cheap, middle, best = scored(1, 5, 1.0), scored(2, 4, 3.0), scored(9, 9, 4.0)
+    beaten = [scored(2, 5, 3.0), scored(9, 9, 3.9), scored(3, 5, 2.9), scored(1, 5, 0.5)]
+    twin = scored(2, 4, 3.0)
+    assert nondominated([*beaten, best, middle, cheap, twin], higher_is_better=True) == [cheap, middle, twin, best]
+    assert nondominated([cheap, middle, best], higher_is_better=False) == [cheap, middle]
+
+
+@pytest.mark.parametrize(
+    ("text", "points", "budgets"),
+    [
+        ("10%..60%", 6, ["10%", "20%", "30%", "40%", "50%", "60%"]),
+        ("macs=1M..2M", 3, ["macs=1M", "macs=1.5M", "macs=2M"]),
+        ("latency=2ms..5ms", 2, ["latency=2ms", "latency=5ms"]),
+    ],
+)
+def test_budgets_are_evenly_spaced(text: str, points: int, budgets: list[str]) -> None:
+    assert spaced(text, points) == budgets
+
+
+@pytest.mark.parametrize(("text", "points"), [("10%", 3), ("60%..10%", 3), ("10%..400K", 3), ("10%..20%", 1)])
+def test_what_is_no_range(text: str, points: int) -> None:
+    with pytest.raises(BudgetError, match="no range"):
+        spaced(text, points)
+
+
+def test_one_run_finds_the_best_for_each_budget(tmp_path: Path) -> None:
+    settings = SearchSettings(**{**SETTINGS, "budgets": ["20%", "40%", "60%"]})  # type: ignore[arg-type]
+    found = front(settings, tmp_path)
+    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) >= len(found.everything)
+    table = table_of(settings)
+    best = -math.inf
+    for label, one in found.chosen.items():
+        assert one.params <= Budget.parse(label).bounds(table)["params"][1]
+        assert one.score is not None
+        assert one.score >= best  # what meets a budget meets a greater one
+        best = one.score
+        assert one in found.architectures
+    assert found.teacher.choices == dict.fromkeys(table.labels, "S")
+    assert set(found.single["B(2)"].choices.values()) == {"B(2)"}
+    with (tmp_path / "front.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["id"] for row in rows[: len(found.architectures)]] == [one.id for one in found.architectures]
+    assert {"teacher", "B(2) in every block"} <= {row["network"] for row in rows}
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["front", "--space", WRN, *(f"--space-arg={name}={value}" for name, value in SPACE_ARGS.items())]
+    command += ["--data", "digits", "--samples", "6", "--batch-size", "8", "--device", "cpu", "--processes", "1"]
+    assert main([*command, "--budgets", "20%..60%", "--points", "2", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")][2:] == [
+        "20%", "60%", "teacher",
+    ]  # fmt: skip
+    assert main(["show", str(tmp_path / "20%")]) == 0
+    assert (tmp_path / "20%/preferences.png").exists()
+    assert main(["show", str(tmp_path / "20%/best.json"), "--out", str(tmp_path / "best.svg")]) == 0
+    assert "<svg" in (tmp_path / "best.svg").read_text()
+    best = Architecture.load(tmp_path / "20%/best.json")
+    assert f"{best.params / best.teacher().params:.1%} of the teacher's params" in capsys.readouterr().out
+    assert main(["show", str(tmp_path / "20%/best.json"), "--out", str(tmp_path / "best.txt")]) == 2
+    assert "a picture's name ends in .png or .svg" in capsys.readouterr().err
