@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nni_blockswap.errors import ExportError
+from nni_blockswap.exporting.dead_code import drop_dead
 from nni_blockswap.exporting.snapshot import Snapshot, first_line
 from nni_blockswap.exporting.tracing import FlatTracer
 
@@ -43,7 +44,9 @@ def fold_batch_norms(snapshot: Snapshot) -> None:
 def _pairs(network: nn.Module) -> Iterator[tuple[Convolution, BatchNorm]]:
     """(convolution, BN) where the first feeds the second and nothing else, and both are called once."""
     whole = nn.Sequential(network)
-    called = [node for node in FlatTracer().trace(whole).nodes if node.op == "call_module"]
+    graph = FlatTracer().trace(whole)
+    drop_dead(graph, whole)
+    called = [node for node in graph.nodes if node.op == "call_module"]
     times = Counter(whole.get_submodule(node.target) for node in called)
     for node in called:
         convolution = whole.get_submodule(node.target)

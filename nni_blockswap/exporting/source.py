@@ -1,13 +1,15 @@
 """A network as a Python file that needs torch alone: a class for each kind of module, ``build()`` and ``load()``."""
 
 import re
+from functools import partial
 from keyword import iskeyword
 
 from torch import Tensor, nn
 
 from nni_blockswap.exporting.constructors import Call, layer
 from nni_blockswap.exporting.statements import forward_method, literal
-from nni_blockswap.exporting.tracing import Outline, is_container, is_layer, is_numbered
+from nni_blockswap.exporting.tracing import Outline
+from nni_blockswap.exporting.vocabulary import is_layer, is_numbered
 
 FILE = '''"""{title}
 
@@ -76,7 +78,7 @@ class Source:
             return Call("nn.Identity(", [])  # it keeps a place among others
         if is_layer(module):
             return layer(module)
-        if is_container(module):
+        if self._outline.is_container(module):
             return self._container(module)
         parts = [(f"{_argument(name)}=", self._module(part)) for name, part in self._parts(module).items()]
         tensors = [(f"{name}=", _empty(getattr(module, name))) for name in self._tensors(module)]
@@ -114,10 +116,25 @@ class Source:
         return _indented(lines)
 
     def _forward(self, module: nn.Module) -> str:
-        ways = {_indented(forward_method(graph, module)) for graph in self._outline.graphs.get(module, [])}
+        place = partial(self._place, module)
+        ways = {_indented(forward_method(graph, place)) for graph in self._outline.graphs.get(module, [])}
         if len(ways) > 1:
             raise TypeError(f"a {type(module).__name__} is called more than once and does not do the same each time")
         return "".join(ways)
+
+    def _place(self, owner: nn.Module, path: str) -> str:
+        """How a method of ``owner`` names what lies at ``path`` below it, such as ``self.heads["main"][0]``."""
+        text, module = "self", owner
+        for atom in path.split("."):
+            container = self._outline.is_container(module)
+            if container and isinstance(module, nn.ModuleDict):
+                text += f"[{literal(atom)}]"
+            elif container and is_numbered(module):
+                text += f"[{atom}]"
+            else:
+                text = f"{text}.{atom}" if atom.isidentifier() else f"getattr({text}, {literal(atom)})"
+            module = module._modules.get(atom) or module
+        return text
 
     def _parts(self, module: nn.Module) -> dict[str, nn.Module]:
         return {name: part for name, part in module.named_children() if self._is_used(part)}

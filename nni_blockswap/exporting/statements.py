@@ -4,13 +4,13 @@ import inspect
 import json
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
-from nni_blockswap.exporting.tracing import is_container, is_numbered, spelled
+from nni_blockswap.exporting.vocabulary import spelled
 
 INFIX = {
     operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/", operator.floordiv: "//",
@@ -18,25 +18,22 @@ INFIX = {
     operator.gt: ">", operator.ge: ">=",
 }  # fmt: skip
 
-READS = {getattr, operator.getitem, *INFIX}
-"""Functions without effect, which are left out where nobody uses what they give."""
 
+def forward_method(graph: fx.Graph, place: Callable[[str], str]) -> list[str]:
+    """The lines of ``def forward(self, ...)`` for a module's graph.
 
-def forward_method(graph: fx.Graph, owner: nn.Module) -> list[str]:
-    """The lines of ``def forward(self, ...)`` for a module's graph, whose names are paths below ``owner``.
-
-    Checks of the input (``torch._assert``) are left out: their messages are about the tracing.
+    Args:
+        place: how the method names what lies at a path below its module.
 
     Raises:
         TypeError: a function or a constant has no spelling that needs torch and Python alone.
     """
-    _drop_checks(graph)
     inputs = [node.name for node in graph.nodes if node.op == "placeholder"]
     lines = [f"def forward({', '.join(['self', *inputs])}):"]
     names: dict[fx.Node, str] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
-            names[node] = _place(owner, str(node.target))
+            names[node] = place(str(node.target))
         elif node.target is getattr:
             names[node] = f"{literal(node.args[0], names)}.{node.args[1]}"
         elif node.op == "output":
@@ -44,14 +41,8 @@ def forward_method(graph: fx.Graph, owner: nn.Module) -> list[str]:
         else:
             names[node] = node.name
             if node.op != "placeholder":
-                lines.append(f"    {node.name} = {_expression(node, owner, names)}")
+                lines.append(f"    {node.name} = {_expression(node, place, names)}")
     return _returned_at_once(lines)
-
-
-def _drop_checks(graph: fx.Graph) -> None:
-    for node in reversed(graph.nodes):
-        if not node.users and (node.op == "get_attr" or node.target is torch._assert or node.target in READS):
-            graph.erase_node(node)
 
 
 def _returned_at_once(lines: list[str]) -> list[str]:
@@ -60,12 +51,12 @@ def _returned_at_once(lines: list[str]) -> list[str]:
     return [*before, f"    return {expression}"] if end.strip() == f"return {name}" else lines
 
 
-def _expression(node: fx.Node, owner: nn.Module, names: Mapping[fx.Node, str]) -> str:
+def _expression(node: fx.Node, place: Callable[[str], str], names: Mapping[fx.Node, str]) -> str:
     given = [literal(one, names) for one in node.args]
     if node.op == "call_method":
         return f"{given[0]}.{node.target}({_arguments(given[1:], node.kwargs, names)})"
     if node.op == "call_module":
-        return f"{_place(owner, str(node.target))}({_arguments(given, node.kwargs, names)})"
+        return f"{place(str(node.target))}({_arguments(given, node.kwargs, names)})"
     if node.target in INFIX:
         return f"{given[0]} {INFIX[node.target]} {given[1]}"
     if node.target is operator.getitem:
@@ -88,25 +79,6 @@ def _not_default(node: fx.Node) -> dict[str, Any]:
         return dict(node.kwargs)
     default = {name: parameter.default for name, parameter in parameters.items()}
     return {name: value for name, value in node.kwargs.items() if name not in default or value != default[name]}
-
-
-def _place(owner: nn.Module, path: str) -> str:
-    """How a method of ``owner`` names what lies at ``path`` below it.
-
-    Example:
-        >>> _place(nn.ModuleDict({"head": nn.Sequential(nn.ReLU())}), "head.0")
-        'self["head"][0]'
-    """
-    text, module = "self", owner
-    for atom in path.split("."):
-        if is_container(module) and isinstance(module, nn.ModuleDict):
-            text += f"[{literal(atom)}]"
-        elif is_container(module) and is_numbered(module):
-            text += f"[{atom}]"
-        else:
-            text = f"{text}.{atom}" if atom.isidentifier() else f"getattr({text}, {literal(atom)})"
-        module = module._modules.get(atom) or module
-    return text
 
 
 def _index(key: Any, names: Mapping[fx.Node, str]) -> str:

@@ -1,55 +1,17 @@
-"""Following a network with torch.fx, down to torch's own modules and functions."""
+"""Following a network with torch.fx, down to torch's own layers and functions."""
 
 import inspect
-import math
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from types import FunctionType
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
+from nni_blockswap.exporting.dead_code import drop_dead
 from nni_blockswap.exporting.snapshot import parts_of
-
-NAMESPACES = {"F": functional, "torch": torch, "operator": operator, "math": math}
-"""Where a function may come from, by the name that generated code gives the place."""
-
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
-
-def spelled(function: Any) -> str | None:
-    """How generated code names a function, or None where neither torch nor Python has it.
-
-    Example:
-        >>> spelled(functional.relu), spelled(torch.flatten), spelled(inspect.signature)
-        ('F.relu', 'torch.flatten', None)
-    """
-    name = getattr(function, "__name__", "")
-    for prefix, namespace in NAMESPACES.items():
-        if getattr(namespace, name, None) is function:
-            return f"{prefix}.{name}"
-    return None
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Whether a module is one of torch.nn's own that is not looked into: a convolution, a ReLU."""
-    bare = type(module) is nn.Module or isinstance(module, CONTAINERS)
-    return getattr(nn, type(module).__name__, None) is type(module) and not bare
-
-
-def is_container(module: nn.Module) -> bool:
-    """Whether a module does what torch's Sequential, ModuleList or ModuleDict does and nothing else."""
-    plain = any(isinstance(module, kind) and type(module).forward is kind.forward for kind in CONTAINERS)
-    return plain and not module._parameters and not module._buffers
-
-
-def is_numbered(module: nn.Module) -> bool:
-    """Whether a module's parts are called 0, 1, 2, ... in order."""
-    return list(module._modules) == [str(number) for number in range(len(module._modules))]
+from nni_blockswap.exporting.vocabulary import is_container, is_layer, spelled
 
 
 class FlatTracer(fx.Tracer):
@@ -76,8 +38,10 @@ class Outline(FlatTracer):
 
     Attributes:
         graphs: by module, one for each time that it is called; those that only pass on what they are given have none.
-        used: modules that are called or of which a tensor is read.
-        read: names of the tensors that graphs read, by the module that holds them.
+        used: modules that graphs call or of which they read a tensor.
+        read: names of those tensors, by the module that holds them.
+        dissolved: classes of modules that hand values to others behind their callers' backs, and so have no graph of
+            their own: what they do is in the graphs of their callers.
         stuck_in: the class whose forward pass could not be followed.
     """
 
@@ -86,13 +50,38 @@ class Outline(FlatTracer):
         self.graphs: dict[nn.Module, list[fx.Graph]] = {}
         self.used: set[nn.Module] = set()
         self.read: dict[nn.Module, set[str]] = {}
+        self.dissolved: set[type[nn.Module]] = set()
         self.stuck_in = ""
         self._owner: nn.Module
 
     def follow(self, network: nn.Module) -> None:
         """Trace ``network(images)``. Raises whatever a network raises that cannot be traced."""
-        self._owner = nn.Sequential(network)  # so that the network itself is called, its other arguments at defaults
-        self.trace(self._owner)
+        whole = nn.Sequential(network)  # so that the network is called, its other arguments at their defaults
+        while whole not in self.graphs:
+            self._owner = whole
+            try:
+                self.graphs[whole] = [self.trace(whole)]
+            except _HandedOver as handed_over:
+                self.dissolved.add(handed_over.module_class)
+                self.graphs, self.stuck_in = {}, ""
+        for owner, graphs in self.graphs.items():
+            for graph in graphs:
+                self._note(owner, graph)
+
+    def _note(self, owner: nn.Module, graph: fx.Graph) -> None:
+        """What a graph calls and reads."""
+        for node in graph.nodes:
+            if node.op == "call_module":
+                self.used.add(owner.get_submodule(str(node.target)))
+            elif node.op == "get_attr":
+                path, _, name = str(node.target).rpartition(".")
+                holder = owner.get_submodule(path)
+                self.used.add(holder)
+                self.read.setdefault(holder, set()).add(name)
+
+    def is_container(self, module: nn.Module) -> bool:
+        """Whether a module does no more than torch's containers do, and all that is in it is called as a whole."""
+        return is_container(module) and not any(type(part) in self.dissolved for part in module.children())
 
     def path_of_module(self, mod: nn.Module) -> str:
         for name, module in self._owner.named_modules(remove_duplicate=False):
@@ -107,8 +96,9 @@ class Outline(FlatTracer):
             return args[0]
         path = self.path_of_module(m)
         if is_layer(m):
-            self.used.add(m)
             return self.create_proxy("call_module", path, args, kwargs)
+        if type(m) in self.dissolved:
+            return forward(*args, **kwargs)
         given: dict[fx.Node, Any] = {}
         names = [*inspect.signature(m.forward).parameters][: len(args)]
         names += ["inputs"] * (len(args) - len(names))
@@ -118,8 +108,8 @@ class Outline(FlatTracer):
             if isinstance(result, fx.Proxy) and result.node in given:
                 return given[result.node]
             self.create_node("output", "output", (self.create_arg(result),), {})
+            drop_dead(self.graph, m)
             self.graphs.setdefault(m, []).append(self.graph)
-        self.used.add(m)
         return _unpacked(self.create_proxy("call_module", path, tuple(given.values()), {}), result)
 
     @contextmanager
@@ -151,7 +141,8 @@ class Outline(FlatTracer):
         if isinstance(a, Tensor):
             return self.create_node("get_attr", self._path_of_tensor(a), (), {})
         if isinstance(a, fx.Proxy) and a.node.graph is not self.graph:
-            raise NameError(f"a {type(self._owner).__name__} uses a value that was not given to it")
+            made_in = (module for module, graphs in self.graphs.items() if a.node.graph in graphs)
+            raise _HandedOver(type(next(made_in, self._owner)))  # of a graph that is not finished: a caller's
         return super().create_arg(a)
 
     def _path_of_tensor(self, tensor: Tensor) -> str:
@@ -160,10 +151,6 @@ class Outline(FlatTracer):
         if path is None:  # an attribute that is no buffer, or made by the forward pass from nothing
             path = f"constant_{len(self._owner._buffers)}"
             self._owner.register_buffer(path, tensor)
-        holder, _, name = path.rpartition(".")
-        module = self._owner.get_submodule(holder)
-        self.used.add(module)
-        self.read.setdefault(module, set()).add(name)
         return path
 
 
@@ -176,3 +163,11 @@ def _unpacked(proxy: Any, like: Any) -> Any:
     if isinstance(like, Mapping):
         return {key: _unpacked(proxy[key], value) for key, value in like.items()}
     return type(like)(_unpacked(proxy[place], value) for place, value in enumerate(like))
+
+
+class _HandedOver(Exception):  # noqa: N818  # it asks for another attempt
+    """A value that was not returned by the one module, or not given to the other."""
+
+    def __init__(self, module_class: type[nn.Module]) -> None:
+        super().__init__(f"a {module_class.__name__} hands over values behind its caller's back")
+        self.module_class = module_class

@@ -41,6 +41,13 @@ def rewritten_wide_resnet() -> nn.Module:
     return network
 
 
+def swapped_resnet18() -> nn.Module:
+    """A student of one's own network, whose code stays while other modules stand in the place of its own."""
+    given = {"model": "torchvision.models:resnet18", "model_args": {"num_classes": 10}, "input_size": [3, 32, 32]}
+    choices = ["B(2)", "S", "G(4)", "BG(2,4)"] * 2
+    return Architecture.from_choices("search_spaces.network:NetworkSpace", choices, given).build()
+
+
 def vgg11_bn() -> nn.Module:
     network = torchvision.models.vgg11_bn()
     network.classifier = nn.Linear(512 * 7 * 7, 10)  # its own has 120 million weights
@@ -51,6 +58,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "wide_resnet": (wide_resnet, (3, 8, 8)),
     "rewritten": (rewritten_wide_resnet, (3, 8, 8)),
     "resnet18": (torchvision.models.resnet18, (3, 64, 64)),
+    "swapped_resnet18": (swapped_resnet18, (3, 32, 32)),
     "mobilenet_v2": (torchvision.models.mobilenet_v2, (3, 32, 32)),
     "vgg11_bn": (vgg11_bn, (3, 32, 32)),
 }
