@@ -48,6 +48,34 @@ class Network:
         return self.name + "".join(f"-{name}" for name in ("aux_logits",) if self.settings.get(name))
 
 
+IMAGE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def paths(found: Findings) -> list[str]:
+    return [site.path for site in found.sites]
+
+
+def stays(found: Findings) -> dict[str, str]:
+    return {kept.path: kept.reason for kept in found.kept}
+
+
+def conv(inner: int = 8, outer: int = 8, kernel: int = 3, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(inner, outer, kernel, **{"padding": kernel // 2, **options})
+
+
+class Sum(nn.Module):
+    """x + f(x) after a stem."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.stem = conv(3)
+        self.f = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return x + self.f(x)
+
+
 class FunctionalBlock(nn.Module):
     """A residual block that calls its activation and its dropout as functions."""
 
