@@ -88,7 +88,7 @@ def activation_like(network: nn.Module, site: Found) -> nn.Module:
 def _resized(original: nn.Module, channels: int) -> nn.Module:
     norm = copy.deepcopy(original)
     for name, tensor in (*original.named_parameters(recurse=False), *original.named_buffers(recurse=False)):
-        fresh = tensor.detach().new_full((channels,) if tensor.dim() else (), name in ("weight", "running_var"))
+        fresh = tensor.new_full((channels,) if tensor.dim() else (), name in ("weight", "running_var"))
         setattr(norm, name, nn.Parameter(fresh) if isinstance(tensor, nn.Parameter) else fresh)
     if isinstance(norm, nn.GroupNorm):
         size = norm.num_channels // norm.num_groups

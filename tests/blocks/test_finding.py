@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from nni_blockswap.blocks.finding import find
 from nni_blockswap.blocks.found import Findings
@@ -150,61 +149,6 @@ def test_a_network_of_sequences_alone() -> None:
         ("2.0", "same", "2.1", "2.2"),
         ("3", (1, 1), "2.1", "2.2"),
     ]
-
-
-@pytest.mark.parametrize(
-    ("layers", "expected"),
-    [
-        ([conv(), nn.ReLU(), conv()], ["f"]),  # no normalisation
-        ([conv(), nn.Sequential(nn.BatchNorm2d(8), nn.SiLU()), nn.Dropout(), conv(), nn.BatchNorm2d(8)], ["f"]),
-        ([conv(), nn.ReLU(), conv(kernel=5)], ["f.0", "f.2"]),  # two kernels
-        ([conv(), nn.ReLU(), conv(), conv(kernel=1)], ["f.0", "f.2"]),  # a bottleneck
-        ([conv(padding=2), conv(padding=0)], ["f.0", "f.1"]),  # a size of its own between
-        ([conv(), nn.MaxPool2d(3, 2, 1), nn.Upsample(scale_factor=2), conv()], ["f.0", "f.3"]),
-        ([conv(outer=16), nn.ReLU(), conv(16, 16, groups=16), nn.ReLU6(), conv(16, kernel=1)], ["f.0"]),
-        ([conv(outer=16, kernel=1), nn.ReLU(), conv(16, 16, groups=16), conv(16, kernel=1)], ["f"]),
-    ],
-)
-def test_chains(layers: list[nn.Module], expected: list[str]) -> None:
-    assert paths(find(Sum(*layers), IMAGE)) == expected
-
-
-class Used(nn.Module):
-    """Two convolutions, the first of which gives more than the second takes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.one, self.two = conv(3), conv(), conv()
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.stem(x)
-        y = functional.relu(self.one(x))
-        return x + self.two(y), y
-
-
-class Flat(nn.Module):
-    """Two branches whose modules are the network's own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.a1, self.a2, self.b1, self.b2 = conv(3), conv(), conv(), conv(), conv()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = x + self.a2(self.a1(x).relu())
-        return x + self.b2(self.b1(x).relu_())
-
-
-def test_no_two_sites_have_one_path() -> None:
-    found = find(Flat(), IMAGE)
-    assert [(site.path, site.steps) for site in found.sites] == [
-        ("a1", ("a1", "ReLU()", "a2")),
-        ("b1", ("b1", "ReLU()", "b2")),
-    ]
-
-
-def test_what_is_used_elsewhere_is_no_chain() -> None:
-    assert paths(find(Used(), IMAGE)) == ["one", "two"]
 
 
 def test_the_table_that_a_person_reads() -> None:

@@ -151,6 +151,15 @@ def test_hooks_and_modes_of_what_stays() -> None:
     assert [path for path, module in network.named_modules() if not module.training] == ["blocks.1.bn1"]
 
 
+def test_what_the_network_does_in_place_between_leaves_the_result_alone() -> None:
+    network, images = PreActivation(), torch.rand(2, 3, 16, 16)  # its ReLU works in place
+    site = find(network, images).sites[0]
+    new = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Sigmoid())  # whose gradient needs its output as it was
+    replace(network, site, new)
+    network(images).sum().backward()
+    assert new[0].weight.grad.abs().sum() > 0
+
+
 def test_a_site_can_be_replaced_again(swapped: tuple[nn.Module, Findings, Tensor]) -> None:
     model, found, images = swapped
     new = other(found.sites[1])
