@@ -128,8 +128,12 @@ class Architecture:
         missing = {"space", "choices"} - content.keys() if isinstance(content, dict) else {"space", "choices"}
         if missing:
             raise SpaceError(f"{where} is not an architecture: it lacks {' and '.join(sorted(missing))}.")
+        kinds = {"space": str, "choices": list | dict, "space_args": dict | None, "score": float | int | None}
+        for name, kind in {**kinds, "provenance": dict | None}.items():
+            if not isinstance(content.get(name), kind):
+                raise SpaceError(f"{where} is not an architecture: its {name} is {content[name]!r}.")
         found = cls.from_choices(content["space"], content["choices"], content.get("space_args"))
-        provenance = content.get("provenance", {})
+        provenance = content.get("provenance") or {}
         measured = {name: content[name] for name in provenance.get("measured", {}) if name in content}
         return replace(found, costs={**found.costs, **measured}, score=content.get("score"), provenance=provenance)
 

@@ -39,8 +39,8 @@ class WideResNetSpace(BlockSpace):
         extra: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        if depth < 10 or (depth - 4) % 6:
-            raise SpaceError(f"the depth of a wide ResNet is 6n + 4 (10, 16, 22, 28, 40, ...), not {depth}.")
+        if not 10 <= depth <= 1000 or (depth - 4) % 6:
+            raise SpaceError(f"the depth of a wide ResNet is 6n + 4 (10, 16, 22, 28, 40, ..., 1000), not {depth}.")
         self.input_size = (in_channels, image_size, image_size)
         blocks = _blocks((depth - 4) // 6, width, extra)
         self.conv = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)

@@ -19,7 +19,7 @@ from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import BudgetError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-_NUMBER = r"\d+(?:\.\d+)?"
+_NUMBER = r"\d{1,24}(?:\.\d{1,24})?"
 _RESOURCE = r"[a-z_]\w*|[\w.]+:[\w.]+"
 _LIMIT = re.compile(rf"(?:(?P<resource>{_RESOURCE})=)?(?P<number>{_NUMBER})(?P<unit>[a-z%]*)", re.IGNORECASE)
 _BAND = re.compile(rf"(?P<percent>{_NUMBER})%")

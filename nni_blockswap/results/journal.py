@@ -6,13 +6,19 @@ against a killed process; what the operating system had not yet written when the
 """
 
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.files import read_json, write_json
 from nni_blockswap.scoring.proxies import Score
+
+PATIENCE = 60.0
+"""Seconds to wait for another search in the same folder: NNI's dispatcher outlives a killed manager for a while."""
 
 
 class Journal:
@@ -29,17 +35,22 @@ class Journal:
 
     def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
         self._scores: dict[tuple[int, str], Score] = {}
-        self._folder, self._stream = folder, None
-        if folder is not None:
-            path = folder / "scores.jsonl"
+        self._folder, self._stream, self._lock = folder, None, None
+        if folder is None:
+            return
+        try:
+            self._lock = _locked(folder)
             try:
                 _check_identity(folder, json.loads(json.dumps(identity)))
-                self._read(path)
-                self._stream = path.open("a", encoding="utf-8")
-            except OSError as error:
-                raise ConfigError(
-                    f"'{folder}' is no folder that can be written to ({error.strerror}); choose another output folder."
-                ) from error
+                self._read(folder / "scores.jsonl")
+                self._stream = (folder / "scores.jsonl").open("a", encoding="utf-8")
+            except BaseException:
+                self._lock.release()
+                raise
+        except OSError as error:
+            raise ConfigError(
+                f"'{folder}' is no folder that can be written to ({error.strerror}); choose another output folder."
+            ) from error
 
     def __len__(self) -> int:
         return len(self._scores)
@@ -58,14 +69,14 @@ class Journal:
         """Record a score; no kill of this process can lose it once this returns."""
         self._scores[init, choices] = score
         if self._stream is not None:
-            record = {"init": init, "choices": choices, "score": score.value, "blocks": score.blocks}
-            self._stream.write(json.dumps(record) + "\n")
+            self._stream.write(_line(init, choices, score))
             self._stream.flush()
 
     def close(self) -> None:
         """Close the file; where there is no score, other settings may use the folder."""
-        if self._folder is not None and self._stream is not None:
+        if self._folder is not None and self._stream is not None and self._lock is not None:
             self._stream.close()
+            self._lock.release()
             if not self._scores:
                 (self._folder / "search.json").unlink(missing_ok=True)
 
@@ -76,12 +87,54 @@ class Journal:
         if rest:  # a line that was being written when the search was killed
             with path.open("r+b") as stream:
                 stream.truncate(len(complete) + bool(complete))
-        try:
-            for line in complete.decode().splitlines():
-                record = json.loads(line)
-                self._scores[record["init"], record["choices"]] = Score(record["score"], tuple(record["blocks"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise StateError(f"'{path}' is damaged ({error}); delete the damaged line and start again.") from error
+        for number, line in enumerate(complete.splitlines(), start=1):
+            try:
+                init, choices, score = _record(line)
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise StateError(
+                    f"line {number} of '{path}' is damaged ({error}); delete the line and start again: its score is "
+                    "found anew."
+                ) from error
+            self._scores[init, choices] = score
+
+
+def _line(init: int, choices: str, score: Score) -> str:
+    """A score as a line of the file, with a checksum of it."""
+    record = {"init": init, "choices": choices, "score": score.value, "blocks": list(score.blocks)}
+    return json.dumps({**record, "crc": _checksum(record)}) + "\n"
+
+
+def _record(line: bytes) -> tuple[int, str, Score]:
+    """What ``_line`` wrote; versions before had no checksum. ValueError, KeyError, TypeError where it is damaged."""
+    record = dict(json.loads(line))
+    checksum = record.pop("crc", None)
+    if record.keys() != {"init", "choices", "score", "blocks"} or checksum not in (None, _checksum(record)):
+        raise ValueError("it is not what was written")
+    init, choices, numbers = record["init"], record["choices"], [record["score"], *record["blocks"]]
+    if (
+        not isinstance(init, int)
+        or not isinstance(choices, str)
+        or not all(isinstance(one, float | int) for one in numbers)
+    ):
+        raise TypeError("it is no score")
+    return init, str(choices), Score(numbers[0], tuple(numbers[1:]))
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(record).encode()):08x}"
+
+
+def _locked(folder: Path) -> FileLock:
+    """Keep other searches out of ``folder``. The lock is the operating system's: it falls with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise StateError(
+            f"another search is at work in '{folder}'; wait for its end, or choose another output folder."
+        ) from None
+    return lock
 
 
 def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
@@ -90,8 +143,8 @@ def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
         write_json(path, identity)
         return
     try:
-        before = read_json(path)
-    except ValueError as error:
+        before = dict(read_json(path))
+    except (ValueError, TypeError) as error:
         raise StateError(f"'{path}' is damaged; choose another output folder, or delete this one.") from error
     changed = [
         f"{key} was {before.get(key)!r}, now {identity.get(key)!r}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nni_blockswap.errors import ConfigError
+from nni_blockswap.seeds import check_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,7 @@ class ScoreSettings:
             check_count(name, getattr(self, name))
         if self.processes is not None:
             check_count("processes", self.processes)
-        if self.seed < 0:
-            raise ConfigError(f"seed is at least 0, not {self.seed!r}.")
+        check_seed(self.seed, "seed")
 
 
 def check_count(name: str, value: object) -> None:

@@ -85,7 +85,7 @@ def test_the_papers_experiments_lack_nothing_but_data(path, tmp_path):
         ({"trialCommand": "python -m trial.distill --init best"}, "a student starts from fresh or teacher, not 'best'"),
         ({"trialCommand": "python -m trial.distill --workers -1"}, "--workers must not be negative, as -1 is"),
         ({"tuner__classArgs__samples": 0}, "samples is a whole number of at least 1, not 0"),
-        ({"tuner__classArgs__seed": -1}, "seed is at least 0, not -1"),
+        ({"tuner__classArgs__seed": -1}, "seed must be a whole number from 0 to 4294967295, not -1"),
         ({"tuner__classArgs__space_args__num_classes": 5}, "digits has 10 classes and the network 5"),
         ({"tuner__classArgs__data_options": {"image_size": "x"}}, "the data set 'digits' cannot take the options"),
         ({"trialConcurrency": 0}, "trialConcurrency is a whole number of at least 1, not 0"),

@@ -1,4 +1,7 @@
 import math
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +84,62 @@ def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
     path.write_text("garbage\n" + path.read_text())
     with pytest.raises(StateError, match=r"scores\.jsonl' is damaged"):
         Journal(tmp_path, IDENTITY)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    fill(tmp_path)
+    path = tmp_path / "scores.jsonl"
+    sound = path.read_bytes()
+    for position in range(0, len(sound) - 1, 7):
+        damaged = bytearray(sound)
+        damaged[position] ^= 4
+        path.write_bytes(damaged)
+        with pytest.raises(StateError, match=r"line [12] of .*scores\.jsonl' is damaged"):
+            Journal(tmp_path, IDENTITY)
+    path.write_bytes(sound)
+    assert len(Journal(tmp_path, IDENTITY)) == 2
+
+
+def test_lines_of_earlier_versions_had_no_checksum(tmp_path: Path) -> None:
+    fill(tmp_path)
+    line = '{"init": 2, "choices": "S S", "score": 4.5, "blocks": [4.5]}\n'
+    with (tmp_path / "scores.jsonl").open("a") as stream:
+        stream.write(line)
+    assert Journal(tmp_path, IDENTITY)[2, "S S"] == Score(4.5, (4.5,))
+
+
+@pytest.mark.parametrize(
+    "line", ['{"init": 0, "choices": "S", "score": "high", "blocks": []}', "[]", "null", "[" * 9999]
+)
+def test_what_is_no_score_is_told(tmp_path: Path, line: str) -> None:
+    fill(tmp_path)
+    (tmp_path / "scores.jsonl").write_text(line + "\n")
+    with pytest.raises(StateError, match=r"line 1 of .* is damaged"):
+        Journal(tmp_path, IDENTITY)
+
+
+@pytest.mark.parametrize("content", ["null", "[]", '"text"', "[" * 100_000])
+def test_a_search_json_that_is_none_is_told(tmp_path: Path, content: str) -> None:
+    fill(tmp_path)
+    (tmp_path / "search.json").write_text(content)
+    with pytest.raises(StateError, match=r"search\.json' is damaged|other settings"):
+        Journal(tmp_path, IDENTITY)
+
+
+def test_one_search_at_a_time_works_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nni_blockswap.results.journal.PATIENCE", 0.05)
+    first = Journal(tmp_path, IDENTITY)
+    with pytest.raises(StateError, match="another search is at work in"):
+        Journal(tmp_path, IDENTITY)
+    first.close()
+    Journal(tmp_path, IDENTITY).close()
+
+
+def test_a_killed_search_holds_no_folder(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path; from nni_blockswap.results.journal import Journal\n"
+        "journal = Journal(Path(sys.argv[1]), {'seed': 0}); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == -signal.SIGKILL
+    Journal(tmp_path, {"seed": 0}).close()
