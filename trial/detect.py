@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser("python -m trial.detect", description=__doc__.partition("\n")[0])
     options.add_student(command)
+    detection_trial.add_comparison(command)
     options.add_space(command)
     options.add_data(command, default="coco")
     options.add_detection_recipe(command)

@@ -106,11 +106,13 @@ def placements(trials: Sequence[Trial]) -> "Figure":
         best, worst = (choose(budget.trials, key=lambda one: one.error) for choose in (min, max))
         for axes, name, one in zip(row, ("best", "worst"), (best, worst), strict=True):
             choices = one.architecture.choices
-            axes.bar(list(choices), [_rank(alone.get(label, {}), choice) for label, choice in choices.items()])
+            ranks = [_rank(alone.get(label, {}), choice) for label, choice in choices.items()]
+            axes.bar(list(choices), ranks, color="lightsteelblue")
+            axes.set_ylim(0, 1.4 * max(map(len, alone.values()), default=1))
             axes.set_title(f"{budget.variant}, {name}: {one.error:.2f} %{_deviations(one, budget)}", fontsize=9)
-            axes.tick_params(axis="x", rotation=90, labelsize=6)
+            axes.tick_params(axis="x", rotation=90, labelsize=7)
             for position, choice in enumerate(choices.values()):
-                axes.text(position, 0, f" {choice}", rotation=90, fontsize=5, ha="center", va="bottom")
+                axes.text(position, ranks[position], f" {choice}", rotation=90, fontsize=7, ha="center", va="bottom")
     drawn.supylabel("rank of the substitute alone")
     return drawn
 

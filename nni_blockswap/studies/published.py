@@ -212,9 +212,15 @@ def _cells(table: Table, pairs: Sequence[tuple[Row | None, Row | None]]) -> list
         cells += [_count(side.macs if side else None) for side in (own, paper)]
         cells += [_spread(own, first), _spread(paper, first), _difference(own, paper, first)]
         for name in others:
-            cells += [f"{side.figures[name]:.2f}" if side and name in side.figures else "" for side in (own, paper)]
+            cells += [_figure(side, name) for side in (own, paper)]
         rows.append(cells)
     return rows
+
+
+def _figure(side: Row | None, name: str) -> str:
+    """Nothing for COCO's -1, which says that there is no object of that size."""
+    value = side.figures.get(name, -1.0) if side else -1.0
+    return f"{value:.2f}" if value >= 0 else ""
 
 
 def _count(value: float | None) -> str:

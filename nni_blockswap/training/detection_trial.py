@@ -24,6 +24,13 @@ from nni_blockswap.training.running import Finished, fit
 from nni_blockswap.training.student import ARCHITECTURE, begin
 
 
+def add_comparison(command: argparse.ArgumentParser) -> None:
+    """Options for detectors that BlockSwap's are compared to; under NNI its tuner sets them."""
+    compared = command.add_argument_group("comparison")
+    compared.add_argument("--method", help="what the result is called in a report")
+    compared.add_argument("--variant", default="", help="the method's budget or setting, for the report")
+
+
 def detector(
     architecture: Architecture, space_args: Mapping[str, Any], *, detectors: str, classifiers: str
 ) -> Architecture:
@@ -67,7 +74,7 @@ def run(given: argparse.Namespace, *, detectors: str, classifiers: str) -> None:
         report = EpochReport(link.report_epoch if link else None, module.monitor)
         finished = fit(module, out, machine, [report, Description(architecture, None)], run=run.name)
         if finished.trainer.is_global_zero:
-            _conclude(architecture, module, finished, out, link)
+            _conclude(architecture, module, finished, out, link, _compared(given))
 
 
 def _exact(machine: Machine) -> Machine:
@@ -89,11 +96,21 @@ def _task(architecture: Architecture, given: argparse.Namespace) -> Coco:
 
 
 def _conclude(
-    architecture: Architecture, module: DetectionTraining, finished: Finished, out: Path, link: NNILink | None
+    architecture: Architecture,
+    module: DetectionTraining,
+    finished: Finished,
+    out: Path,
+    link: NNILink | None,
+    compared: Mapping[str, Any],
 ) -> None:
     """Say how it ended, and publish."""
     metric = module.task.metric
     figures = {name.replace("/", "_"): value for name, value in module.figures.items()}
-    figures[f"best_{metric.key}"] = finished.best
+    figures |= {f"best_{metric.key}": finished.best, **compared}
     publish(out, module.evaluated, finished, metric=metric, figures=figures, about=described(architecture), link=link)
     say(f"done: box AP {figures['box_AP']:.1%}, mask AP {figures['mask_AP']:.1%}; results in '{out}'.")
+
+
+def _compared(given: argparse.Namespace) -> dict[str, Any]:
+    """What names this run among those it is compared to; nothing outside a comparison."""
+    return {name: getattr(given, name) for name in ("method", "variant", "seed")} if given.method else {}

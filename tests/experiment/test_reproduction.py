@@ -13,7 +13,7 @@ from nni_blockswap.experiment.page import Part, write_page
 from nni_blockswap.experiment.reproduction import Plan, Scale, show
 from nni_blockswap.studies.comparison import Comparison
 from tests.studies.test_report import GROUPED, MIXED, trial
-from trial import distill
+from trial import detect, distill
 
 ROOT = Path(__file__).parents[2]
 PLAN = ROOT / "reproduce.yml"
@@ -27,10 +27,11 @@ def test_the_shipped_plan_has_comparisons_and_commands_that_there_are(name) -> N
         config = Config(path)
         changed = {**config.arguments["comparison"], **scale.experiments.get(experiment, {})}
         assert Comparison.read(changed).size(blocks) > 0
-        command = f"{config.content['trialCommand']} {scale.trial}".split("trial.distill ")[1]
-        assert distill.parser().parse_args(command.split()).epochs == {"tiny": 3, "short": 5}.get(
-            name, 100 if experiment == "imagenet" else 200
-        )
+        module, _, command = f"{config.content['trialCommand']} {scale.trial}".removeprefix("python -m ").partition(" ")
+        if experiment not in scale.without:
+            parser = {"trial.distill": distill, "trial.detect": detect}[module].parser()
+            papers = {"imagenet": 100, "coco": 26}.get(experiment, 200)
+            assert parser.parse_args(command.split()).epochs == {"tiny": 3, "short": 5}.get(name, papers)
     named = {one for section in plan.sections for one in section.of}
     assert named == set(plan.experiments)
     assert set(scale.without) <= named
@@ -53,12 +54,12 @@ def folder(tmp_path):
 
 def test_the_page_has_every_section_of_what_is_there_and_says_what_is_missing(folder, tmp_path) -> None:
     page = tmp_path / "index.html"
-    faults = show(Plan(PLAN), Scale("Small.", without=["imagenet"]), {"mixing"}, folder, page)
+    faults = show(Plan(PLAN), Scale("Small.", without=["imagenet", "coco"]), {"mixing"}, folder, page)
     text = page.read_text()
     titles = re.findall("<h2>(.*?)</h2>", text)
     assert titles == [
         "Figure 2, block mixing", "Table 1, proxies and the final error", "Figure 5, good and bad placements",
-        "Table 3, ImageNet",
+        "Table 3, ImageNet", "Table 4, COCO",
     ]  # fmt: skip
     assert "Not at this scale: imagenet." in text
     (fault,) = faults
@@ -104,7 +105,7 @@ def test_the_smallest_scale_reproduces_everything(tmp_path, capsys) -> None:
     text = (tmp_path / "index.html").read_text()
     titles = re.findall("<h2>(.*?)</h2>", text)
     assert titles == [section.title for section in Plan(PLAN).sections]
-    assert text.count('class="note"') == 1  # ImageNet
+    assert text.count('class="note"') == 2  # ImageNet and COCO
     pictures = re.findall('src="(.*?)"', text)
     assert len(pictures) == 9
     assert all((tmp_path / picture).exists() for picture in pictures)

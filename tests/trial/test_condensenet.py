@@ -73,6 +73,18 @@ def test_a_report_takes_it_beside_trials_with_another_number_of_epochs(monkeypat
     assert row.params == DEPLOYED.params
 
 
+def test_it_is_born_again_of_a_teacher_of_its_own_kind(monkeypatch, tmp_path) -> None:
+    other = ["--space", "search_spaces.wide_resnet:WideResNetSpace", "--space-arg", "depth=10", "width=1"]
+    result = train(monkeypatch, tmp_path, {**RECIPE, "kd": 1, "temperature": 1}, *other)
+    (kept,) = (tmp_path / "t").glob("*/architecture.json")
+    assert Architecture.load(kept) == LEARNED
+    (weights,) = (tmp_path / "t").glob("*.pt")
+    masks = {name: mask for name, mask in torch.load(weights, weights_only=True).items() if name.endswith(".mask")}
+    assert {int(mask[0].sum()) * 4 for mask in masks.values()} == {mask.shape[1] for mask in masks.values()}
+    assert 0.3 < result["teacher_accuracy"] <= 1
+    assert result["own_kind"]
+
+
 def test_a_recipe_has_no_other_fields(monkeypatch, tmp_path) -> None:
     with pytest.raises(SystemExit, match="a recipe has no 'speed'"):
         train(monkeypatch, tmp_path, {"speed": 3})

@@ -21,6 +21,8 @@ from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError, StateError, TrainingError
 from nni_blockswap.experiment.classargs import read_settings
 from nni_blockswap.searching import search
+from nni_blockswap.studies.comparison import Comparison
+from nni_blockswap.studies.published import lay_beside
 from nni_blockswap.tasks.coco import Coco
 from nni_blockswap.training import detection_trial
 from nni_blockswap.training.average_precision import average_precision, results_of
@@ -230,6 +232,25 @@ def test_experiments_trial_trains_reports_and_is_complete(
     monkeypatch.setattr(sys, "argv", ["trial.detect", *command(coco_folder, classifier, out, "--limit-steps", "3")])
     with pytest.raises(StateError, match="another limit_steps;"):
         run()
+
+
+def test_a_trial_of_the_comparison_stands_in_table_4(
+    coco_folder: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = yaml.safe_load((ROOT / "experiments" / "coco_comparison.yml").read_text())
+    assert compared["trialCommand"] == experiment()["trialCommand"]
+    arguments = compared["tuner"]["classArgs"]
+    size = Comparison.read(arguments["comparison"]).size(blocks=16)
+    assert size == arguments["students"] == compared["maxTrialNumber"]
+    named = ["--method", "single", "--variant", "G(N)", "--seed", "3", "--epochs", "1"]
+    monkeypatch.setattr(sys, "argv", ["trial.detect", *command(coco_folder, classifier, tmp_path / "a", *named)])
+    run()
+    result = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert (result["method"], result["variant"], result["seed"]) == ("single", "G(N)", 3)
+    text = lay_beside("4", [tmp_path / "a"], tmp_path / "out")
+    (line,) = [line for line in text.splitlines() if line.startswith("| single")]
+    cells = [cell.strip() for cell in line.split("|")]
+    assert cells[8:11] == [f"{100 * result['box_AP']:.2f}", "22.30", f"{100 * result['box_AP'] - 22.3:+.2f}"]
 
 
 def test_boxes_are_decoded_in_float32_unless_told_otherwise(
