@@ -103,8 +103,13 @@ class Architecture:
         return Architecture.from_choices(self.space, dict.fromkeys(self.choices, ORIGINAL), self.space_args)
 
     def build(self) -> nn.Module:
-        """The network, its weights as the space's constructor draws them from torch's global generator."""
-        return load_space(self.space).build(self.choices, **self.space_args)
+        """The network, its weights as the space's constructor draws them from torch's global generator.
+
+        Its attribute ``architecture`` says which one it is.
+        """
+        network = load_space(self.space).build(self.choices, **self.space_args)
+        vars(network)["architecture"] = self
+        return network
 
     def scored(self, score: float, provenance: Mapping[str, Any]) -> "Architecture":
         """The same network with a score and how it came about."""

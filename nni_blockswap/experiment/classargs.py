@@ -20,7 +20,7 @@ def read_settings(arguments: Mapping[str, Any], search_space: Any, base: Path) -
     Args:
         arguments: classArgs.
         search_space: the candidates, in NNI's format.
-        base: what a relative ``data_root`` is relative to.
+        base: what a relative ``data_root`` or ``library`` is relative to.
 
     Raises:
         ConfigError: an argument is unknown, missing or of the wrong type; the first such fault.
@@ -32,8 +32,9 @@ def read_settings(arguments: Mapping[str, Any], search_space: Any, base: Path) -
     students, budget = settings.pop("students", 3), settings.pop("budget")
     settings.pop("comparison", None)
     check_count("students", students)
-    if settings.get("data_root") is not None:
-        settings["data_root"] = str(base / Path(settings["data_root"]).expanduser())
+    for name in ("data_root", "library"):
+        if settings.get(name) is not None:
+            settings[name] = str(base / Path(settings[name]).expanduser())
     return SearchSettings(budgets=[str(budget)], candidates=from_nni(search_space), **settings), students
 
 

@@ -26,7 +26,7 @@ from nni_blockswap.training.publishing import described, publish
 from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.reporting import AttentionPictures, Description, EpochReport
 from nni_blockswap.training.running import Finished, fit
-from nni_blockswap.training.starting import FRESH, check_start, start
+from nni_blockswap.training.starting import FRESH, check_start, remembering, start
 from nni_blockswap.training.student import ARCHITECTURE, COMPARISON, begin
 from nni_blockswap.training.teachers import TeacherPlan, check_fit, find_teacher, original_of
 
@@ -57,6 +57,7 @@ def run(given: argparse.Namespace) -> None:
     """Train the student that NNI or the command line names, and write its results."""
     architecture, out, link = begin(given)
     recipe, machine = check(given)
+    architecture = remembering(architecture, given.init)
     with occupied(out, _settings(architecture, recipe, given), _assumed()) as run:
         if is_first_process():
             architecture.save(out / ARCHITECTURE)

@@ -90,8 +90,9 @@ def distill(
         teacher: a trained network, which is not changed; None with ``beta=0``.
         train, val: batches (images, labels): a DataLoader, any iterable of batches that can be iterated again, a torch
             Dataset, or as ``train`` alone a LightningDataModule.
-        init: "teacher" copies what the teacher has of the same names and shapes, "fresh" draws new weights, None leaves
-            the student as it is.
+        init: "teacher" copies what the teacher has of the same names and shapes, "fresh" draws new weights,
+            "library=DIR" takes swapped blocks from a library and the rest from the teacher, of a student that an
+            Architecture built; None leaves the student as it is.
         loss: of outputs and labels, a scalar; None is cross-entropy.
         metric: a name and a function of outputs and labels, the mean over a batch, higher being better (else a
             ``Metric``); None is accuracy where labels are classes, else the loss.

@@ -66,7 +66,7 @@ def add_teacher(parser: argparse.ArgumentParser) -> None:
         "--init",
         default=FRESH,
         metavar="START",
-        help=f"what the student starts from: {', '.join(STARTS)}; default: {FRESH}",
+        help=f"what the student starts from: {', '.join(STARTS)}=DIR; default: {FRESH}",
     )
     parser.add_argument(
         "--attention-points",

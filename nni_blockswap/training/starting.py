@@ -1,12 +1,16 @@
 """What a student starts from: fresh weights, its teacher's, or what somebody else adds to the table."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError
+from nni_blockswap.library.assembling import furnish
+from nni_blockswap.library.library import Library
 
 Start = Callable[[nn.Module, nn.Module | None, str, int], str]
 """Sets the weights of a student, given its teacher if it has one, what stands after "=" in the option, and a seed; says
@@ -17,7 +21,7 @@ def start(student: nn.Module, how: str, teacher: nn.Module | None, seed: int) ->
     """Set the weights that ``student`` starts from.
 
     Args:
-        how: a name in ``STARTS``, with an argument where it takes one: "fresh", "teacher", "name=argument".
+        how: a name in ``STARTS``, with an argument where it takes one: "fresh", "teacher", "library=DIR".
         teacher: where it has one.
         seed: of what is drawn.
 
@@ -36,6 +40,15 @@ def check_start(how: str) -> None:
     """Raise ConfigError unless there is such a start."""
     if how.partition("=")[0] not in STARTS:
         raise ConfigError(f"a student starts from {' or '.join(STARTS)}, not '{how}'.")
+
+
+def remembering(architecture: Architecture, how: str) -> Architecture:
+    """``architecture`` whose provenance names the library that its network starts from, if any."""
+    name, _, folder = how.partition("=")
+    if name != LIBRARY:
+        return architecture
+    library = {"library": folder, "library_digest": Library.load(folder).digest}
+    return replace(architecture, provenance={**architecture.provenance, **library})
 
 
 def redraw(student: nn.Module, teacher: nn.Module | None, argument: str, seed: int) -> str:
@@ -86,5 +99,22 @@ def load_matching(network: nn.Module, state: Mapping[str, Tensor], prefix: str =
     return taken
 
 
-FRESH, TEACHER = "fresh", "teacher"
-STARTS: dict[str, Start] = {FRESH: redraw, TEACHER: from_teacher}
+def from_library(student: nn.Module, teacher: nn.Module | None, argument: str, seed: int) -> str:
+    """What is not swapped from the teacher, the rest from the library in the folder ``argument``.
+
+    Raises:
+        ConfigError: there is no folder or no teacher, or nobody knows which architecture the student is.
+        StateError: the library is of another space or teacher.
+    """
+    architecture: Architecture | None = getattr(student, "architecture", None)
+    if teacher is None or architecture is None or not argument:
+        raise ConfigError(
+            "a student starts from a library, library=DIR, if an Architecture has built it and it has a teacher."
+        )
+    library = Library.load(argument)
+    furnish(student, architecture, teacher.state_dict(), library)
+    return f"the library in '{argument}' ({library.digest})"
+
+
+FRESH, TEACHER, LIBRARY = "fresh", "teacher", "library"
+STARTS: dict[str, Start] = {FRESH: redraw, TEACHER: from_teacher, LIBRARY: from_library}

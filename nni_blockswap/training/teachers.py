@@ -55,7 +55,11 @@ def run(given: argparse.Namespace) -> None:
     if named is None:
         raise ConfigError("--space MODULE:CLASS or --architecture FILE says whose teacher to train.")
     plan = TeacherPlan(None, Path(given.teacher_dir), recipe.of_teacher(None))
-    find_teacher(named, task, data_options, plan, machine)
+    teacher = find_teacher(named, task, data_options, plan, machine)
+    if given.out is not None and is_first_process():
+        path = Path(given.out) / checkpoints.WEIGHTS
+        checkpoints.save(checkpoints.plain_state(teacher.network), path)
+        say(f"its weights are in '{path}'.")
 
 
 def find_teacher(

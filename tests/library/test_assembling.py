@@ -6,14 +6,20 @@ import pytest
 import torch
 
 from nni_blockswap import Architecture
-from nni_blockswap.architecture import cost_table
-from nni_blockswap.errors import StateError
-from nni_blockswap.library.assembling import assemble
+from nni_blockswap.architecture import NETWORK, cost_table
+from nni_blockswap.errors import ConfigError, StateError
+from nni_blockswap.library.assembling import assemble, branches
+from nni_blockswap.library.building import build
 from nni_blockswap.library.library import Library
+from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import load_teacher
 from nni_blockswap.tasks import make_task
+from nni_blockswap.training import distillation_trial
+from nni_blockswap.training.starting import remembering, start
 from tests.conftest import WRN
 from tests.library.conftest import SPACE_ARGS, make_teacher
+from tests.library.own import own
+from trial import distill
 
 
 def test_all_originals_are_the_teacher_to_the_bit(library: Library, teacher: Path) -> None:
@@ -57,3 +63,52 @@ def test_another_teacher_or_space_is_refused(library: Library, tmp_path: Path) -
     deeper = Architecture.from_choices(WRN, ["S"] * 6, {**SPACE_ARGS, "depth": 16})
     with pytest.raises(StateError, match=r"is of search_spaces.wide_resnet:WideResNetSpace with .*'depth': 10"):
         assemble(deeper, other, library)
+
+
+def test_a_student_starts_from_it_and_remembers_it(library: Library, teacher: Path) -> None:
+    original, _ = load_teacher(WRN, SPACE_ARGS, str(teacher))
+    architecture = Architecture.from_choices(WRN, ["W(1/2)", "S", "G(4)"], SPACE_ARGS)
+    student = architecture.build()
+    said = start(student, f"library={library.folder}", original, seed=0)
+    assert library.digest in said
+    expected = assemble(architecture, original.state_dict(), library).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in student.state_dict().items())
+    kept = remembering(architecture, f"library={library.folder}").provenance
+    assert kept == {"library": str(library.folder), "library_digest": library.digest}
+    for how, taught in (("library", original), (f"library={library.folder}", None)):
+        with pytest.raises(ConfigError, match="library=DIR, if an Architecture"):
+            start(student, how, taught, seed=0)
+
+
+def test_a_trial_starts_from_it(library: Library, teacher: Path, tmp_path: Path) -> None:
+    """With a rate so small that nothing changes but statistics, the weights of the assembled student come out."""
+    architecture = Architecture.from_choices(WRN, ["W(1/2)", "G(4)", "W(1/4)"], SPACE_ARGS)
+    architecture.save(tmp_path / "best.json")
+    command = f"--architecture {tmp_path}/best.json --init library={library.folder} --teacher {teacher} --data digits"
+    command += f" --data-option image_size=8 --epochs 1 --lr 1e-30 --limit-steps 2 --out {tmp_path}/student --beta 0"
+    distillation_trial.run(distill.parser().parse_args(command.split()))
+    weights = torch.load(tmp_path / "student" / "weights.pt", weights_only=True)
+    expected = assemble(architecture, torch.load(teacher, weights_only=True), library)
+    for name, value in expected.named_parameters():
+        torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-20)
+    kept = Architecture.load(tmp_path / "student" / "architecture.json").provenance
+    assert kept["library_digest"] == library.digest
+
+
+def test_a_users_own_network_is_taught_and_put_together_in_the_same_way(tmp_path: Path) -> None:
+    space_args = {"model": "tests.library.own:own", "input_size": [1, 8, 8], "extra": ["W(1/2)"]}
+    plain = {"steps": 2, "batch_size": 64, "held_out": 64, "device": "cpu", "data_options": {"image_size": 8}}
+    made = build(LibrarySettings(space=NETWORK, space_args=space_args, data="digits", **plain), tmp_path)
+    state = own().state_dict()
+    images, _ = make_task("digits", image_size=8).minibatch(16, seed=3)
+    count = len(made.errors)
+    all_original = assemble(Architecture.from_choices(NETWORK, ["S"] * count, space_args), state, made)
+    assert list(all_original.state_dict()) == list(state)
+    assert torch.equal(all_original(images), own().eval()(images))
+    narrow = Architecture.from_choices(NETWORK, ["S"] * (count - 1) + ["W(1/2)"], space_args)
+    student = assemble(narrow, state, made)
+    (branch,) = branches(student, narrow).values()
+    kept = made.weights(list(narrow.choices)[-1], "W(1/2)")
+    assert all(torch.equal(value, kept[name]) for name, value in branch.state_dict().items())
+    assert torch.equal(student.get_parameter("stem.weight"), state["stem.weight"])
+    assert student(images).shape == (16, 10)

@@ -70,5 +70,5 @@ def test_what_cannot_be_done_is_refused() -> None:
         start(nn.Linear(1, 1), "teacher", None, 0)
     with pytest.raises(ConfigError, match="no weights of the names and shapes"):
         start(nn.Linear(1, 1), "teacher", nn.Linear(2, 2), 0)
-    with pytest.raises(ConfigError, match="a student starts from fresh or teacher, not 'best'"):
+    with pytest.raises(ConfigError, match="a student starts from fresh or teacher or library, not 'best'"):
         start(nn.Linear(1, 1), "best", None, 0)

@@ -1,0 +1,47 @@
+"""A user's own network: a stem, two blocks of two convolutions and a head, functions called between them."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nni_blockswap.tasks import TASKS
+from nni_blockswap.tasks.classification import Classification, Labelled
+
+
+class Part(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 32, 3, padding=1), nn.Linear(32, 10)
+        self.first, self.second = Part(32), Part(32)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.second(self.first(self.stem(images))).mean((2, 3)))
+
+
+def own() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Own()
+
+
+class Squares(Classification):
+    """Noise in colours, 64x64; as much as is asked for."""
+
+    name, num_classes = "squares", 10
+
+    def minibatch(self, batch_size: int, *, seed: int, index: int = 0, augment: bool = True) -> Labelled:
+        generator = torch.Generator().manual_seed(1000 * seed + index)
+        return torch.randn(batch_size, 3, 64, 64, generator=generator), torch.arange(batch_size) % 10
+
+
+TASKS.register("squares", lambda root: Squares())

@@ -1,0 +1,74 @@
+"""Detectors and large classifiers: the same library, on networks whose blocks were somebody else's."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nni_blockswap import Architecture
+from nni_blockswap.architecture import complete_args
+from nni_blockswap.library.assembling import assemble
+from nni_blockswap.library.building import build
+from nni_blockswap.library.settings import LibrarySettings
+from nni_blockswap.library.teacher import load_teacher, original_of
+from nni_blockswap.library.watching import watch
+from nni_blockswap.training import checkpoints
+
+MASK = "search_spaces.mask_rcnn:MaskRCNNSpace"
+RESNET = "search_spaces.resnet:ResNetSpace"
+
+
+def teacher(space: str, space_args: dict[str, Any], path: Path) -> Path:
+    torch.manual_seed(0)
+    checkpoints.save(checkpoints.plain_state(original_of(space, space_args).build()), path)
+    return path
+
+
+def test_a_pass_ends_behind_the_last_block_that_is_watched(tmp_path: Path) -> None:
+    space_args = {"depth": 18, "num_classes": 3, "min_size": 64, "max_size": 64}
+    network, _ = load_teacher(MASK, space_args, str(teacher(MASK, space_args, tmp_path / "weights.pt")))
+    network.rpn.forward = lambda *_: pytest.fail("the heads were run")
+    shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
+    blocks = network.blocks()
+    looks = {block: lambda x, y, name=block.label: shapes.update({name: (x.shape, y.shape)}) for block in blocks[1:3]}
+    watch(network, [torch.rand(3, 60, 64), torch.rand(3, 64, 64)], looks)
+    assert shapes == {
+        "block_01": (torch.Size([2, 64, 16, 16]),) * 2,
+        "block_02": (torch.Size([2, 64, 16, 16]), torch.Size([2, 128, 8, 8])),
+    }
+    assert not any(block.branch._forward_hooks for block in blocks)
+
+
+@pytest.mark.slow  # a hundred and forty candidates of a ResNet's size
+def test_a_detectors_backbone(coco_folder: Path, tmp_path: Path) -> None:
+    space_args = {"depth": 18, "num_classes": 91, "min_size": 64, "max_size": 96}
+    source = teacher(MASK, space_args, tmp_path / "weights.pt")
+    library = build(
+        LibrarySettings(space=MASK, space_args=space_args, teacher=str(source), data="coco", data_root=str(coco_folder),
+                        steps=1, batch_size=2, held_out=2, device="cpu", blocks_at_once=2),
+        tmp_path / "lib",
+    )  # fmt: skip
+    assert len(library.errors) == 8
+    state = torch.load(source, weights_only=True)
+    student = assemble(Architecture.from_choices(MASK, ["S"] * 7 + ["B(4)"], space_args), state, library)
+    kept = library.weights("block_07", "B(4)")
+    assert all(torch.equal(value, kept[name]) for name, value in student.blocks()[7].branch.state_dict().items())
+    assert complete_args(MASK, space_args) == library.about["space_args"]
+
+
+@pytest.mark.slow  # likewise
+def test_torchvisions_resnet(tmp_path: Path) -> None:
+    from tests.library.own import Squares  # noqa: F401  # registers the task
+
+    space_args = {"depth": 18, "num_classes": 10, "image_size": 64}
+    source = teacher(RESNET, space_args, tmp_path / "weights.pt")
+    library = build(
+        LibrarySettings(space=RESNET, space_args=space_args, teacher=str(source), data="squares", steps=1, batch_size=4,
+                        held_out=4, device="cpu", blocks_at_once=2),
+        tmp_path / "lib",
+    )  # fmt: skip
+    state = torch.load(source, weights_only=True)
+    same = assemble(Architecture.from_choices(RESNET, ["S"] * 8, space_args), state, library)
+    assert all(torch.equal(value, state[name]) for name, value in same.state_dict().items())
+    assert library.errors["block_07"]["S"].value == 0
