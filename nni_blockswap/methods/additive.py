@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 _FIRST = 0.5  # share of the samples that is uniform
 _MOST_FIRST = 400
 _ROUNDS = 10  # over which the other samples are spread
+_LEAST = 8  # a round: each starts engine and processes anew
 _PATIENCE = 2  # rounds in which nothing better comes
 _FOLDS = 5
 _PENALTIES = 10.0 ** np.arange(-3, 4)
@@ -110,7 +111,7 @@ class Additive:
         self._problem = problem
         first = min(math.ceil(_FIRST * problem.samples), _MOST_FIRST)
         self._first = draw(replace(problem, samples=first))
-        self._a_round = max((problem.samples - first) // _ROUNDS, 1)
+        self._a_round = max((problem.samples - first) // _ROUNDS, _LEAST)
         self._told: dict[Indices, float] = {}
         self._best = -math.inf
         self._rounds_without = 0

@@ -21,14 +21,15 @@ from nni_blockswap.methods.uniform import draw
 _POPULATION = 0.2  # share of the samples
 _MOST_ALIVE = 100
 _TOURNAMENT = 0.2  # share of the population that a parent is the best of
-_GENERATIONS = 20  # in which the children come: those of one are scored side by side
+_GENERATIONS = 20  # in which the children come
+_LEAST = 8  # in a generation: each starts engine and processes anew
 _MOST_MUTATED = 4  # blocks
 _MOST_CHOICES = 2**13  # of a narrowed table: under several limits they are listed
 _TRIES = 20  # for a child that is new
 
 
 class Evolution:
-    """Scores a fifth of the samples, at most 100, drawn uniformly; then children, in twenty generations."""
+    """Scores a fifth of the samples, at most 100, drawn uniformly; then children, in twenty generations or fewer."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
@@ -43,7 +44,7 @@ class Evolution:
         if not self._fitness:
             return Request(self._first)
         left = self._problem.samples - len(self._fitness)
-        a_generation = max((self._problem.samples - len(self._first)) // _GENERATIONS, 1)
+        a_generation = max((self._problem.samples - len(self._first)) // _GENERATIONS, _LEAST)
         known, children = set(self._fitness), list[Indices]()
         for _ in range(min(a_generation, left)):
             child = next((one for number in range(_TRIES) if (one := self._child(number)) not in known), None)

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,12 @@ class Ranking:
             with (Path(folder) / "ranking.csv").open(newline="", encoding="utf-8") as stream:
                 rows = list(csv.DictReader(stream))
             architectures = tuple(
-                Architecture.from_choices(
-                    best.space, {label: row[label] for label in best.choices}, best.space_args
-                ).scored(float(row["score"]), shared)
+                replace(
+                    Architecture.from_choices(
+                        best.space, {label: row[label] for label in best.choices}, best.space_args
+                    ).scored(float(row["score"]), shared),
+                    costs={name: int(row[name]) for name in best.costs},
+                )
                 for row in rows
             )
         except (OSError, KeyError, ValueError) as error:

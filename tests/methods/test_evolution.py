@@ -45,7 +45,7 @@ def test_the_oldest_die() -> None:
     assert len(first.rows) == 10
     method.tell(dict.fromkeys(first.rows, 1.0))
     born = []
-    for _ in range(10):
+    for _ in range(4):
         request = method.ask()
         assert request is not None
         born += request.rows

@@ -13,6 +13,7 @@ from nni_blockswap.cost.resources import RESOURCES, latency
 from nni_blockswap.cost.resources.latency import Conditions, Latency, spread
 from nni_blockswap.cost.resources.timing import interleaved
 from nni_blockswap.cost.table import Column
+from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.searching import SearchSettings, search
 from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import SMALL, WRN
@@ -142,6 +143,8 @@ def test_a_search_within_a_latency(clock: list[int], monkeypatch: pytest.MonkeyP
     assert all(0 < one.costs["latency"] <= 13_000 for one in ranking.architectures)
     read = Architecture.load(tmp_path / "out/best.json")
     assert read.costs == ranking.best.costs
+    loaded = Ranking.load(tmp_path / "out").architectures
+    assert [one.costs for one in loaded] == [one.costs for one in ranking.architectures]
     where = read.provenance["measured"]["latency"]["where"]
     assert (where["threads"], where["torch"]) == (1, torch.__version__)
 
