@@ -22,7 +22,7 @@ from nni_blockswap.results.tables import markdown, write_csv
 TABLES = ("2", "3", "4", "C")
 ERROR, TOP5_ERROR = "error", "top5_error"
 
-CLOSE = 0.05
+CLOSE = 0.06
 """Networks of one method are compared where their shares of the original's parameters differ by at most this share."""
 
 
@@ -167,7 +167,7 @@ def beside(table: Table, run: Sequence[Row]) -> list[tuple[Row | None, Row | Non
 def _belong(row: Row, one: Row) -> bool:
     if row.method != one.method:
         return False
-    return one.variant == row.variant if row.variant else _apart(row, one) <= CLOSE
+    return one.variant == row.variant or (not row.variant and _apart(row, one) <= CLOSE)
 
 
 def _apart(row: Row, one: Row) -> float:

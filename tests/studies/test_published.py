@@ -48,14 +48,15 @@ def row(method: str, variant: str, share: float | None, error: float) -> Row:
 def test_rows_belong_together_by_variant_or_by_size() -> None:
     table = Table("t", "s", {"error": "error %"}, (
         row("blockswap", "", 0.36, 4), row("blockswap", "", 0.18, 5), row("single", "D", 0.14, 6),
-        row("snip", "", 0.36, 7),
+        row("snip", "", 0.36, 7), row("condensenet", "", 0.23, 8),
     ))  # fmt: skip
     run = [
         row("blockswap", "18%", 0.181, 50), row("blockswap", "36%", 0.365, 40), row("single", "D", 0.9, 60),
         row("snip", "50%", 0.5, 70), row("single", "G(4)", 0.14, 80),
+        row("condensenet", "", 1.0, 90),
     ]  # fmt: skip
     found = [(paper and paper.figures["error"], own and own.figures["error"]) for paper, own in beside(table, run)]
-    assert found == [(4, 40), (5, 50), (6, 60), (7, None), (None, 70), (None, 80)]
+    assert found == [(4, 40), (5, 50), (6, 60), (7, None), (8, 90), (None, 70), (None, 80)]
 
 
 @pytest.fixture
