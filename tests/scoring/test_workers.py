@@ -99,6 +99,7 @@ def test_a_killed_helper_is_told_in_one_sentence_and_keeps_what_was_found(tmp_pa
 
 def test_ctrl_c_ends_a_search_and_its_helpers(tmp_path) -> None:
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background ignores it
         "import torch; torch.set_num_threads(2)\n"
         "from tests.scoring.engines.test_chain import covering, scorer, super_network, WRN\n"
         "candidates = covering(super_network(WRN, torch.float32)) * 500\n"
