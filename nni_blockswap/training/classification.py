@@ -69,7 +69,8 @@ class ImageTraining(Training):
         return [Condensation()] if learned(self.network) else []
 
     def on_fit_start(self) -> None:
-        """Put the teacher where the student is."""
+        """Put the teacher where the student is, and let the student learn: Lightning leaves what was in eval mode so."""
+        self.network.train()
         if self.teacher is not None:
             self.teacher.network.to(self.device)
 

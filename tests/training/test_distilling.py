@@ -334,3 +334,11 @@ def test_it_needs_no_nni() -> None:
     program = "import sys; from nni_blockswap import distill; print(distill.__name__, 'nni' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["distill", "False"]
+
+
+def test_a_student_in_eval_mode_learns_as_one_in_training_mode(tmp_path: Path) -> None:
+    """As a network is that a person evaluated, and everything that is built of it."""
+    plain = run(tmp_path / "plain")
+    evaluated = run(tmp_path / "evaluated", student=net(8).eval())
+    assert evaluated.history == plain.history
+    assert any("running_mean" in name and value.any() for name, value in evaluated.student.state_dict().items())
