@@ -69,8 +69,8 @@ class ImageTraining(Training):
         return [Condensation()] if learned(self.network) else []
 
     def on_fit_start(self) -> None:
-        """Put the teacher where the student is, and let the student learn: Lightning leaves what was in eval mode so."""
-        self.network.train()
+        """Put the teacher where the student is."""
+        self.network.train()  # Lightning would leave a network that was evaluated as it is
         if self.teacher is not None:
             self.teacher.network.to(self.device)
 
