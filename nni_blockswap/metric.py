@@ -1,5 +1,6 @@
 """What a network is judged by: the name of the figure, how it is shown, and which of two is the better one."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -58,7 +59,7 @@ def judged(result: Mapping[str, Any]) -> tuple[Metric, float]:
     """
     metric = _metric_of(result)
     value = result.get(metric.key) if metric is not None else None
-    if metric is None or isinstance(value, bool) or not isinstance(value, int | float):
+    if metric is None or isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise StateError(
             f"the trial of {result.get('architecture_id')} has no value of its metric in its result; run it again."
         )
@@ -67,6 +68,8 @@ def judged(result: Mapping[str, Any]) -> tuple[Metric, float]:
 
 def _metric_of(result: Mapping[str, Any]) -> Metric | None:
     named = result.get("metric")
-    if isinstance(named, Mapping) and isinstance(named.get("name"), str):
-        return Metric(named["name"], named.get("higher_is_better") is not False, named.get("is_share") is not False)
+    if named is not None:
+        is_one = isinstance(named, Mapping) and isinstance(named.get("name"), str)
+        flags = [named.get(flag, True) for flag in ("higher_is_better", "is_share")] if is_one else []
+        return Metric(named["name"], *flags) if flags and all(isinstance(flag, bool) for flag in flags) else None
     return next((one for one in (ACCURACY, BOX_AP) if one.key in result), None)  # written before metrics had a name

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +15,6 @@ from PIL import Image
 WRN = "search_spaces.wide_resnet:WideResNetSpace"
 SMALL = {"depth": 10, "width": 1, "image_size": 8, "in_channels": 1}
 """Three blocks, 16 to 64 channels: every kind of site, in milliseconds."""
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Hide GPUs unless their tests are asked for: all others find the same on every machine."""
-    if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors", "files", "seeds", "metric", "key_values", "registry",
-    "cost", "architecture", "methods", "blocks", "tasks", "scoring", "results", "training.checkpoints", "library",
+    "cost", "architecture", "methods", "blocks", "tasks", "scoring", "results",
+    "training.checkpoints", "training.unwrapping", "library",
     "searching", "own", "training.attention", "experiment.students", "studies", "experiment", "training",
     "exporting", "tuner", "strategy", "cli", "__main__",
 ]  # fmt: skip

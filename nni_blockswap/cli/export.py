@@ -44,7 +44,8 @@ def run(options: argparse.Namespace) -> int:
         content = (best / name).read_bytes()
         write_atomically(out / name, partial(_write, content))
     metric, value = judged(result)
-    print(f"{result['architecture_id']}: {metric} {metric.show(value)}, {result['params']:,} parameters; from '{best}'")
+    name = result.get("architecture_id", best.name)
+    print(f"{name}: {metric} {metric.show(value)}, {result['params']:,} parameters; from '{best}'")
     if options.format:
         _export(out, list(dict.fromkeys(options.format)), options.fold_bn)
     return 0

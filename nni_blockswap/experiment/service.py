@@ -11,6 +11,7 @@ from typing import Any
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.experiment.students import identity
 from nni_blockswap.files import read_json
+from nni_blockswap.results.trial import RESULT, read_result
 
 CHECKPOINT = "checkpoint"
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -93,11 +94,8 @@ def results(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
         StateError: a result is damaged.
     """
     found = {}
-    for path in sorted(folder.rglob("result.json"), key=lambda path: path.stat().st_mtime):
-        try:
-            result = dict(read_json(path))
-        except (TypeError, ValueError) as error:
-            raise StateError(f"'{path}' is damaged ({error}); run the trial again.") from error
+    for path in sorted(folder.rglob(RESULT), key=lambda path: path.stat().st_mtime):
+        result = read_result(path)
         found[identity(result)] = path.parent, result
     return found
 

@@ -12,6 +12,7 @@ from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import CheckpointError, SpaceError
 from nni_blockswap.library import store
 from nni_blockswap.training import checkpoints
+from nni_blockswap.training.unwrapping import load_weights, weights_of
 
 
 def original_of(space: str, space_args: Mapping[str, Any]) -> Architecture:
@@ -36,7 +37,7 @@ def load_teacher(space: str, space_args: Mapping[str, Any], source: str | None) 
     """
     network: Any = original_of(space, space_args).build()
     if source is not None:
-        checkpoints.load_weights(network, checkpoints.weights_of(checkpoints.read(source)), source)
+        load_weights(network, weights_of(checkpoints.read(source), network.state_dict().keys()), source)
     elif isinstance(network, BlockSpace):
         raise CheckpointError("a library learns from a trained teacher; name its checkpoint.")
     network.eval().requires_grad_(False)

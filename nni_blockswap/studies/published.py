@@ -16,8 +16,9 @@ import yaml
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.experiment.students import identity
-from nni_blockswap.files import read_json, write_text
+from nni_blockswap.files import write_text
 from nni_blockswap.results.tables import markdown, write_csv
+from nni_blockswap.results.trial import RESULT, read_result
 
 TABLES = ("2", "3", "4", "C")
 ERROR, TOP5_ERROR = "error", "top5_error"
@@ -96,7 +97,7 @@ def read_rows(folders: Iterable[str | Path], table: Table) -> list[Row]:
     Raises:
         StateError: there is none, or a result is damaged.
     """
-    paths = [path for folder in folders for path in Path(folder).rglob("result.json")]
+    paths = [path for folder in folders for path in Path(folder).rglob(RESULT)]
     found: dict[str, tuple[Architecture, dict[str, Any]]] = {}
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):  # of two of the same the later
         architecture, result = _read(path)
@@ -114,7 +115,7 @@ def read_rows(folders: Iterable[str | Path], table: Table) -> list[Row]:
 def _read(path: Path) -> tuple[Architecture, dict[str, Any]]:
     architecture = Architecture.load(path.with_name("architecture.json"))
     try:
-        result = {"method": "blockswap", "variant": architecture.id, **read_json(path)}
+        result = {"method": "blockswap", "variant": architecture.id, **read_result(path)}
         result |= {name: 100 * value for name, value in result.items() if name.startswith("box_")}
         for error, accuracy in ((ERROR, "accuracy"), (TOP5_ERROR, "top5")):
             if accuracy in result:

@@ -14,6 +14,7 @@ from nni_blockswap.errors import StateError
 from nni_blockswap.files import read_json, write_text
 from nni_blockswap.metric import ACCURACY, judged
 from nni_blockswap.results.tables import markdown, write_csv, write_png
+from nni_blockswap.results.trial import RESULT, read_result
 from nni_blockswap.studies.latency import Latency, measure
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def read_trials(folders: Iterable[str | Path]) -> list[Trial]:
     Raises:
         StateError: none has come to an end, a result is damaged, or two are of other data or other numbers of epochs.
     """
-    paths = [path for folder in folders for path in Path(folder).rglob("result.json")]
+    paths = [path for folder in folders for path in Path(folder).rglob(RESULT)]
     found: dict[tuple[str, str, str, int], Trial] = {}
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
         one = _read(path)
@@ -103,7 +104,7 @@ def read_trials(folders: Iterable[str | Path]) -> list[Trial]:
 def _read(path: Path) -> Trial:
     architecture = Architecture.load(path.with_name("architecture.json"))
     try:
-        result = read_json(path)
+        result = read_result(path)
         kept = path.with_name("settings.json")
         settings = read_json(kept) if kept.exists() else {}
         metric, value = judged(result)

@@ -1,36 +1,90 @@
-"""A task over somebody's own batches of images and labels, with a loss of their own."""
+"""Somebody's own batches of images and labels as a task, with a loss and a metric of their own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from nni_blockswap.errors import DataError
+from nni_blockswap.metric import Metric
 from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.classification import Classification, Labelled
 
 Loss = Callable[[Any, Any], Tensor]
+"""From a network's outputs and the labels of a batch to a scalar, the mean over the batch."""
+
+Judge = Callable[[Any, Any], Any]
+"""The same for a metric, as a number or a tensor."""
+
+BY_LOSS = Metric("loss", higher_is_better=False, is_share=False)
+"""What is judged where nothing else is: the loss itself."""
+
+
+class OwnBatches:
+    """Batches (images (N, C, H, W), labels), each looked at.
+
+    They begin when the first is asked for, not with the iterator: by then an epoch has set its seeds.
+
+    Args:
+        batches: what gives them.
+        name: what the user calls it.
+    """
+
+    def __init__(self, batches: Iterable[Any], name: str) -> None:
+        self.batches = batches
+        self.name = name
+
+    def __iter__(self) -> Iterator[Labelled]:
+        for batch in self.batches:
+            images = batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else None
+            if not isinstance(images, Tensor) or images.dim() != 4:
+                raise DataError(
+                    f"a batch is (images (N, C, H, W), labels), not a {type(batch).__name__} like one of {self.name}."
+                )
+            yield images, torch.as_tensor(batch[1])
+
+    def __len__(self) -> int:
+        """As many as ``batches`` says; TypeError where it does not."""
+        return len(self.batches)  # type: ignore[arg-type]  # which raises that TypeError
+
+    def first(self) -> Labelled:
+        """The first batch. Raises DataError where there is none."""
+        batch = next(iter(self), None)
+        if batch is None:
+            raise DataError(f"{self.name} gives no batch; is batch_size above the number of images?")
+        return batch
 
 
 class LoaderTask(Classification):
-    """Minibatches for a search, from whatever gives (images, labels).
+    """A task on batches that are taken as they come: normalised, augmented, in the size that they have.
 
     Args:
-        source: a DataLoader, any iterable of batches (images (N, C, H, W), labels), or a Dataset of single ones. Images
-            are as the network takes them: normalised, and augmented if the source does so.
+        train: a DataLoader, any iterable of batches, or a Dataset of single images; a search takes its minibatches
+            from there.
+        val: the same, to be judged on; a search needs none.
     """
 
     name = "loader"
+    judge: Judge | None = None
+    """How the metric is computed where it is not accuracy."""
 
-    def __init__(self, source: Any) -> None:
-        self._source = source
+    def __init__(self, train: Any, val: Any = None) -> None:
+        self.train, self.val = train, val
         _, labels = self._first(1, seed=0)
         self.num_classes = int(labels.max()) + 1 if _are_classes(labels) else 0  # as far as the first batch tells
 
+    def train_loader(self, batch_size: int, *, seed: int = 0, workers: int = 0) -> Any:
+        """Batches to learn from; a Dataset's are shuffled, the last, incomplete one dropped."""
+        return own_batches(self.train, "train", batch_size, shuffle=True, drop_last=True, workers=workers)
+
+    def val_loader(self, batch_size: int, *, workers: int = 0) -> Any:
+        """Batches to be judged on, in order."""
+        return own_batches(self.val, "val", batch_size, workers=workers)
+
     def minibatch(self, batch_size: int, *, seed: int, index: int = 0, augment: bool = True) -> Labelled:
-        """The ``index``-th so many images that the source gives, in the order that ``seed`` makes, where it shuffles.
+        """The ``index``-th so many images that ``train`` gives, in the order that ``seed`` makes, where it shuffles.
 
         Raises:
             DataError: there are fewer, or a batch is not made of images and labels.
@@ -50,45 +104,80 @@ class LoaderTask(Classification):
         images, labels = list[Tensor](), list[Tensor]()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, 0))
-            for batch in _batches(self._source, count):
-                images.append(_checked(batch)[0])
-                labels.append(torch.as_tensor(batch[1]))
+            for some, of_some in own_batches(self.train, "data", count, shuffle=True):
+                images.append(some)
+                labels.append(of_some)
                 if sum(map(len, images)) >= count:
                     break
         if not images:
-            raise DataError("the loader gives no batch.")
+            raise DataError("data gives no batch.")
         return torch.cat(images), torch.cat(labels)
+
+    def prepare(self, batch: Labelled, *, train: bool, generator: torch.Generator | None = None) -> Labelled:
+        """The batch as it is."""
+        return batch
+
+    def figures(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The user's metric, or accuracy; nothing beside the loss where that is the metric."""
+        if self.metric == BY_LOSS:
+            return {}
+        if self.judge is None:
+            return super().figures(outputs, labels)
+        return {self.metric.key: torch.as_tensor(self.judge(outputs, labels), dtype=torch.float32)}
 
 
 class LossTask(LoaderTask):
     """The same with a loss of the user's own: of the network's outputs and the labels."""
 
-    def __init__(self, source: Any, loss: Loss) -> None:
-        super().__init__(source)
+    loss_name = "own_loss"
+
+    def __init__(self, train: Any, loss: Loss, val: Any = None) -> None:
+        super().__init__(train, val)
         self._loss = loss
 
-    def loss(self, network: nn.Module, batch: Labelled) -> Tensor:
+    def criterion(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """A scalar, a mean over the batch. Raises DataError where it is none."""
-        loss: Any = self._loss(network(batch[0]), batch[1])
+        loss: Any = self._loss(outputs, labels)
         if not isinstance(loss, Tensor) or loss.dim():
-            raise DataError("the loss has to give a scalar tensor, a mean over the batch.")
+            given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise DataError(f"the loss has to give a scalar tensor, a mean over the batch, not {given}.")
         return loss
 
+    def loss(self, network: nn.Module, batch: Labelled) -> Tensor:
+        """``criterion`` of the network's answers, as they are."""
+        return self.criterion(network(batch[0]), batch[1])
 
-def _batches(source: Any, batch_size: int) -> Iterator[Any]:
+
+def own_batches(
+    source: Any, name: str, batch_size: int, *, shuffle: bool = False, drop_last: bool = False, workers: int = 0
+) -> OwnBatches:
+    """Batches of ``source``, which the user calls ``name``: a DataLoader, any iterable of batches, or a Dataset.
+
+    Args:
+        batch_size, shuffle, drop_last, workers: for a Dataset alone; others have all that already.
+
+    Raises:
+        DataError: it cannot be iterated again and again.
+    """
+    if isinstance(source, OwnBatches):
+        return source
     if isinstance(source, Dataset):
-        source = DataLoader(source, batch_size, shuffle=True)
-    iterable: Any = source
-    if not hasattr(iterable, "__iter__") or isinstance(iterable, Iterator):
-        raise DataError("data is a DataLoader, a Dataset, or batches (images, labels) that can be iterated again.")
-    yield from iterable
+        shuffle = shuffle and not isinstance(source, IterableDataset)
+        source = DataLoader(source, batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=workers)
+    if not isinstance(source, Iterable) or isinstance(source, Iterator):
+        raise DataError(
+            f"{name} is a DataLoader, a Dataset, or batches (images, labels) that can be iterated again, not a "
+            f"{type(source).__name__}."
+        )
+    return OwnBatches(source, name)
 
 
-def _checked(batch: Any) -> tuple[Tensor, Any]:
-    images = batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else None
-    if not isinstance(images, Tensor) or images.dim() != 4:
-        raise DataError(f"a batch is (images (N, C, H, W), labels), not a {type(batch).__name__} like this one.")
-    return images, batch[1]
+def is_sized(batches: Any) -> bool:
+    """Whether it knows how many there are."""
+    try:
+        return isinstance(batches, Sized) and len(batches) >= 0
+    except TypeError:
+        return False
 
 
 def _are_classes(labels: Tensor) -> bool:

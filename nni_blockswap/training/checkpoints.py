@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nni_blockswap.errors import CheckpointError, StateError, first_line
 from nni_blockswap.files import write_atomically
 
 LAST, BEST, WEIGHTS = "last.ckpt", "best.ckpt", "weights.pt"
+SAFETENSORS = ".safetensors"
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -40,6 +42,8 @@ def read(path: str | Path) -> Any:
         CheckpointError: it is missing, damaged, or holds more than tensors and plain values, which could run code.
     """
     try:
+        if Path(path).suffix == SAFETENSORS:
+            return load_file(path)
         _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
@@ -133,49 +137,6 @@ def _are_figures(value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(name, str) and type(value[name]) is float for name in value)
 
 
-def weights_of(checkpoint: Any) -> dict[str, Tensor]:
-    """The state_dict in a checkpoint: plain, of this project's or another's Lightning module, or of a DDP wrapper.
-
-    A Lightning module may have other parts beside its network, which are left out.
-
-    Raises:
-        CheckpointError: it holds none.
-    """
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError("a checkpoint holds a state_dict: a mapping from parameter names to tensors.")
-    enough = any if "pytorch-lightning_version" in checkpoint else all
-    for prefix in ("network.", "model.", "module."):
-        if enough(key.startswith(prefix) for key in state):
-            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return dict(state)
-
-
 def plain_state(network: nn.Module) -> dict[str, Tensor]:
     """The weights on the CPU, in torch's own memory layout."""
     return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-
-
-def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load ``state``, all of it and nothing else, into ``network``.
-
-    Raises:
-        CheckpointError: names or shapes differ.
-    """
-    try:
-        missing, unexpected = network.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # about shapes, a line each
-        first, *rest = (line.strip().rstrip(".") for line in str(error).splitlines()[1:])
-        faults = [first + _more(rest)]
-    else:
-        kinds = (("missing", missing), ("unexpected", unexpected))
-        faults = [f"{kind} {', '.join(keys[:3])}{_more(keys[3:])}" for kind, keys in kinds if keys]
-    if faults:
-        raise CheckpointError(
-            f"the weights in '{source}' do not fit the network: {'; '.join(faults)}; "
-            "a teacher is the search space's network with 'S' in every block."
-        )
-
-
-def _more(rest: list[str]) -> str:
-    return f" and {len(rest)} more" if rest else ""

@@ -10,7 +10,7 @@ from torch import nn
 
 from nni_blockswap.metric import Metric
 from nni_blockswap.tasks.base import fingerprint
-from nni_blockswap.tasks.own import Judge, OwnTask
+from nni_blockswap.tasks.loader import Judge, LoaderTask, Loss
 from nni_blockswap.training import checkpoints
 from nni_blockswap.training.classification import ImageTraining, Teacher
 from nni_blockswap.training.folder import Run, occupied
@@ -69,7 +69,7 @@ def distill(
     epochs: int,
     out: str | Path,
     init: str | None = None,
-    loss: Judge | None = None,
+    loss: Loss | None = None,
     metric: tuple[str | Metric, Judge] | None = None,
     attention_points: Sequence[str] | None = None,
     batch_size: int | None = None,
@@ -147,7 +147,7 @@ def distill(
 
 
 def _trained(
-    student: nn.Module, teacher: Teacher | None, task: OwnTask, recipe: Recipe, machine: Machine, out: Path, run: Run
+    student: nn.Module, teacher: Teacher | None, task: LoaderTask, recipe: Recipe, machine: Machine, out: Path, run: Run
 ) -> Distilled:
     before = next(student.parameters()).device
     module = ImageTraining(student, task, recipe, teacher)
@@ -183,7 +183,7 @@ def _teacher(
     teacher: nn.Module | None,
     points: Sequence[str],
     matched: Sequence[str],
-    task: OwnTask,
+    task: LoaderTask,
     machine: Machine,
     recipe: Recipe,
 ) -> Teacher | None:

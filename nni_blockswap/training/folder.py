@@ -70,7 +70,7 @@ def settings_in(out: Path) -> dict[str, Any]:
     """What the run in ``out`` was started with. Raises StateError where that cannot be told."""
     try:
         found = read_json(out / SETTINGS)
-        if not isinstance(found, dict) or type(found.get(EPOCHS, 1)) is not int:
+        if not (isinstance(found, dict) and _are_settings(found)):
             raise ValueError("these are no settings")
     except (ValueError, RecursionError) as error:
         raise StateError(
@@ -78,6 +78,12 @@ def settings_in(out: Path) -> dict[str, Any]:
             "give this one a folder of its own."
         ) from error
     return found
+
+
+def _are_settings(found: dict[str, Any]) -> bool:
+    epochs = [found.get(EPOCHS, 1), *(found[EXTENDED] if isinstance(found.get(EXTENDED), list) else [])]
+    lists = isinstance(found.get(EXTENDED, []), list)
+    return lists and isinstance(found.get(RUN, ""), str) and all(type(count) is int for count in epochs)
 
 
 def _claimed(out: Path, settings: Mapping[str, Any], assumed: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,10 @@ def add_teacher_folder(parser: argparse.ArgumentParser) -> None:
 def add_teacher(parser: argparse.ArgumentParser) -> None:
     """Options for whom a student learns from."""
     parser.add_argument(
-        "--teacher", metavar="WHICH", help="a checkpoint, or torchvision:NAME; without it one is trained once and kept"
+        "--teacher",
+        metavar="WHICH",
+        help="a checkpoint, torchvision:NAME, timm:NAME, or 'original' for a network that comes with its weights; "
+        "without it one is trained once and kept",
     )
     parser.add_argument("--teacher-epochs", type=int, help="epochs of a teacher trained here; default: --epochs")
     add_teacher_folder(parser)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from nni_blockswap.blocks.points import equal_points, moved, shared_points, undisturbed
-from nni_blockswap.errors import ConfigError, first_line
+from nni_blockswap.errors import ConfigError, DataError, first_line
 from nni_blockswap.metric import ACCURACY, Metric
 from nni_blockswap.tasks.base import fingerprint
-from nni_blockswap.tasks.own import LOSS, Judge, OwnBatches, OwnTask, is_sized, own_batches
+from nni_blockswap.tasks.loader import BY_LOSS, Judge, LoaderTask, Loss, LossTask, OwnBatches, is_sized, own_batches
 from nni_blockswap.training.recipe import TERMS, Recipe
 
 RESERVED = ("loss", "top5", "params", "epochs", "seconds", "metric", "versions")
@@ -42,8 +42,8 @@ def batches_of(train: Any, val: Any, batch_size: int, workers: int) -> tuple[Own
         train.setup("fit")
         train, val = train.train_dataloader(), train.val_dataloader()
     return (
-        own_batches(train, "train", batch_size, training=True, workers=workers),
-        own_batches(val, "val", batch_size, training=False, workers=workers),
+        own_batches(train, "train", batch_size, shuffle=True, drop_last=True, workers=workers),
+        own_batches(val, "val", batch_size, workers=workers),
     )
 
 
@@ -71,10 +71,10 @@ def task_of(
     batches: tuple[OwnBatches, OwnBatches],
     student: nn.Module,
     outputs: Tensor,
-    loss: Judge | None,
+    loss: Loss | None,
     metric: tuple[str | Metric, Judge] | None,
     recipe: Recipe,
-) -> OwnTask:
+) -> LoaderTask:
     """The user's data, loss and metric, tried on two images of each set.
 
     Args:
@@ -90,7 +90,9 @@ def task_of(
         judged = Metric(judged, is_share=False)
     if metric is not None and judged.key in RESERVED:
         raise ConfigError(f"a result has a '{judged.key}' already; give your metric another name.")
-    task = OwnTask(*batches, classes, loss, judged, judge)
+    train, val = batches
+    task = LoaderTask(train, val) if loss is None else LossTask(train, loss, val)
+    task.num_classes, task.metric, task.judge = classes, judged, judge
     for one in batches:
         _try(task, student, one)
     return task
@@ -99,10 +101,10 @@ def task_of(
 def _metric(labels: Tensor, outputs: Tensor) -> tuple[Metric, None]:
     """Accuracy, where labels are classes of the outputs; else the loss."""
     of_classes = outputs.dim() > 1 and outputs.shape[1] > 1 and labels.shape[1:] == outputs.shape[2:]
-    return (ACCURACY if of_classes and not labels.is_floating_point() else LOSS), None
+    return (ACCURACY if of_classes and not labels.is_floating_point() else BY_LOSS), None
 
 
-def _try(task: OwnTask, student: nn.Module, batches: OwnBatches) -> None:
+def _try(task: LoaderTask, student: nn.Module, batches: OwnBatches) -> None:
     """Raise ConfigError unless loss and figures can be computed on ``batches``."""
     images, labels = batches.first()
     if task.metric == ACCURACY and not labels.is_floating_point() and labels.max() >= task.num_classes:
@@ -112,17 +114,16 @@ def _try(task: OwnTask, student: nn.Module, batches: OwnBatches) -> None:
         )
     outputs, labels = answer(student, "student", images), labels[:2]
     try:
-        value = task.criterion(outputs.float(), labels)
+        task.criterion(outputs.float(), labels)
         if batches is task.val:
             task.figures(outputs.float(), labels)
+    except DataError:
+        raise
     except Exception as error:  # a function of somebody else's
         raise ConfigError(
             f"loss or metric cannot be had of outputs {tuple(outputs.shape)} and labels {tuple(labels.shape)} of "
             f"{batches.name}: {first_line(error)}."
         ) from error
-    found: object = value  # a function of somebody else's may give anything
-    if not isinstance(found, Tensor) or found.dim():
-        raise ConfigError(f"a loss is one number, a mean over the batch; this one gives {_size(found)}.")
 
 
 def points_of(
@@ -176,7 +177,3 @@ def left_alone(*batches: OwnBatches) -> Iterator[None]:
     finally:
         for owner, generator in zip(owners, before, strict=True):
             owner.generator = generator
-
-
-def _size(value: object) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -18,8 +18,8 @@ from torch.nn.utils import prune
 
 from nni_blockswap.errors import BudgetError, ConfigError
 from nni_blockswap.tasks import Task
-from nni_blockswap.training.checkpoints import load_weights
 from nni_blockswap.training.recipe import Recipe
+from nni_blockswap.training.unwrapping import load_weights
 
 L1_PRUNING, SNIP = "l1-pruning", "snip"
 METHODS = (L1_PRUNING, SNIP)

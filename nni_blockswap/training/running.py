@@ -149,7 +149,7 @@ def fit(
         if earlier is None or module.has_begun or ours:
             raise
         raise CheckpointError(
-            f"training cannot go on from '{earlier.path}' ({type(error).__name__}: {first_line(error)}); delete it to "
+            f"training cannot go on from '{earlier.path}' ({type(error).__name__}, {first_line(error)}); delete it to "
             "go on from another checkpoint there, or to start anew."
         ) from error
     score = best.best_model_score  # Lightning forgets it where a folder was moved

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.library.assembling import furnish
-from nni_blockswap.library.library import Library
 
 Start = Callable[[nn.Module, nn.Module | None, str, int], str]
 """Sets the weights of a student, given its teacher if it has one, what stands after "=" in the option, and a seed; says
@@ -44,6 +42,8 @@ def check_start(how: str) -> None:
 
 def remembering(architecture: Architecture, how: str) -> Architecture:
     """``architecture`` whose provenance names the library that its network starts from, if any."""
+    from nni_blockswap.library.library import Library  # NNI comes with it, and takes seconds
+
     name, _, folder = how.partition("=")
     if name != LIBRARY:
         return architecture
@@ -88,11 +88,11 @@ def from_teacher(student: nn.Module, teacher: nn.Module | None, argument: str, s
 
 
 @torch.no_grad()
-def load_matching(network: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> list[str]:
-    """Copy into ``network`` what ``state`` has of the same name, below ``prefix``, and shape; their names."""
+def load_matching(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Copy into ``network`` what ``state`` has of the same name and shape; their names."""
     taken = []
     for name, own in network.state_dict().items():
-        given = state.get(prefix + name)
+        given = state.get(name)
         if given is not None and given.shape == own.shape:
             own.copy_(given)
             taken.append(name)
@@ -106,6 +106,9 @@ def from_library(student: nn.Module, teacher: nn.Module | None, argument: str, s
         ConfigError: there is no folder or no teacher, or nobody knows which architecture the student is.
         StateError: the library is of another space or teacher.
     """
+    from nni_blockswap.library.assembling import furnish
+    from nni_blockswap.library.library import Library
+
     architecture: Architecture | None = getattr(student, "architecture", None)
     if teacher is None or architecture is None or not argument:
         raise ConfigError(

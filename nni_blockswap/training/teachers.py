@@ -12,7 +12,8 @@ from filelock import FileLock, Timeout
 
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.blocks.weights import seeded
-from nni_blockswap.errors import CheckpointError, ConfigError
+from nni_blockswap.errors import CheckpointError, ConfigError, first_line
+from nni_blockswap.metric import ACCURACY
 from nni_blockswap.scoring import scorer as scoring
 from nni_blockswap.tasks import Task, make_task
 from nni_blockswap.training import checkpoints, options
@@ -23,8 +24,12 @@ from nni_blockswap.training.program import say
 from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.reporting import EpochReport
 from nni_blockswap.training.running import evaluate, fit
+from nni_blockswap.training.unwrapping import load_weights, weights_of
 
-TORCHVISION = "torchvision:"
+TORCHVISION, TIMM, ORIGINAL = "torchvision:", "timm:", "original"
+
+HARDLY = 1.5
+"""How many times chance the accuracy of a teacher should be."""
 
 TOLD = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "beta", "attention", "clip", "seed")
 """Settings that always name a teacher. Others do where they are not as usual, so that an option that is new leaves the
@@ -36,7 +41,8 @@ class TeacherPlan:
     """Which teacher to take.
 
     Attributes:
-        source: a checkpoint's path, or "torchvision:" and a model's or its weights' name; None trains one.
+        source: a checkpoint's path; "torchvision:" and a model's or its weights' name, or "timm:" and a model's;
+            "original" for the network as it is made, with the weights that it comes with; None trains one.
         folder: where trained teachers are kept.
         recipe: how one is trained.
     """
@@ -71,17 +77,18 @@ def find_teacher(
         CheckpointError: it cannot be found, read, or does not fit.
     """
     original = architecture.teacher()
-    if plan.source is None:
-        path = trained_teacher(original, task, data_options, plan, machine)
-        source, state = str(path), checkpoints.read(path)
-    else:
-        source, state = plan.source, _given(plan.source)
+    source = plan.source
+    if source is None:
+        source = str(trained_teacher(original, task, data_options, plan, machine))
     network: Any = original.build()
-    checkpoints.load_weights(network, checkpoints.weights_of(state), source)
+    if source != ORIGINAL:
+        load_weights(network, weights_of(_given(source), network.state_dict().keys()), source)
     check_fit(original, task)
     teacher = Teacher(network, network.attention_points, evaluate(ImageTraining(network, task, plan.recipe), machine))
     judged = f"validation {task.metric} {task.metric.show(teacher.figure)}"
     say(f"teacher: {original.params:,} parameters, {judged}, from '{source}'.")
+    if task.metric == ACCURACY and is_first_process() and teacher.figure < HARDLY / task.num_classes:
+        say("warning: that is hardly better than guessing, and what a student learns from it is no better.")
     return teacher
 
 
@@ -153,20 +160,38 @@ def _fingerprint(task: Task, data_options: Mapping[str, Any], recipe: Recipe, ma
 
 
 def _given(source: str) -> Any:
-    if not source.startswith(TORCHVISION):
-        return checkpoints.read(source)
+    if source.startswith(TORCHVISION):
+        return _of_torchvision(source.removeprefix(TORCHVISION))
+    return _of_timm(source.removeprefix(TIMM)) if source.startswith(TIMM) else checkpoints.read(source)
+
+
+def _of_torchvision(name: str) -> Any:
     from torchvision import models
 
-    name = source.removeprefix(TORCHVISION)
     try:
         weights = models.get_weight(name) if "_Weights." in name else models.get_model_weights(name).DEFAULT
-    except ValueError as error:
-        raise CheckpointError(f"torchvision has no weights called '{name}': {error}.") from error
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"torchvision has no weights called '{name}': {first_line(error)}.") from error
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"the weights '{name}' cannot be downloaded ({error}); fetch {weights.url} and give --teacher PATH."
+        ) from error
+
+
+def _of_timm(name: str) -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise CheckpointError(f"--teacher {TIMM}{name} needs the package timm ({error}): pip install timm.") from error
+    if not timm.is_model_pretrained(name):
+        raise CheckpointError(f"timm has no weights for a model called '{name}'; timm.list_pretrained() lists them.")
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # of the many that a download raises
+        raise CheckpointError(
+            f"timm's weights '{name}' cannot be downloaded ({first_line(error)}); fetch them and give --teacher PATH."
         ) from error
 
 

@@ -82,7 +82,10 @@ def test_the_papers_experiments_lack_nothing_but_data(path, tmp_path):
         ({"trialCommand": "python -m trial.distill --epochs -12"}, "--epochs must be above 0, not -12"),
         ({"trialCommand": "python -m trial.distill --lr nan"}, "--lr must be finite, which nan is not"),
         ({"trialCommand": "python -m trial.detect --warmup -1"}, "--warmup must not be negative, as -1 is"),
-        ({"trialCommand": "python -m trial.distill --init best"}, "a student starts from fresh or teacher, not 'best'"),
+        (
+            {"trialCommand": "python -m trial.distill --init best"},
+            "a student starts from fresh or teacher or library, not 'best'",
+        ),
         ({"trialCommand": "python -m trial.distill --workers -1"}, "--workers must not be negative, as -1 is"),
         ({"tuner__classArgs__samples": 0}, "samples is a whole number of at least 1, not 0"),
         ({"tuner__classArgs__seed": -1}, "seed must be a whole number from 0 to 4294967295, not -1"),

@@ -6,7 +6,7 @@ from torch import nn
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.training.starting import load_matching, start
+from nni_blockswap.training.starting import start
 from tests.conftest import SMALL, WRN
 
 STUDENT = Architecture.from_choices(WRN, ["B(2)", "S", "G(4)"], SMALL)
@@ -26,13 +26,6 @@ def test_from_a_teacher_comes_what_has_the_same_name_and_shape_and_nothing_else(
     assert {"conv.weight", "fc.bias", "stage2.0.branch.conv1.weight", "stage1.0.bn.running_mean"} <= taken
     for name, value in after.items():
         assert torch.equal(value, given[name] if name in taken else before[name]), name
-
-
-def test_below_a_prefix() -> None:
-    network = nn.Linear(2, 3)
-    given = {"a.weight": torch.ones(3, 2), "a.bias": torch.ones(4), "weight": torch.zeros(3, 2)}
-    assert load_matching(network, given, "a.") == ["weight"]
-    assert bool((network.weight == 1).all())
 
 
 def test_fresh_weights_are_drawn_from_the_seed_and_nothing_of_the_old_is_left() -> None:

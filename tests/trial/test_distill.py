@@ -1,10 +1,16 @@
 """The trial as a whole: under NNI and alone, killed and started again, on a full disk."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -400,7 +406,7 @@ def test_a_student_starts_from_its_teacher_where_told(
     fresh = first_step(monkeypatch, [*trained, "--out", str(tmp_path / "f"), "--beta", "0"])
     with seeded(0):
         assert torch.equal(fresh.weights, STUDENT.build().conv.weight)
-    with pytest.raises(SystemExit, match="a student starts from fresh or teacher, not 'nobody'"):
+    with pytest.raises(SystemExit, match="a student starts from fresh or teacher or library, not 'nobody'"):
         run_here(monkeypatch, [*trained, "--out", str(tmp_path / "n"), "--init", "nobody"])
 
 
@@ -439,3 +445,178 @@ def test_a_finished_run_is_made_longer_by_more_epochs_with_the_teacher_that_it_h
     assert "epoch 3/3" not in capsys.readouterr().out
     with pytest.raises(SystemExit, match="holds a run of 3 epochs, which can be made longer and not shorter"):
         run_here(monkeypatch, [*arguments, "--epochs", "2"])
+
+
+# --- what could go wrong ----------------------------------------------------------------------------------------------
+
+
+def files_in(out: Path) -> set[str]:
+    return {path.name for path in out.iterdir()} if out.exists() else set()
+
+
+@pytest.mark.parametrize(
+    "options", ["--lr 1e30", "--lr 1e30 --limit-steps 1", "--lr 1e30 --limit-steps 1 --ema 0.5 --optimizer adamw"]
+)
+def test_a_diverged_network_is_neither_kept_nor_published(
+    options: str, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one step an epoch no loss is looked at after it: weights and validation tell."""
+    arguments = [*trained, "--out", str(tmp_path / "out"), "--beta", "0", *options.split()]
+    with pytest.raises(
+        SystemExit, match=r"^trial: the (loss|weights) (is|are) no longer finite in epoch 1; lower --lr"
+    ):
+        run_here(monkeypatch, arguments)
+    assert not files_in(tmp_path / "out") & {"result.json", "weights.pt", "last.ckpt", "best.ckpt", "settings.json"}
+
+
+def test_a_teacher_of_no_numbers_teaches_nobody(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = torch.load(tmp_path / "teacher.pt", weights_only=True)
+    state["fc.bias"][3] = float("inf")
+    torch.save(state, tmp_path / "teacher.pt")
+    with pytest.raises(SystemExit, match=r"teacher\.pt' are not all finite numbers: fc\.bias"):
+        run_here(monkeypatch, [*trained, "--out", str(tmp_path / "out")])
+
+
+def test_a_best_epoch_that_a_full_disk_left_is_not_another_runs(trained: list[str], tmp_path: Path) -> None:
+    """The best epoch is written first; the disk is full for the last one."""
+    out = tmp_path / "out"
+    full = (
+        "from nni_blockswap.training import checkpoints\n"
+        "save = checkpoints.save\n"
+        "def failing(content, path):\n"
+        "    if path.endswith('last.ckpt'): raise OSError(28, 'No space left on device')\n"
+        "    save(content, path)\n"
+        "checkpoints.save = failing\n"
+        "program.main('trial', distill.run)"
+    )
+    ended = run_apart(full, [*trained, "--out", str(out)])
+    assert ended.returncode == 1
+    assert "No space left on device; what was written before is kept" in ended.stderr
+    assert files_in(out) & {"best.ckpt", "last.ckpt", "settings.json"} == {"best.ckpt", "settings.json"}
+    plain = "program.main('trial', distill.run)"
+    other = run_apart(plain, [*trained, "--out", str(out), "--lr", "0.01"])
+    assert "holds a run with another lr; give this one a folder of its own" in other.stderr
+    (out / "settings.json").unlink()  # by hand, say
+    other = run_apart(plain, [*trained, "--out", str(out), "--lr", "0.01"])
+    assert "best.ckpt' is another run's; give this one a folder of its own, or delete that file" in other.stderr
+
+
+UNTIL_SECOND_EPOCH = """
+import torch; torch.set_num_threads(1)
+from trial import distill; from nni_blockswap.training import program
+from nni_blockswap.training.classification import ImageTraining
+step = ImageTraining.training_step
+def slow(self, batch, batch_idx):
+    if self.current_epoch == 1:
+        print("now", flush=True); import time; time.sleep(60)
+    return step(self, batch, batch_idx)
+ImageTraining.training_step = slow
+program.main("trial.distill", distill.run)
+"""
+
+
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_run_that_is_stopped_says_so_and_goes_on_later(
+    number: signal.Signals, said: str, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-c", UNTIL_SECOND_EPOCH, *trained, "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any(line == "now\n" for line in process.stdout)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    kept = "what was written before is kept: the same command goes on after the last whole epoch."
+    assert errors == f"trial.distill: stopped by {said}; {kept}\n"
+    assert not files_in(tmp_path / "out") & {"result.json", "weights.pt"}
+    assert read(tmp_path / "out" / "last.ckpt")["epoch"] == 0
+    run_here(monkeypatch, [*trained, "--out", str(tmp_path / "out")])
+    assert read_json(tmp_path / "out" / "result.json")["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state_dict": {}},
+        {"state_dict": {"network.conv.weight": torch.zeros(1)}},
+        {"optimizer_states": []},
+        {"optimizer_states": "none"},
+        {"loops": {"fit_loop": 3}},
+        {"loops": None},
+        {"callbacks": 5},
+        {"global_step": "many"},
+        {"pytorch-lightning_version": 2},
+    ],
+)
+def test_a_checkpoint_changed_by_hand_ends_in_a_sentence_or_does_no_harm(
+    change: dict[str, object], trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*trained, "--out", str(tmp_path / "out"), "--limit-steps", "1", "--beta", "0"]
+    run_here(monkeypatch, [*arguments, "--epochs", "1"])
+    content = read(tmp_path / "out" / "last.ckpt")
+    torch.save({**content, **change}, tmp_path / "out" / "last.ckpt")
+    try:
+        run_here(monkeypatch, [*arguments, "--epochs", "2"])
+    except SystemExit as ended:
+        sentence = str(ended.code)
+        assert "training cannot go on from" in sentence, sentence
+        assert "\n" not in sentence
+    else:
+        assert read_json(tmp_path / "out" / "result.json")["epochs"] == 2
+
+
+def test_a_damaged_last_epoch_gives_way_to_the_best_one_with_a_word(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*trained, "--out", str(tmp_path / "out"), "--limit-steps", "1", "--beta", "0"]
+    run_here(monkeypatch, [*arguments, "--epochs", "1"])
+    damaged = bytearray((tmp_path / "out" / "last.ckpt").read_bytes())
+    damaged[len(damaged) // 2] ^= 16  # among the weights
+    (tmp_path / "out" / "last.ckpt").write_bytes(damaged)
+    capsys.readouterr()
+    run_here(monkeypatch, [*arguments, "--epochs", "2"])
+    said = capsys.readouterr().out
+    assert "last.ckpt' cannot be read, it may be damaged" in said
+    assert "going on after epoch 1, from" in said
+    assert "best.ckpt'" in said
+
+
+@pytest.mark.parametrize(
+    ("teacher", "sentence"),
+    [
+        ("/etc/passwd", "the checkpoint '/etc/passwd' cannot be read, it may be damaged"),
+        ("/etc", "the checkpoint '/etc' cannot be read"),
+        ("torchvision:ResNet18_Weights.nope", r"torchvision has no weights called 'ResNet18_Weights\.nope': 'nope'\."),
+        ("torchvision:", "torchvision has no weights called ''"),
+        ("timm:nope", "timm has no weights for a model called 'nope'|needs the package timm"),
+    ],
+)
+def test_what_is_no_teacher_is_refused_in_a_sentence(
+    teacher: str, sentence: str, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match=f"^trial: {sentence}") as ended:
+        run_here(monkeypatch, [*trained, "--out", str(tmp_path / "out"), "--teacher", teacher])
+    assert "\n" not in str(ended.value.code)
+
+
+def test_in_a_terminal_each_epochs_accuracy_stays_above_the_bar(trained: list[str], tmp_path: Path) -> None:
+    """A pseudo-terminal takes what a person would see."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 150, 0, 0))  # in nothing a bar is nothing
+    arguments = [*trained, "--out", str(tmp_path / "out"), "--beta", "0", "--epochs", "2", "--limit-steps", "2"]
+    command = [sys.executable, "-m", "trial.distill", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the other end was closed
+            while piece := os.read(ours, 4096):
+                shown += piece
+        process.wait()
+    os.close(ours)
+    text = shown.decode()
+    accuracy = read_json(tmp_path / "out" / "result.json")["accuracy"]
+    assert re.search(r"epoch 1/2: .*val/accuracy \d", text), text
+    assert f"val/accuracy {accuracy:.4g}" in text
+    assert "it/s" in text, repr(text)  # and there was a bar

@@ -1,0 +1,39 @@
+"""What a trial left of itself: its result.json, looked at before anybody relies on it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nni_blockswap.errors import StateError
+from nni_blockswap.files import read_json
+from nni_blockswap.metric import judged
+
+RESULT = "result.json"
+
+KINDS: Mapping[str, type] = {
+    **dict.fromkeys(("params", "macs", "epochs", "seed", "nonzero"), int),
+    **dict.fromkeys(("architecture_id", "method", "variant"), str),
+}
+"""Of what a result may say."""
+
+
+def read_result(path: str | Path) -> dict[str, Any]:
+    """A trial's result: at least a value of its metric, ``params``, and all of the kind that it should be.
+
+    Raises:
+        StateError: it is damaged, or no result.
+    """
+    try:
+        found = read_json(path)
+        if not isinstance(found, dict):
+            raise ValueError("it holds no mapping")
+        wrong = [name for name, kind in KINDS.items() if name in found and type(found[name]) is not kind]
+        wrong += [name for name in ("params",) if name not in found]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} cannot be")
+        taught = found.get(f"teacher_{judged(found)[0].key}", 0.0)
+        if isinstance(taught, bool) or not isinstance(taught, int | float):
+            raise ValueError("its teacher's value is no number")
+    except (ValueError, RecursionError, StateError) as error:
+        raise StateError(f"'{path}' is damaged ({str(error).rstrip('.')}); run the trial again.") from error
+    return found
