@@ -62,5 +62,5 @@ class BlockSpace(ModelSpace, disable_init_wrapper=True):  # type: ignore[misc, c
     def cost_table(cls, resources: Sequence[str] = ("params", "macs"), **space_args: Any) -> Table:
         """What every candidate of every block takes of ``resources``, without allocating the network."""
         with torch.device("meta"):
-            space = cls(**space_args)
+            space = cls(**space_args).eval()  # in training BN refuses a single value a channel
         return price(space, space.blocks(), space.run_counted, resources, partial(cls, **space_args))

@@ -15,6 +15,7 @@ from nni_blockswap.blocks.substitutes.paper import PUBLISHED_EXTRA
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import SpaceError
 from search_spaces.resnet import ResNetSpace
+from tests.cost.test_table import count_macs, count_params
 
 SPACE = "search_spaces.resnet:ResNetSpace"
 PUBLISHED = (
@@ -177,3 +178,10 @@ def test_fresh_weights_follow_the_papers_rule_and_the_seed() -> None:
 def test_unknown_depth() -> None:
     with pytest.raises(SpaceError, match="18 or 34, not 50"):
         ResNetSpace(depth=50)
+
+
+def test_images_that_end_in_a_single_position_can_be_priced() -> None:
+    original = Architecture.from_choices(SPACE, ["S"] * 8, {"depth": 18, "num_classes": 10, "image_size": 32})
+    built = original.build()
+    assert original.params == count_params(built) == 11_181_642  # torchvision's ResNet-18 of ten classes
+    assert original.macs == count_macs(built, torch.zeros(1, 3, 32, 32))
