@@ -1,6 +1,6 @@
 """A search over a network and data that a program holds: the settings of ``searching`` from live objects."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -65,7 +65,11 @@ def search_own(
         raise ConfigError(f"a search has no setting '{min(unknown)}'; it has {', '.join(sorted(known))}.")
     kind: Any = type(space)
     task = LoaderTask(loader) if loss is None else LossTask(loader, loss)
-    TASKS.register(task.name, lambda root: cast(Task, task))
+
+    def given(root: str | None) -> LoaderTask:
+        return task
+
+    TASKS.register(task.name, cast(Callable[..., Task], given))
     several = isinstance(budget, Sequence) and not isinstance(budget, str)
     budgets = [str(one) for one in budget] if several else [str(budget)]  # type: ignore[union-attr]
     asked = SearchSettings(
