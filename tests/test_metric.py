@@ -38,3 +38,8 @@ def test_a_metric_knows_which_of_two_is_better_and_how_it_is_shown() -> None:
 def test_a_data_set_names_its_metric_without_its_files() -> None:
     assert {name: metric_of(name).name for name in TASKS} == dict.fromkeys(TASKS, "accuracy") | {"coco": "box AP"}
     assert metric_of("a data set of one's own") == ACCURACY
+
+
+def test_a_data_set_from_outside_need_not_say_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TASKS, "_loaded", {**TASKS._loaded, "mine": lambda root: None})
+    assert metric_of("mine") == ACCURACY

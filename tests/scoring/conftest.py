@@ -1,5 +1,7 @@
 """One small super-network and one batch for the tests of proxies."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from tests.scoring.test_proxies import ARGUMENTS
 
 
 @pytest.fixture(scope="package")
-def super_network() -> BlockSpace:
+def drawn() -> BlockSpace:
     with seeded(7):
         network = WideResNetSpace(**ARGUMENTS).double().train()
     for module in network.modules():  # scales and shifts that are not the initial ones must count too
@@ -19,6 +21,12 @@ def super_network() -> BlockSpace:
             nn.init.uniform_(module.weight, 0.5, 1.5, torch.Generator().manual_seed(module.num_features))
             nn.init.normal_(module.bias, 0, 0.3, torch.Generator().manual_seed(module.num_features))
     return network
+
+
+@pytest.fixture
+def super_network(drawn: BlockSpace) -> BlockSpace:
+    """One of each test's own: statistics that a test moved, or filled with NaN, are no other's."""
+    return copy.deepcopy(drawn)
 
 
 @pytest.fixture(scope="package")
