@@ -82,7 +82,12 @@ def find_teacher(
         source = str(trained_teacher(original, task, data_options, plan, machine))
     network: Any = original.build()
     if source != ORIGINAL:
-        load_weights(network, weights_of(_given(source), network.state_dict().keys()), source)
+        try:
+            load_weights(network, weights_of(_given(source), network.state_dict().keys()), source)
+        except CheckpointError as error:
+            if plan.source is not None:
+                raise
+            raise CheckpointError(f"{str(error).rstrip('.')}; delete it, and the teacher is trained anew.") from error
     check_fit(original, task)
     teacher = Teacher(network, network.attention_points, evaluate(ImageTraining(network, task, plan.recipe), machine))
     judged = f"validation {task.metric} {task.metric.show(teacher.figure)}"

@@ -1,5 +1,7 @@
 """Teachers: wrong ones are named, one is trained once however many trials want it, a dead trial's lock falls."""
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -183,3 +185,31 @@ def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(holder, 0)[1]) == -signal.SIGKILL
     assert lock.exists()
     FileLock(lock).acquire(timeout=5).lock.release()
+
+
+def test_a_kept_teacher_that_rots_is_named_with_what_to_do(task, tmp_path: Path) -> None:
+    find(task, tmp_path)
+    (kept,) = tmp_path.glob("*.pt")
+    rotten = bytearray(kept.read_bytes())
+    rotten[len(rotten) // 2] ^= 1
+    kept.write_bytes(rotten)
+    with pytest.raises(CheckpointError, match=r"may be damaged: .*; delete it, and the teacher is trained anew\.$"):
+        find(task, tmp_path)
+
+
+def test_new_options_leave_the_teachers_that_are_kept_already(task) -> None:
+    """The name is made of the ten settings that there were, and of what is not as usual."""
+    recipe = Recipe(epochs=3, lr=0.2, seed=5).of_teacher(None)
+    told = {name: recipe.settings()[name] for name in teachers.TOLD}
+    image = task.fingerprint(task.minibatch(1, seed=0, augment=False))
+    digest = hashlib.sha256(json.dumps([told, OPTIONS, image, None], sort_keys=True).encode()).hexdigest()[:8]
+    assert teachers._fingerprint(task, OPTIONS, recipe, Machine()) == digest
+    assert teachers._fingerprint(task, OPTIONS, replace(recipe, ema=0.9), Machine()) != digest
+
+
+def test_a_teacher_hardly_better_than_chance_is_warned_of(
+    task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({name: 0 * value for name, value in STUDENT.teacher().build().state_dict().items()}, tmp_path / "t.pt")
+    find(task, tmp_path, str(tmp_path / "t.pt"))
+    assert "warning: that is hardly better than guessing" in capsys.readouterr().out

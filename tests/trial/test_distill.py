@@ -11,12 +11,14 @@ import struct
 import subprocess
 import sys
 import termios
+from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.weights import seeded
@@ -620,3 +622,31 @@ def test_in_a_terminal_each_epochs_accuracy_stays_above_the_bar(trained: list[st
     assert re.search(r"epoch 1/2: .*val/accuracy \d", text), text
     assert f"val/accuracy {accuracy:.4g}" in text
     assert "it/s" in text, repr(text)  # and there was a bar
+
+
+def made() -> nn.Module:
+    """A network of somebody's own that comes with its weights."""
+    network = nn.Sequential(OrderedDict(
+        conv=nn.Conv2d(1, 8, 3, padding=1), bn=nn.BatchNorm2d(8), relu=nn.ReLU(), wide=nn.Conv2d(8, 8, 3, padding=1),
+        bn2=nn.BatchNorm2d(8), relu2=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(8, 10),
+    ))  # fmt: skip
+    for weight in network.parameters():
+        nn.init.constant_(weight, 0.25)
+    return network
+
+
+def test_a_network_that_comes_with_its_weights_teaches_with_them_and_its_student_starts_afresh_or_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"model": f"{__name__}:made", "input_size": [1, 8, 8]}
+    Architecture.from_choices("nni_blockswap.blocks.network:NetworkSpace", ["G(2)"], own).save(tmp_path / "a.json")
+    arguments = ["--architecture", str(tmp_path / "a.json"), *ALONE, "--teacher", "original", "--beta", "10"]
+    afresh, again, from_it = (
+        first_step(monkeypatch, [*arguments, "--out", str(tmp_path / out), "--init", start])
+        for out, start in (("a", "fresh"), ("b", "fresh"), ("c", "teacher"))
+    )
+    assert torch.equal(afresh.weights, again.weights)
+    assert not bool((afresh.weights == 0.25).any())
+    assert bool((from_it.weights == 0.25).all())
+    assert "the student starts from fresh weights" in capsys.readouterr().out
+    assert not (tmp_path / "teachers").exists()
