@@ -177,7 +177,7 @@ class Study:
         """The table of what there is."""
         original = Architecture.from_choices(SPACE, ["S"] * len(self.library.errors), self.space_args)
         about = (
-            f"WRN-{self.given.depth}-{self.given.width} on {self.given.data} {self.data['data_options'] or ''} "
+            f"WRN-{self.given.depth}-{self.given.width} on {self.given.data}{self._options()} "
             f"({original.spelled_costs}); teacher's error {self.untrained(original):.1f} %. Library: "
             f"{sum(len(one) - 1 for one in self.library.errors.values())} candidates, {self.given.steps} steps of "
             f"96 images each, {self.given.precision}, {self.seconds:.0f} s on a machine that others used, too. "
@@ -210,6 +210,10 @@ class Study:
             return ""
         spread = f" +- {(max(errors) - min(errors)) / 2:.1f}" if len(errors) > 1 else ""
         return f"{sum(errors) / len(errors):.1f}{spread}"
+
+    def _options(self) -> str:
+        options = self.data["data_options"]
+        return f" ({', '.join(f'{name} {value}' for name, value in options.items())})" if options else ""
 
     def _data_flags(self) -> list[str]:
         root = ["--data-root", self.given.data_root] if self.given.data_root else []

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nni_blockswap.cost.budget import Budget
     from nni_blockswap.exporting import export
     from nni_blockswap.own import search
+    from nni_blockswap.scoring.proxies.fisher import fisher_information
     from nni_blockswap.searching import SearchSettings
     from nni_blockswap.strategy import BlockSwapStrategy
     from nni_blockswap.training.attention import attention_transfer_loss
@@ -28,6 +29,7 @@ __all__ = [
     "attention_transfer_loss",
     "distill",
     "export",
+    "fisher_information",
     "search",
     "swap_blocks",
 ]
@@ -42,6 +44,7 @@ _HOMES = {
     "attention_transfer_loss": "training.attention",
     "distill": "training.distilling",
     "export": "exporting",
+    "fisher_information": "scoring.proxies.fisher",
     "search": "own",
     "swap_blocks": "blocks.network",
 }

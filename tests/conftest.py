@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,14 @@ from PIL import Image
 WRN = "search_spaces.wide_resnet:WideResNetSpace"
 SMALL = {"depth": 10, "width": 1, "image_size": 8, "in_channels": 1}
 """Three blocks, 16 to 64 channels: every kind of site, in milliseconds."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make machines alike: no GPU unless its tests are asked for, and Ctrl-C reaches what a test starts."""
+    if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, which hands that on
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -70,6 +70,7 @@ class ImageTraining(Training):
 
     def on_fit_start(self) -> None:
         """Put the teacher where the student is."""
+        self.network.train()  # Lightning would leave a network that was evaluated as it is
         if self.teacher is not None:
             self.teacher.network.to(self.device)
 

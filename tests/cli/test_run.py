@@ -8,9 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import TCPServer
 
 import psutil
 import pytest
@@ -135,18 +135,29 @@ def test_an_interrupted_run_leaves_nothing_and_says_how_to_go_on(quick, tmp_path
         if "candidates" in line:
             break
     running.send_signal(signal.SIGINT)
-    rest, _ = running.communicate(timeout=90)
+    rest, _ = running.communicate(timeout=400)
     assert running.returncode == 130
     assert "nnictl resume" in rest
     assert left_over(tmp_path) == []
 
 
+def patiently(command, environment, succeeded):
+    """Run an nnictl command until it has ``succeeded``: its three seconds for the manager to come up may be too few."""
+    for _ in range(run.ATTEMPTS):
+        where = port()
+        done = subprocess.run(
+            ["nnictl", *command, "--port", where], env=environment, capture_output=True, text=True, timeout=400
+        )
+        if succeeded(done):
+            break
+    return where, done
+
+
 @pytest.mark.slow  # starts NNI's manager twice, searches, trains a teacher and a student for an epoch
 def test_a_killed_manager_and_dispatcher_resume_where_they_were(quick, tmp_path):
     config, environment = quick(samples=400)
-    where = port()
-    nnictl = partial(subprocess.run, env=environment, cwd=tmp_path, timeout=120, stdout=subprocess.DEVNULL)
-    nnictl(["nnictl", "create", "--config", str(config), "--port", where], check=True)
+    where, created = patiently(["create", "--config", str(config)], environment, lambda done: done.returncode == 0)
+    assert created.returncode == 0, created.stdout
     running = service.Experiment(int(where))
     scores = running.folder / "checkpoint" / "search" / "scores.jsonl"
     deadline = time.monotonic() + 400
@@ -158,10 +169,7 @@ def test_a_killed_manager_and_dispatcher_resume_where_they_were(quick, tmp_path)
         process.kill()
     before = scores.read_bytes()
     assert before.count(b"\n") < 400
-    for _ in range(run.ATTEMPTS):  # nnictl gives the manager three seconds to come up
-        where = port()
-        if nnictl(["nnictl", "resume", running.id, "--port", where], check=False).returncode == 0:
-            break
+    where, _ = patiently(["resume", running.id], environment, lambda done: done.returncode == 0)
     running = service.Experiment(int(where))
     try:
         while (status := running.get("check-status"))["status"] not in ("DONE", "ERROR"):
@@ -181,11 +189,11 @@ def test_a_killed_manager_and_dispatcher_resume_where_they_were(quick, tmp_path)
 @pytest.mark.slow  # starts NNI's manager
 def test_a_fault_in_the_search_ends_nnictl_create_with_its_sentence(quick, tmp_path):
     config, environment = quick(budget="1K")
-    command = ["nnictl", "create", "--config", str(config), "--port", port(), "--foreground"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    said = done.stdout + done.stderr
-    assert "BlockSwap: No architecture has" in said
-    deadline = time.monotonic() + 60
+    command = ["create", "--config", str(config), "--foreground"]
+    sentence = "BlockSwap: No architecture has"
+    _, done = patiently(command, environment, lambda done: sentence in done.stdout + done.stderr)
+    assert sentence in done.stdout + done.stderr
+    deadline = time.monotonic() + 400
     while left_over(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert left_over(tmp_path) == []
@@ -198,9 +206,13 @@ def test_what_was_started_is_stopped_when_it_does_not_answer(monkeypatch, tmp_pa
         called.append(arguments[0])
         return subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE, text=True)
 
+    def silent(port):
+        raise StateError("NNI's manager does not answer")
+
     monkeypatch.setattr(run, "nnictl", nnictl)
+    monkeypatch.setattr(run, "Experiment", silent)
     with pytest.raises(StateError, match="does not answer"):
-        run.start(tmp_path / "config.yml", int(port()))
+        run.start(tmp_path / "config.yml", 8760)
     assert called == ["create", "stop"]
 
 
@@ -233,20 +245,29 @@ class Manager(BaseHTTPRequestHandler):
         pass
 
 
+class LocalServer(TCPServer):
+    """At whichever address this machine calls localhost, of IPv4 or IPv6; no name is looked up for it."""
+
+    address_family = socket.getaddrinfo("localhost", None)[0][0]
+
+
 def test_the_web_service_is_understood_and_asked_without_a_proxy(monkeypatch):
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://nowhere.invalid:1")
-    with HTTPServer(("localhost", 0), Manager) as server:
+    with LocalServer(("localhost", 0), Manager) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            found = service.Experiment(server.server_port)
+            found = service.Experiment(server.server_address[1])
             assert (found.id, found.folder) == ("abc", Path("/logs/abc"))
             assert [trial["trialJobId"] for trial in found.trials()] == ["t0", "t1"]
             assert found.curves() == {"t0": [0.5, 0.75]}
         finally:
             server.shutdown()
             thread.join()
-    with pytest.raises(StateError, match="does not answer"):
-        found.trials()
+    with LocalServer(("localhost", 0), Manager, bind_and_activate=False) as server:
+        server.server_bind()  # the port is this process's, and nobody listens
+        found.port = server.server_address[1]
+        with pytest.raises(StateError, match="does not answer"):
+            found.trials()

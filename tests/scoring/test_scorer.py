@@ -252,8 +252,13 @@ def test_settings_that_cannot_be(settings: dict[str, object], error: type[Except
         scores(**settings)
 
 
-def test_auto_takes_a_gpu_if_there_is_one() -> None:
-    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+def test_auto_takes_the_cpu_where_there_is_no_gpu() -> None:
+    assert resolve_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.gpu
+def test_auto_takes_a_gpu_where_there_is_one() -> None:
+    assert resolve_device("auto").type == "cuda"  # needs a CUDA device
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -348,3 +348,11 @@ def test_a_network_of_ones_own_is_swapped_searched_and_distilled_in_a_few_lines(
     assert result.history[-1]["train/loss"] < result.history[0]["train/loss"]
     assert result.teacher_metric == pytest.approx(accuracy(model))
     assert sum(weight.numel() for weight in result.student.parameters()) == ranking.best.params
+
+
+def test_a_student_in_eval_mode_learns_as_one_in_training_mode(tmp_path: Path) -> None:
+    """As a network is that a person evaluated, and everything that is built of it."""
+    plain = run(tmp_path / "plain")
+    evaluated = run(tmp_path / "evaluated", student=net(8).eval())
+    assert evaluated.history == plain.history
+    assert any("running_mean" in name and value.any() for name, value in evaluated.student.state_dict().items())

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -317,18 +316,31 @@ def test_a_diverged_run_says_so(
     assert not (tmp_path / "out" / "last.ckpt").exists()
 
 
+KILLED_IN_THE_SECOND_EPOCH = """
+import os, signal
+from nni_blockswap.training.detection import DetectionTraining
+from nni_blockswap.training.program import main
+from trial import detect
+step = DetectionTraining.training_step
+def fatal(self, batch, batch_idx):
+    if self.current_epoch == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, batch_idx)
+DetectionTraining.training_step = fatal
+main("trial.detect", detect.run)
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_trial_goes_on_from_its_last_epoch(coco_folder: Path, classifier: Path, tmp_path: Path) -> None:
     """Slow: two processes, one of them killed in its second epoch."""
     out = tmp_path / "out"
-    arguments = [sys.executable, "-m", "trial.detect", *command(coco_folder, classifier, out)]
-    with subprocess.Popen(arguments, cwd=ROOT) as process:
-        while not (out / "last.ckpt").exists():
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
+    arguments = command(coco_folder, classifier, out)
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_THE_SECOND_EPOCH, *arguments], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
     assert not (out / "result.json").exists()
-    finished = subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True, text=True)
+    again = [sys.executable, "-m", "trial.detect", *arguments]
+    finished = subprocess.run(again, cwd=ROOT, check=True, capture_output=True, text=True)
     assert "going on after epoch 1" in finished.stdout
     assert json.loads((out / "result.json").read_text())["epochs"] == 2
 
