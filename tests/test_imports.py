@@ -32,7 +32,7 @@ NNI_ROOMS = {
 def imports(path: Path) -> set[str]:
     """Modules that a file imports, at any depth: ``from a import b`` names a.b, too, where that is a module."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

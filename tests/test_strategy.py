@@ -12,6 +12,7 @@ from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.experiment import NasExperiment
 from nni.nas.experiment.config import SequentialEngineConfig
 from nni.nas.space import ModelStatus, RawFormatModelSpace, SimplifiedModelSpace
+from nni.tools.nnictl.config_utils import Experiments
 
 from nni_blockswap import Architecture, BlockSwapStrategy
 from nni_blockswap.errors import ConfigError, ScoreError, SpaceError
@@ -115,7 +116,8 @@ def test_is_as_strict_as_nnis_own_about_running_twice():
         strategy(executable(), SequentialExecutionEngine())
 
 
-def test_the_whole_experiment(tmp_path):
+def test_the_whole_experiment(tmp_path, monkeypatch):
+    monkeypatch.setattr(Experiments.__init__, "__defaults__", (str(tmp_path),))  # NNI lists it there, not at home
     experiment = NasExperiment(
         WideResNetSpace(**SMALL), FunctionalEvaluator(count_parameters), BlockSwapStrategy(**SEARCH, students=2)
     )

@@ -1,6 +1,7 @@
 """The command ``blockswap``: one small module a subcommand, each a thin face of the library."""
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subparser = subparsers.add_parser(name, help=str(module.__doc__).splitlines()[0], description=module.__doc__)
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
+    _print_anything()
     options = parser.parse_args(arguments)
     quieten()
     try:
@@ -63,6 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("blockswap: interrupted; what was done is kept, the same command goes on from there.", file=sys.stderr)
         return 130
     return status
+
+
+def _print_anything() -> None:
+    """Let a terminal that has no letter for something show a question mark there."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def quieten() -> None:

@@ -1,5 +1,6 @@
 import argparse
 import csv
+import io
 import json
 import re
 import subprocess
@@ -177,3 +178,13 @@ def test_latency_lays_networks_beside_their_teacher(
     assert lines[2].split("|")[6].strip() == "1.00"
     assert main(["latency", str(tmp_path / "one.json"), "--threads", "0"]) == 2
     assert "--threads is a whole number of at least 1, not 0" in capsys.readouterr().err
+
+
+def test_a_terminal_without_a_letter_for_it_shows_a_question_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Architecture.from_choices(WRN, ["G(2)", "B(2)", "S"], SMALL).save(tmp_path / "one.json")
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="latin-1", write_through=True))
+    assert main(["show", str(tmp_path / "one.json")]) == 0
+    assert "block_00  G(2)  ??? " in shown.getvalue().decode("latin-1")

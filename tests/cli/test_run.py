@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -63,7 +64,7 @@ def quick(tmp_path):
         content = yaml.safe_load((ROOT / "config.yml").read_text())
         changes = {"searchSpaceFile": str(ROOT / "search_space.json"), "trialCodeDirectory": str(ROOT)}
         content |= {**changes, "maxTrialNumber": 1, "experimentWorkingDirectory": str(tmp_path / "experiments")}
-        content["trialCommand"] += f" --epochs 1 --teacher-epochs 1 --teacher-dir {tmp_path / 'teachers'}"
+        content["trialCommand"] += f" --epochs 1 --teacher-epochs 1 --teacher-dir {shlex.quote(f'{tmp_path}/teachers')}"
         content["tuner"]["codeDirectory"] = str(ROOT)
         content["tuner"]["classArgs"] |= {"samples": 3, "batch_size": 8, "students": 1, **arguments}
         (tmp_path / "config.yml").write_text(yaml.safe_dump(content))

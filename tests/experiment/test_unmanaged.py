@@ -1,6 +1,7 @@
 """Experiments without NNI: which trials run with what, what is not run again, and what a failure leaves."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def config(tmp_path: Path) -> Config:
     content = {
         "tuner": {"className": "nni_blockswap.tuner.BlockSwapTuner", "classArgs": arguments},
         "searchSpace": {f"block_{block:02d}": {"_type": "choice", "_value": OFFERED} for block in range(3)},
-        "trialCommand": f"python {tmp_path / 'trial.py'} --epochs 200 --out nowhere",
+        "trialCommand": f"python {shlex.quote(str(tmp_path / 'trial.py'))} --epochs 200 --out nowhere",
         "trialCodeDirectory": ".",
     }  # fmt: skip
     (tmp_path / "config.yml").write_text(yaml.safe_dump(content))

@@ -84,9 +84,10 @@ def test_a_trial_starts_from_it(library: Library, teacher: Path, tmp_path: Path)
     """With a rate so small that nothing changes but statistics, the weights of the assembled student come out."""
     architecture = Architecture.from_choices(WRN, ["W(1/2)", "G(4)", "W(1/4)"], SPACE_ARGS)
     architecture.save(tmp_path / "best.json")
-    command = f"--architecture {tmp_path}/best.json --init library={library.folder} --teacher {teacher} --data digits"
-    command += f" --data-option image_size=8 --epochs 1 --lr 1e-30 --limit-steps 2 --out {tmp_path}/student --beta 0"
-    distillation_trial.run(distill.parser().parse_args(command.split()))
+    command = ["--architecture", f"{tmp_path}/best.json", "--init", f"library={library.folder}"]
+    command += ["--teacher", str(teacher), "--out", f"{tmp_path}/student", "--data", "digits"]
+    command += ["--data-option", "image_size=8", "--epochs", "1", "--lr", "1e-30", "--limit-steps", "2", "--beta", "0"]
+    distillation_trial.run(distill.parser().parse_args(command))
     weights = torch.load(tmp_path / "student" / "weights.pt", weights_only=True)
     expected = assemble(architecture, torch.load(teacher, weights_only=True), library)
     for name, value in expected.named_parameters():

@@ -34,7 +34,7 @@ def test_a_good_result_is_read_as_it_is(tmp_path: Path) -> None:
      *(json.dumps({**GOOD, name: value}) for name, values in WRONG.items() for value in values)],
 )  # fmt: skip
 def test_any_other_is_refused_in_a_sentence(text: str, tmp_path: Path) -> None:
-    (tmp_path / "result.json").write_text(text)
+    (tmp_path / "result.json").write_text(text, encoding="utf-8")
     with pytest.raises(StateError, match=r"result\.json' is damaged \(.*\); run the trial again\.$") as said:
         read_result(tmp_path / "result.json")
     assert "\n" not in str(said.value)

@@ -72,8 +72,8 @@ def run(tmp_path):
 
 def test_a_run_is_laid_beside_the_paper_with_the_difference(run) -> None:
     text = lay_beside("2", [run], run / "out")
-    assert text in (run / "out" / "table_2.md").read_text()
-    with (run / "out" / "table_2.csv").open() as stream:
+    assert text in (run / "out" / "table_2.md").read_text(encoding="utf-8")
+    with (run / "out" / "table_2.csv").open(encoding="utf-8") as stream:
         rows = list(csv.reader(stream))
     (snip,) = [one for one in rows if one[0] == "snip" and one[2]]
     # mean 11, deviations 1 and 1: sqrt(2 / (2 - 1)); the paper's SNIP has 4.13

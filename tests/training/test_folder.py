@@ -67,7 +67,7 @@ def test_a_run_that_left_nothing_leaves_the_folder_free_and_one_that_left_a_best
      '{"extended_from": ["x"]}', "{", "\N{SNOWMAN}", "[" * 100_000],
 )  # fmt: skip
 def test_settings_that_are_none_are_refused_in_a_sentence(text: str, tmp_path: Path) -> None:
-    (tmp_path / "settings.json").write_text(text)
+    (tmp_path / "settings.json").write_text(text, encoding="utf-8")
     with pytest.raises(StateError, match=r"settings\.json' is damaged .*; give this one a folder of its own"):
         enter(tmp_path)
 

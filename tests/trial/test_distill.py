@@ -308,7 +308,7 @@ def test_two_runs_do_not_mix_in_one_folder(trained: list[str], tmp_path: Path, m
     with pytest.raises(SystemExit, match=r"with another data_root, limit_steps, teacher_epochs, method, variant;"):
         run_here(monkeypatch, [*arguments, *more])
     for damaged in ("{", "[3]", "\N{SNOWMAN}"):
-        (tmp_path / "out" / "settings.json").write_text(damaged)
+        (tmp_path / "out" / "settings.json").write_text(damaged, encoding="utf-8")
         with pytest.raises(
             SystemExit, match=r"^trial: '.*settings\.json' is damaged .*; give this one a folder of its own"
         ):
