@@ -138,7 +138,13 @@ class Study:
                 label: [name for name in names if find_family(name) is not NARROWED]
                 for label, names in zip(table.labels, table.candidates, strict=True)
             }
-            plain: dict[str, Any] = {"space": SPACE, "space_args": self.space_args, "budgets": [budget], **self.data}
+            plain: dict[str, Any] = {
+                "space": SPACE,
+                "space_args": self.space_args,
+                "budgets": [budget],
+                "at_most": True,
+                **self.data,
+            }
             if choice != CHOICES[0]:
                 plain["candidates"] = papers
             if choice.startswith("library"):

@@ -71,7 +71,9 @@ def run(base: dict[str, Any], method: str, budget: str, samples: int, seed: int,
     """
     fresh, start = not (place / "scores.jsonl").exists(), time.process_time()
     draws = HALVING_DRAWS if method == "halving" else 1
-    settings = SearchSettings(**base, method=method, budgets=[budget], samples=samples, seed=seed, inits=draws)
+    settings = SearchSettings(
+        **base, method=method, budgets=[budget], at_most=True, samples=samples, seed=seed, inits=draws
+    )
     best = search(settings, place)[0].best
     seconds = time.process_time() - start if fresh else None
     evaluations = len((place / "scores.jsonl").read_text().splitlines())

@@ -36,7 +36,9 @@ class SearchSettings(ScoreSettings):
 
     Attributes:
         budgets: see ``Budget.parse``; one ranking each, the weights and minibatches shared.
-        tolerance: None makes each budget a cap, 0.025 a band of 2.5 % on both sides.
+        tolerance: 0.025 makes each budget a band of 2.5 % on both sides; None is at most the budget, and at least 95 %.
+        at_most: take all that costs less than the budgets, too. A library's choice does, unless it has a tolerance: its
+            sums are exact, so a floor could only rule out what is both cheaper and better.
         method: how architectures are chosen.
         samples: architectures a budget.
         candidates: where given, the only substitutes to try, by block label.
@@ -46,6 +48,7 @@ class SearchSettings(ScoreSettings):
 
     budgets: Sequence[str]
     tolerance: float | None = None
+    at_most: bool = False
     method: str = "uniform"
     samples: int = 1000
     candidates: Mapping[str, Sequence[str]] | None = None
@@ -66,7 +69,8 @@ class SearchSettings(ScoreSettings):
         """The budgets. Raises BudgetError where one is none, or is there twice."""
         found: dict[Budget, str] = {}
         for text in self.budgets:
-            budget = Budget.parse(text, self.tolerance)
+            budget = Budget.parse(text, self.tolerance, self.at_most)
+            budget = budget if self.library is None else budget.capped()
             if budget in found:
                 raise BudgetError(f"'{found[budget]}' and '{text}' are the same budget; give it once.")
             found[budget] = text
@@ -116,7 +120,7 @@ def search(
     """
     table, budgets = table_of(settings), settings.parsed()
     folder = Path(out) if out is not None else None
-    homes = [folder / str(budget) if len(budgets) > 1 else folder for budget in budgets] if folder else []
+    homes = [folder / budget.folder if len(budgets) > 1 else folder for budget in budgets] if folder else []
     if settings.library is not None:
         return _chosen(settings, settings.library, table, homes)
     extents = [_extent(settings, table, budget) for budget in budgets]

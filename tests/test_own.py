@@ -25,7 +25,14 @@ def network() -> nn.Module:
 IMAGES = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(40) % 3
 EXAMPLE = torch.zeros(1, 1, 8, 8)
-QUICK = {"samples": 5, "batch_size": 16, "device": "cpu", "precision": "float64", "on_progress": lambda progress: None}
+QUICK = {
+    "at_most": True,
+    "samples": 5,
+    "batch_size": 16,
+    "device": "cpu",
+    "precision": "float64",
+    "on_progress": lambda progress: None,
+}
 
 
 def loader() -> DataLoader[tuple[Tensor, ...]]:

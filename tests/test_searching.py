@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.cost.budget import Budget
 from nni_blockswap.errors import BlockSwapError, ConfigError, ScoreError, StateError
 from nni_blockswap.methods import METHODS
 from nni_blockswap.scoring.proxies import Score
@@ -27,6 +29,7 @@ SETTINGS = {
     "space_args": SPACE_ARGS,
     "data": "digits",
     "budgets": ["30K"],
+    "at_most": True,
     "samples": 12,
     "batch_size": 16,
     "device": "cpu",
@@ -82,11 +85,11 @@ def test_a_combination_ranks_by_the_sum_of_places(tmp_path: Path) -> None:
 def test_a_combination_goes_on_where_it_was_and_keeps_to_its_folder(tmp_path: Path, monkeypatch) -> None:
     settings = {**SETTINGS, "budgets": ["30K", "40K"], "samples": 4}
     first = search(SearchSettings(**settings, proxy="fisher+naswot"), tmp_path)  # type: ignore[arg-type]
-    assert (tmp_path / first[1].budget / "best.json").exists()
-    (tmp_path / first[0].budget / "ranking.csv").unlink()
+    assert (tmp_path / "40K-at-most" / "best.json").exists()
+    (tmp_path / "30K-at-most" / "ranking.csv").unlink()
     monkeypatch.setattr(Scorer, "scores", lambda *_: pytest.fail("all of it is scored"))
     assert search(SearchSettings(**settings, proxy="fisher+naswot"), tmp_path) == first  # type: ignore[arg-type]
-    assert (tmp_path / first[0].budget / "ranking.csv").exists()
+    assert (tmp_path / "30K-at-most" / "ranking.csv").exists()
     with pytest.raises(StateError, match=r"proxy was fisher\+naswot, now params\+naswot"):
         search(SearchSettings(**settings, proxy="params+naswot"), tmp_path)  # type: ignore[arg-type]
 
@@ -132,9 +135,9 @@ def test_another_seed_draws_other_architectures() -> None:
 def test_several_budgets_give_each_what_it_gets_alone(tmp_path: Path) -> None:
     together = run(tmp_path, budgets=["30K", "macs=50%"])
     assert together == run(budgets=["30K"]) + run(budgets=["macs=50%"])
-    assert {path.name for path in tmp_path.iterdir()} >= {"30K", "macs=50%"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"30K-at-most", "macs-50pct-at-most"}
     table = cost_table(WRN, SPACE_ARGS)
-    best = Architecture.load(tmp_path / "macs=50%" / "best.json")
+    best = Architecture.load(tmp_path / "macs-50pct-at-most" / "best.json")
     assert best.macs <= table.total("macs", table.teacher()) // 2
 
 
@@ -213,9 +216,9 @@ def test_a_budget_without_a_finite_score_does_not_lose_the_others(
         return 1.0 if Architecture.from_choices(WRN, choices, SPACE_ARGS).params > 20_000 else math.nan
 
     scored_as(monkeypatch, value)
-    with pytest.raises(ScoreError, match="none of the 12 candidates at 20K has a finite score"):
-        run(tmp_path, budgets=["20K", "25K+-10%"])
-    assert Architecture.load(tmp_path / "25K+-10%/best.json").score == 1.0
+    with pytest.raises(ScoreError, match="none of the 12 candidates at 20K-5% has a finite score"):
+        run(tmp_path, budgets=["20K", "25K+-10%"], at_most=False)
+    assert Architecture.load(tmp_path / "25K-10pct/best.json").score == 1.0
     assert {path.name for path in (tmp_path / "20K").iterdir()} == {"ranking.csv"}
 
 
@@ -248,6 +251,8 @@ def test_a_ranking_of_another_budget_or_size_is_not_overwritten(tmp_path: Path) 
     before = {name: (tmp_path / name).read_bytes() for name in ("ranking.csv", "best.json", "scores.jsonl")}
     for changes, sentence in (
         ({"budgets": ["25K"]}, "budget was 30K, now 25K"),
+        ({"at_most": False}, "budget was 30K, now 30K-5%"),
+        ({"at_most": False, "tolerance": 0.1}, r"budget was 30K, now 30K\+-10%"),
         ({"samples": 5}, "samples was 12, now 5"),
         ({"inits": 2}, "inits was 1, now 2"),
         ({"candidates": {"block_00": ["S", "B(2)"]}}, "candidates was [0-9a-f]{8}, now [0-9a-f]{8}"),
@@ -255,6 +260,18 @@ def test_a_ranking_of_another_budget_or_size_is_not_overwritten(tmp_path: Path) 
         with pytest.raises(StateError, match=sentence):
             run(tmp_path, **changes)
         assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_what_is_asked_for_is_used_up(tmp_path: Path) -> None:
+    """Caps alone let in what costs far less; a library's exact sums need no floor."""
+    settings = SearchSettings(**{**SETTINGS, "at_most": False, "samples": 200})  # type: ignore[arg-type]
+    plain = [one.params for one in search(settings)[0]]
+    below = [one.params for one in search(replace(settings, at_most=True))[0]]
+    assert 28_500 <= min(plain) <= max(plain) <= 30_000
+    assert sorted(below)[100] < 28_500 <= max(below) <= 30_000
+    chosen = replace(settings, proxy="library", library=str(tmp_path))
+    assert chosen.parsed() == [Budget(params=30_000, at_most=True)]
+    assert replace(chosen, tolerance=0.1).parsed() == [Budget(params=30_000, tolerance=0.1)]
 
 
 def test_a_budget_is_given_once() -> None:

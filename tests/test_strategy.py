@@ -106,7 +106,7 @@ def test_no_finite_score_is_an_error(monkeypatch):
     monkeypatch.setattr(
         Scorer, "scores", lambda self, init, candidates: ((k, Score(math.nan)) for k in range(len(candidates)))
     )
-    with pytest.raises(ScoreError, match="none of the 4 candidates at 60% has a finite score"):
+    with pytest.raises(ScoreError, match="none of the 4 candidates at 60%-5% has a finite score"):
         explored(SequentialExecutionEngine())
 
 

@@ -19,7 +19,7 @@ from nni_blockswap.files import read_json
 from tests.conftest import SMALL, WRN
 
 SETTINGS = {"space": WRN, "space_args": SMALL, "data": "digits", "data_options": {"image_size": 8}, "budget": "60%",
-            "samples": 6, "batch_size": 4}  # fmt: skip
+            "at_most": True, "samples": 6, "batch_size": 4}  # fmt: skip
 
 
 class Dispatcher:

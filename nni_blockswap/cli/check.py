@@ -162,7 +162,8 @@ def _search(config: Config) -> Iterator[Fault]:
     arguments = config.arguments
 
     def affordable() -> None:
-        budget = Budget.parse(arguments["budget"], arguments.get("tolerance"))
+        budget = Budget.parse(arguments["budget"], arguments.get("tolerance"), arguments.get("at_most", False))
+        budget = budget.capped() if arguments.get("library") else budget
         table = cost_table(arguments["space"], arguments.get("space_args", {}), budget.resources)
         Sampler(table.narrowed(from_nni(config.search_space() or {})), budget)
 

@@ -51,6 +51,17 @@ def _size(text: str | None) -> list[int] | None:
     return [int(part) for part in parts]
 
 
+def add_band_options(parser: argparse.ArgumentParser) -> None:
+    """How much of a budget is to be used."""
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="T",
+        help="make budgets bands: 0.025 is within 2.5 %% on both sides (default: 95 to 100 %% of the budget)",
+    )
+    parser.add_argument("--at-most", action="store_true", help="take everything that costs less than the budgets, too")
+
+
 def add_search_space_file(parser: argparse.ArgumentParser) -> None:
     """A file that narrows the space."""
     parser.add_argument("--search-space-file", metavar="FILE", help="only the substitutes listed there (NNI's format)")

@@ -13,7 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nni_blockswap.cli.options import add_score_options, add_search_space_file, add_space_options, score_settings
+from nni_blockswap.cli.options import (
+    add_band_options,
+    add_score_options,
+    add_search_space_file,
+    add_space_options,
+    score_settings,
+)
 from nni_blockswap.errors import ConfigError
 
 if TYPE_CHECKING:  # torch is imported when a search starts, not for --help
@@ -44,12 +50,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add_space_options(parser)
     add_search_space_file(parser)
     add_score_options(parser, required=False)
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        metavar="T",
-        help="make budgets bands: 0.025 is within 2.5 %% on both sides (default: budgets are caps)",
-    )
+    add_band_options(parser)
     parser.add_argument(
         "--method",
         default="uniform",
@@ -80,17 +81,20 @@ def run(options: argparse.Namespace) -> int:
     from nni_blockswap.searching import search, table_of
 
     start, settings = time.monotonic(), settings_of(options)
+    table, budgets = table_of(settings), settings.parsed()
+    for budget in budgets:
+        print(f"{budget}: {budget.describe(table)}")
     rankings = search(settings, options.out, ProgressLine())
-    for ranking, budget in zip(rankings, settings.parsed(), strict=True):
+    for ranking, budget in zip(rankings, budgets, strict=True):
         best = ranking.best
-        unused = budget.unused(table_of(settings), best.costs)
-        folder = Path(options.out) / (ranking.budget if len(rankings) > 1 else "")
+        unused = budget.unused(table, best.costs)
+        folder = Path(options.out) / (budget.folder if len(rankings) > 1 else "")
         print(
             f"{ranking.budget}: best of {len(ranking.architectures)}: score {best.score:.6g}, "
             f"{best.spelled_costs} ({', '.join(f'{share:.1%} of {name}' for name, share in unused.items())} unused)\n"
             f"  {' '.join(best.choices.values())}\n  in {folder / 'best.json'}"
         )
-    for name, column in table_of(settings).columns.items():
+    for name, column in table.columns.items():
         if column.source:
             print(f"{name}: {describe_source(column.source)}")
     print(f"{time.monotonic() - start:.1f} s")
@@ -118,6 +122,7 @@ def settings_of(options: argparse.Namespace) -> SearchSettings:
         **{**score_settings(options), "data": options.data or _data_of(options.library)},
         budgets=options.budget,
         tolerance=options.tolerance,
+        at_most=options.at_most,
         method=options.method,
         samples=options.samples,
         proxy=options.proxy,

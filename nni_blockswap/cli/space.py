@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 
-from nni_blockswap.cli.options import add_search_space_file, add_space_options, space_of
+from nni_blockswap.cli.options import add_band_options, add_search_space_file, add_space_options, space_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,9 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", nargs="+", default=[], metavar="N", help="400000, 400K, 36%%, macs=90M, params=400K,macs=90M"
     )
-    parser.add_argument(
-        "--tolerance", type=float, metavar="T", help="make budgets bands: 0.025 is within 2.5 %% on both sides"
-    )
+    add_band_options(parser)
     parser.add_argument("--json", action="store_true", help="write the candidates in NNI's search space format instead")
 
 
@@ -27,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     from nni_blockswap.cost.budget import Budget
     from nni_blockswap.methods.sampler import Sampler
 
-    budgets = [Budget.parse(text, options.tolerance) for text in options.budget]
+    budgets = [Budget.parse(text, options.tolerance, options.at_most) for text in options.budget]
     resources = [name for budget in budgets for name in budget.resources]
     named = space_of(options)
     table = cost_table(named["space"], named["space_args"], resources)
@@ -48,5 +46,5 @@ def run(options: argparse.Namespace) -> int:
     print(f"{everything:.4g} architectures")
     for budget in budgets:
         count = Sampler(table, budget).count
-        print(f"{count:.4g} of them in {budget} ({count / everything:.3g} of all)")
+        print(f"{count:.4g} of them in {budget} ({count / everything:.3g} of all): {budget.describe(table)}")
     return 0

@@ -1,10 +1,12 @@
 """Budgets: how much of each resource an architecture may cost.
 
 A budget limits one resource or several, in absolute figures or as a share of the teacher, the network with ``S`` in
-every block, whatever the search space is narrowed to. Without a tolerance each figure is a cap. With a tolerance t each
-is the middle of a band:
+every block, whatever the search space is narrowed to. A plain figure is a cap that is used up: most of what costs less
+costs far less. With a tolerance t each figure is the middle of a band; ``at_most`` lets in all that costs less:
 
-    cap:   0 <= cost <= figure            band:   (1 - t) figure <= cost <= (1 + t) figure
+    plain:      0.95 figure <= cost <= figure      with several figures: for one of them at least, all being caps
+    tolerance:  (1 - t) figure <= cost <= (1 + t) figure
+    at most:    0 <= cost <= figure
 """
 
 import re
@@ -23,6 +25,11 @@ _NUMBER = r"\d{1,24}(?:\.\d{1,24})?"
 _RESOURCE = r"[a-z_]\w*|[\w.]+:[\w.]+"
 _LIMIT = re.compile(rf"(?:(?P<resource>{_RESOURCE})=)?(?P<number>{_NUMBER})(?P<unit>[a-z%]*)", re.IGNORECASE)
 _BAND = re.compile(rf"(?P<percent>{_NUMBER})%")
+_USED = Fraction(95, 100)
+"""The share of a figure that a plain budget wants to be used."""
+_PLAIN = "-5%"
+"""What the label of a plain budget ends in."""
+_PLAIN_LABEL = re.compile(rf".*[^+]{_PLAIN}")
 _RULE = "write 400000, 400K, 2.1M or 36% (of the teacher), macs=90M, or params=400K,macs=90M"
 
 
@@ -33,22 +40,24 @@ class Budget:
     Attributes:
         limits: (resource, figure) of each limited one, in the order of the registry: an int is a count; a float in
             (0, 1] is a share of the teacher's.
-        tolerance: None for caps; t in (0, 1) for bands within t of the figures on both sides.
+        tolerance: t in (0, 1) for bands within t of the figures on both sides, or None.
+        at_most: whether the figures are caps and nothing else.
 
     Raises:
-        BudgetError: no limit at all, or a figure or tolerance out of its range.
+        BudgetError: no limit at all, a figure or tolerance out of its range, or both a tolerance and ``at_most``.
 
     Example:
         >>> Budget.parse("400K", tolerance=0.025)
         Budget(params=400000, tolerance=0.025)
         >>> str(Budget.parse("macs=90M,params=36%"))
-        'params=36%,macs=90M'
+        'params=36%,macs=90M-5%'
     """
 
     limits: tuple[tuple[str, int | float], ...]
     tolerance: float | None
+    at_most: bool
 
-    def __init__(self, *, tolerance: float | None = None, **limits: int | float | None) -> None:
+    def __init__(self, *, tolerance: float | None = None, at_most: bool = False, **limits: int | float | None) -> None:
         given = {name: figure for name, figure in limits.items() if figure is not None}
         if not given:
             raise BudgetError(f"a budget limits at least one resource, parameters or MACs say; {_RULE}.")
@@ -59,30 +68,40 @@ class Budget:
                 raise BudgetError(f"{resource}={figure} leaves room for nothing; give a positive figure.")
         if tolerance is not None and not 0 < tolerance < 1:
             raise BudgetError(f"the tolerance must lie between 0 and 1, as 0.025 for 2.5 %; it is {tolerance}.")
+        if tolerance is not None and at_most:
+            raise BudgetError("a tolerance makes a band, and at_most takes everything below; give one of them.")
         known = list(RESOURCES)
         order = sorted(given, key=lambda name: (known.index(name) if name in known else len(known), name))
         object.__setattr__(self, "limits", tuple((name, given[name]) for name in order))
         object.__setattr__(self, "tolerance", tolerance)
+        object.__setattr__(self, "at_most", at_most)
 
     def __repr__(self) -> str:
         tolerance = () if self.tolerance is None else (("tolerance", self.tolerance),)
-        return f"Budget({', '.join(f'{name}={figure!r}' for name, figure in (*self.limits, *tolerance))})"
+        at_most = (("at_most", True),) if self.at_most else ()
+        return f"Budget({', '.join(f'{name}={figure!r}' for name, figure in (*self.limits, *tolerance, *at_most))})"
 
     @classmethod
-    def parse(cls, text: str | int, tolerance: float | None = None) -> "Budget":
+    def parse(cls, text: str | int, tolerance: float | None = None, at_most: bool = False) -> "Budget":
         """Read a budget as a person writes it.
 
         Args:
             text: ``400000``, ``"400K"``, ``"2.1M"``, ``"0.81G"``, ``"36%"`` (of the teacher), ``"macs=90M"`` or
                 ``"params=400K,macs=90M"``. A bare figure means parameters; K, M, G are powers of 1000; a resource from
-                outside this package is named as "module:attribute". A tolerance may follow, as ``str`` writes it:
-                ``"400K+-2.5%"``.
-            tolerance: None for caps, or the bands' t in (0, 1).
+                outside this package is named as "module:attribute". A band may follow, as ``str`` writes it:
+                ``"400K+-2.5%"`` for a tolerance, ``"400K-5%"`` for a plain budget.
+            tolerance: the bands' t in (0, 1), or None.
+            at_most: whether the figures are caps and nothing else.
 
         Raises:
-            BudgetError: ``text`` is no budget, or its band is not ``tolerance``.
+            BudgetError: ``text`` is no budget, or its band is not what ``tolerance`` and ``at_most`` say.
         """
-        body, sign, band = "".join(str(text).split()).partition("+-")
+        spelled = "".join(str(text).split())
+        if _PLAIN_LABEL.fullmatch(spelled):
+            if tolerance is not None or at_most:
+                raise BudgetError(f"'{text}' says itself how much of it to use; leave out tolerance and at_most.")
+            spelled = spelled.removesuffix(_PLAIN)
+        body, sign, band = spelled.partition("+-")
         written = _BAND.fullmatch(band)
         limits: dict[str, int | float] = {}
         for part in body.split(","):
@@ -100,7 +119,7 @@ class Budget:
             if tolerance not in (None, own):
                 raise BudgetError(f"'{text}' has a tolerance of its own, which is not {tolerance}; give one of them.")
             tolerance = own
-        return cls(tolerance=tolerance, **limits)
+        return cls(tolerance=tolerance, at_most=at_most, **limits)
 
     @property
     def resources(self) -> tuple[str, ...]:
@@ -109,28 +128,80 @@ class Budget:
 
     def bounds(self, table: Table) -> dict[str, tuple[int, int]]:
         """Least and greatest total allowed of each limited resource, both inclusive; the least of a cap is 0."""
-        return {resource: self._window(resource, figure, table) for resource, figure in self.limits}
+        (first, *others) = self.boxes(table)
+        return {name: (0, high) for name, (_, high) in first.items()} if others else first
+
+    def boxes(self, table: Table) -> list[dict[str, tuple[int, int]]]:
+        """What meets the budget, as boxes that have nothing in common: a window of totals for each limited resource.
+
+        There is one, but for a plain budget of several figures: in the i-th box it is the i-th that is used up, and
+        those before it are not.
+        """
+        figures = {resource: self._total(resource, figure, table) for resource, figure in self.limits}
+        if self.at_most:
+            return [{name: (0, floor(figure)) for name, figure in figures.items()}]
+        if self.tolerance is not None:
+            share = _exact(self.tolerance)
+            return [{name: (ceil(f * (1 - share)), floor(f * (1 + share))) for name, f in figures.items()}]
+        caps = {name: (0, floor(figure)) for name, figure in figures.items()}
+        used = {name: (min(ceil(f * _USED), floor(f)), floor(f)) for name, f in figures.items()}
+        left = {name: (0, least - 1) for name, (least, _) in used.items()}
+        names = list(figures)
+        return [
+            {
+                name: (left, used, caps)[1 + (place > number) - (place < number)][name]
+                for place, name in enumerate(names)
+            }
+            for number in range(len(names))
+        ]
+
+    def capped(self) -> "Budget":
+        """The same figures as caps, where they are not the middles of bands."""
+        return self if self.tolerance is not None else Budget(at_most=True, **dict(self.limits))
+
+    def admits(self, table: Table, costs: Mapping[str, int]) -> bool:
+        """Whether an architecture with these totals meets the budget."""
+        return any(all(low <= costs[r] <= high for r, (low, high) in box.items()) for box in self.boxes(table))
 
     def unused(self, table: Table, costs: Mapping[str, int]) -> dict[str, float]:
         """The share of the most allowed of each limited resource that an architecture with ``costs`` leaves over."""
         return {resource: 1 - costs[resource] / most for resource, (_, most) in self.bounds(table).items()}
 
-    def _window(self, resource: str, figure: int | float, table: Table) -> tuple[int, int]:
-        target = _exact(figure)
-        if isinstance(figure, float):
-            target *= table.original(resource)
-        if self.tolerance is None:
-            return 0, floor(target)
-        margin = target * _exact(self.tolerance)
-        return ceil(target - margin), floor(target + margin)
+    def describe(self, table: Table) -> str:
+        """The totals allowed, for people: ``380,000 to 400,000 parameters``."""
+        windows = [spell_window(table.column(name).unit, window) for name, window in self.bounds(table).items()]
+        used = ", 95 % of one of them used" if len(self.boxes(table)) > 1 else ""
+        return f"{' and '.join(windows)}{used}"
+
+    def _total(self, resource: str, figure: int | float, table: Table) -> Fraction:
+        return _exact(figure) * (table.original(resource) if isinstance(figure, float) else 1)
+
+    @property
+    def figures(self) -> str:
+        """The label without its band."""
+        spelled = {resource: _spell(resource, figure) for resource, figure in self.limits}
+        if spelled.keys() == {"params"}:
+            return spelled["params"]
+        return ",".join(f"{resource}={text}" for resource, text in spelled.items())
 
     def __str__(self) -> str:
-        """Short label for file names and tables; ``parse`` reads it back."""
-        spelled = {resource: _spell(resource, figure) for resource, figure in self.limits}
-        label = ",".join(f"{resource}={text}" for resource, text in spelled.items())
-        if spelled.keys() == {"params"}:
-            label = spelled["params"]
-        return label if self.tolerance is None else f"{label}+-{_percent(self.tolerance)}"
+        """Short label for tables; ``parse`` reads it back, that of caps with ``at_most``."""
+        if self.tolerance is not None:
+            return f"{self.figures}+-{_percent(self.tolerance)}"
+        return self.figures if self.at_most else f"{self.figures}{_PLAIN}"
+
+    @property
+    def folder(self) -> str:
+        """A name for files that every shell takes as it is: ``400K``, ``macs-20M-5pct``, ``params-36pct-at-most``."""
+        band = "-at-most" if self.at_most else ""
+        band = band if self.tolerance is None else f"-{_percent(self.tolerance)}"
+        return re.sub(r"[^\w.]+", "-", f"{self.figures}{band}".replace("%", "pct"))
+
+
+def spell_window(unit: str, window: tuple[int, int]) -> str:
+    """``at most 400,000 parameters``, ``390,000 to 410,000 parameters``."""
+    low, high = window
+    return f"{f'{low:,} to' if low else 'at most'} {high:,} {unit}"
 
 
 def _resource(name: str) -> str | None:

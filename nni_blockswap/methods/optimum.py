@@ -4,11 +4,11 @@ With a binary x_bk for candidate k of block b,
 
     minimise sum_bk value_bk x_bk     where  sum_k x_bk = 1 for each b,     low <= fixed + sum_bk cost_bk x_bk <= high
 
-for each limited resource. Found by branch and bound (HiGHS, by way of ``scipy.optimize.milp``), one architecture after
-the other; sum_b x_b,k(b) <= blocks - 1 cuts off one that was found.
+for each limited resource, in each box of the budget. Found by branch and bound (HiGHS, by way of
+``scipy.optimize.milp``), one architecture after the other; sum_b x_b,k(b) <= blocks - 1 cuts off one that was found.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -44,17 +44,20 @@ def optima(
         >>> from nni_blockswap.cost.table import Column
         >>> params = Column("parameters", 10, (np.array([9, 1]), np.array([9, 1])))
         >>> table = Table(("a", "b"), (("S", "T"), ("S", "T")), {"params": params})
-        >>> optima([np.array([0.0, 2.0]), np.array([0.0, 3.0])], table, Budget(params=20), k=2)
+        >>> optima([np.array([0.0, 2.0]), np.array([0.0, 3.0])], table, Budget(params=20, at_most=True), k=2)
         [(1, 0), (0, 1)]
     """
-    program = _Program(values, table, budget)
+    programs = [_Program(values, table, box) for box in budget.boxes(table)]
     found: list[Indices] = []
-    while len(found) < k and (one := program.next()) is not None:
-        found += [] if one in without else [one]
-    if not program.is_feasible:
+    for program in programs:
+        of_box: list[Indices] = []
+        while len(of_box) < k and (one := program.next()) is not None:
+            of_box += [] if one in without else [one]
+        found += of_box
+    if not any(program.is_feasible for program in programs):
         Sampler(table, budget)  # raises, and says why
         raise BudgetError(f"no architecture was found at {budget}; widen the tolerance.")
-    return sorted(found, key=lambda row: sum(float(block[i]) for block, i in zip(values, row, strict=True)))
+    return sorted(found, key=lambda row: sum(float(block[i]) for block, i in zip(values, row, strict=True)))[:k]
 
 
 class _Program:
@@ -65,8 +68,8 @@ class _Program:
     out of the budget is cut off like one that was found.
     """
 
-    def __init__(self, values: Sequence[Floats], table: Table, budget: Budget) -> None:
-        self._table, self._bounds = table, budget.bounds(table)
+    def __init__(self, values: Sequence[Floats], table: Table, bounds: Mapping[str, tuple[int, int]]) -> None:
+        self._table, self._bounds = table, bounds
         self.is_feasible = False
         least = [float(block.min()) for block in values]
         range_ = sum(float(np.ptp(block)) for block in values)

@@ -24,7 +24,7 @@ class Uniform:
         >>> from nni_blockswap.cost.table import Column, Table
         >>> costs = Column("parameters", 0, (np.array([9, 1]), np.array([9, 1])))
         >>> table = Table(("a", "b"), (("S", "T"), ("S", "T")), {"params": costs})
-        >>> Uniform(Problem(table, Budget(params=10), samples=2, seed=0)).ask().rows
+        >>> Uniform(Problem(table, Budget(params=10, at_most=True), samples=2, seed=0)).ask().rows
         ((1, 1), (1, 0))
     """
 

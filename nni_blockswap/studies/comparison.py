@@ -142,7 +142,8 @@ def faults(comparison: Comparison, settings: SearchSettings) -> list[BlockSwapEr
 
 
 def _reached(text: str, settings: SearchSettings) -> None:
-    Sampler(table_of(replace(settings, budgets=[text])), Budget.parse(text, settings.tolerance))
+    alone = replace(settings, budgets=[text])
+    Sampler(table_of(alone), *alone.parsed())
 
 
 def _at_its_budgets(comparison: Comparison, settings: SearchSettings) -> SearchSettings:
@@ -251,7 +252,7 @@ def _original(settings: SearchSettings, changed: Mapping[str, Any]) -> Architect
 
 def _count(text: str, settings: SearchSettings) -> int:
     """How many parameters a budget means. Raises ConfigError where it limits none."""
-    bounds = Budget(**dict(Budget.parse(text).limits)).bounds(cost_table(settings.space, settings.space_args))
+    bounds = Budget.parse(text).bounds(cost_table(settings.space, settings.space_args))
     if "params" not in bounds:
         raise ConfigError(f"pruning counts parameters, and the budget {text} limits none; give one as in 400K.")
     return bounds["params"][1]

@@ -6,7 +6,7 @@ better.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ import numpy as np
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.cost.resources import RESOURCES
+from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import BudgetError
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.results.tables import write_csv, write_png
@@ -68,7 +69,7 @@ def spaced(text: str, points: int) -> list[str]:
         raise BudgetError(f"'{text}' is no range from a lower to a higher budget of one kind; write 10%..60%, say.")
     figures = [low + (high - low) * step / (points - 1) for step in range(points)]
     kept = [round(one, 4) if isinstance(low, float) else round(one) for one in figures]
-    return [str(Budget(**{name: one})) for one in kept]
+    return [Budget(at_most=True, **{name: one}).figures for one in kept]
 
 
 def front(settings: SearchSettings, out: str | Path, on_progress: OnProgress = lambda progress: None) -> Front:
@@ -83,7 +84,7 @@ def front(settings: SearchSettings, out: str | Path, on_progress: OnProgress = l
     table = table_of(settings)
     found = Front(
         tuple(nondominated(list(known.values()), higher)),
-        {str(budget): _best(known.values(), budget.bounds(table), higher) for budget in settings.parsed()},
+        {str(budget): _best(known.values(), budget, table, higher) for budget in settings.parsed()},
         tuple(known.values()),
         *_references(settings, out),
         settings.proxy,
@@ -93,11 +94,9 @@ def front(settings: SearchSettings, out: str | Path, on_progress: OnProgress = l
     return found
 
 
-def _best(
-    architectures: Iterable[Architecture], bounds: Mapping[str, tuple[int, int]], higher_is_better: bool
-) -> Architecture:
-    """Of all that were scored, whatever budget they were meant for, the best that meets ``bounds``."""
-    meet = [one for one in architectures if all(low <= one.costs[r] <= high for r, (low, high) in bounds.items())]
+def _best(architectures: Iterable[Architecture], budget: Budget, table: Table, higher_is_better: bool) -> Architecture:
+    """Of all that were scored, whatever budget they were meant for, the best that meets ``budget``."""
+    meet = [one for one in architectures if budget.admits(table, one.costs)]
     return Ranking.of("", meet, higher_is_better=higher_is_better).best
 
 

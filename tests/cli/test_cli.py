@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +73,7 @@ def test_search_writes_ranking_and_best(capsys: pytest.CaptureFixture[str], tmp_
         assert rows[0]["id"] == best.id
         assert f"{best.params:,} parameters" in captured.out
         assert " ".join(best.choices.values()) in captured.out
+    assert "30K-5%: 28,500 to 30,000 parameters" in captured.out
 
 
 def test_every_option_of_a_search_reaches_its_settings(tmp_path: Path) -> None:
@@ -114,8 +115,9 @@ def test_every_option_of_a_search_reaches_its_settings(tmp_path: Path) -> None:
         library="lib",
     )
     assert settings_of(parser.parse_args([*needed, *options.split(), *narrowed])) == expected
+    assert settings_of(parser.parse_args([*needed, "--at-most"])) == replace(plain, at_most=True)
     alike = {one.name for one in fields(plain) if getattr(plain, one.name) == getattr(expected, one.name)}
-    assert alike == {"space", "data"}  # a setting without an option would show here
+    assert alike == {"space", "data", "at_most"}  # a setting without an option would show here
 
 
 @pytest.mark.parametrize(

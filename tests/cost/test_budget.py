@@ -1,3 +1,6 @@
+import shlex
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -35,6 +38,9 @@ TABLE = Table(
         ("params=400K,macs=90M", Budget(params=400_000, macs=90_000_000)),
         (" MACs=90M, 36% ", Budget(params=0.36, macs=90_000_000)),
         ("400K+-2.5%", Budget(params=400_000, tolerance=0.025)),
+        ("400K-5%", Budget(params=400_000)),
+        ("params=36%, macs=90M -5%", Budget(params=0.36, macs=90_000_000)),
+        ("400K+-5%", Budget(params=400_000, tolerance=0.05)),
     ],
 )
 def test_parse(text: str | int, budget: Budget) -> None:
@@ -46,22 +52,29 @@ def test_the_tolerance_may_stand_in_the_text_or_beside_it() -> None:
     assert Budget.parse("400K", 0.025) == Budget.parse("400K+-2.5%", 0.025) == band
     with pytest.raises(BudgetError, match=r"'400K\+-2.5%' has a tolerance of its own, which is not 0.05"):
         Budget.parse("400K+-2.5%", 0.05)
+    assert Budget.parse("400K", at_most=True) == Budget(params=400_000, at_most=True) != Budget.parse("400K")
+    for text, given in (("400K", {"tolerance": 0.1, "at_most": True}), ("400K+-2.5%", {"at_most": True})):
+        with pytest.raises(BudgetError, match="a tolerance makes a band, and at_most takes everything below"):
+            Budget.parse(text, **given)
+    for given in ({"tolerance": 0.05}, {"at_most": True}):
+        with pytest.raises(BudgetError, match=r"'400K-5%' says itself how much of it to use"):
+            Budget.parse("400K-5%", **given)
 
 
 @pytest.mark.parametrize(
     ("budget", "label"),
     [
-        (Budget(params=400_000), "400K"),
-        (Budget(params=811_370), "811370"),
-        (Budget(params=2_100_000), "2.1M"),
-        (Budget(params=999), "999"),
-        (Budget(params=810_000_000), "810M"),
-        (Budget(params=10**12), "1000G"),
-        (Budget(params=0.36), "36%"),
-        (Budget(params=1.0), "100%"),
-        (Budget(params=1e-7), "0.00001%"),
-        (Budget(macs=90_000_000), "macs=90M"),
-        (Budget(params=0.07, macs=90_000_000), "params=7%,macs=90M"),
+        (Budget(params=400_000), "400K-5%"),
+        (Budget(params=811_370), "811370-5%"),
+        (Budget(params=2_100_000), "2.1M-5%"),
+        (Budget(params=999), "999-5%"),
+        (Budget(params=810_000_000), "810M-5%"),
+        (Budget(params=10**12), "1000G-5%"),
+        (Budget(params=0.36), "36%-5%"),
+        (Budget(params=1.0), "100%-5%"),
+        (Budget(params=1e-7), "0.00001%-5%"),
+        (Budget(macs=90_000_000), "macs=90M-5%"),
+        (Budget(params=0.07, macs=90_000_000), "params=7%,macs=90M-5%"),
         (Budget(params=400_000, tolerance=0.025), "400K+-2.5%"),
         (Budget(params=1, macs=0.29, tolerance=1e-5), "params=1,macs=29%+-0.001%"),
     ],
@@ -69,7 +82,22 @@ def test_the_tolerance_may_stand_in_the_text_or_beside_it() -> None:
 def test_the_label_is_short_and_reads_back(budget: Budget, label: str) -> None:
     assert str(budget) == label
     assert Budget.parse(label) == budget
+    assert str(Budget(**dict(budget.limits), at_most=True)) == budget.figures  # as searches were labelled that had caps
     assert not set(label) & set('/\\:*?"<>| ')
+
+
+@pytest.mark.parametrize(
+    ("budget", "folder"),
+    [
+        (Budget(params=400_000), "400K"),
+        (Budget(params=0.33), "33pct"),
+        (Budget(macs=20_000_000, tolerance=0.05), "macs-20M-5pct"),
+        (Budget(params=0.36, macs=90_000_000, at_most=True), "params-36pct-macs-90M-at-most"),
+        (Budget(params=400_000, tolerance=0.025), "400K-2.5pct"),
+    ],
+)
+def test_a_folder_has_a_name_that_needs_no_quotes(budget: Budget, folder: str) -> None:
+    assert budget.folder == folder == shlex.quote(folder)
 
 
 def test_every_figure_reads_back() -> None:
@@ -82,18 +110,50 @@ def test_every_figure_reads_back() -> None:
 @pytest.mark.parametrize(
     ("text", "tolerance", "bounds"),
     [
-        ("400", None, {"params": (0, 400)}),
-        ("macs=5K", None, {"macs": (0, 5000)}),
+        ("400", 0, {"params": (0, 400)}),
+        ("macs=5K", 0, {"macs": (0, 5000)}),
+        ("400", None, {"params": (380, 400)}),
+        ("403", None, {"params": (383, 403)}),  # from 382.85 on: inclusive bounds lie inside
+        ("29%", None, {"params": (276, 290)}),  # from 275.5 on
         ("400", 0.025, {"params": (390, 410)}),
-        ("403", 0.025, {"params": (393, 413)}),  # 392.925 to 413.075: inclusive bounds lie inside
-        ("35%,macs=9K", None, {"params": (0, 350), "macs": (0, 9000)}),
+        ("403", 0.025, {"params": (393, 413)}),  # 392.925 to 413.075
+        ("35%,macs=9K", 0, {"params": (0, 350), "macs": (0, 9000)}),
+        ("35%,macs=9K", None, {"params": (0, 350), "macs": (0, 9000)}),  # of one of them 95 % are used
         ("29%", 0.1, {"params": (261, 319)}),  # floats would say 260.99999999999994 and 319.00000000000006
         ("100%,macs=36%", 0.5, {"params": (500, 1500), "macs": (1800, 5400)}),
-        ("0.16%", None, {"params": (0, 1)}),
+        ("0.16%", 0, {"params": (0, 1)}),
+        ("0.16%", None, {"params": (1, 1)}),
     ],
 )
 def test_bounds(text: str, tolerance: float | None, bounds: dict[str, tuple[int, int]]) -> None:
-    assert Budget.parse(text, tolerance).bounds(TABLE) == bounds
+    assert Budget.parse(text, tolerance or None, at_most=tolerance == 0).bounds(TABLE) == bounds
+
+
+@pytest.mark.parametrize(
+    "limits", [{"params": 0.35}, {"params": 350, "macs": 9000}, {"flash": 77, "params": 350, "macs": 0.9},
+               {"params": 350, "macs": 9000, "tolerance": 0.15}], ids=str,
+)  # fmt: skip
+def test_the_boxes_have_nothing_in_common_and_are_the_budget(limits: dict[str, Any]) -> None:
+    columns = {**TABLE.columns, "flash": Column("bytes", 0, (np.array([50, 10]), np.array([27, 20])))}
+    table = Table(TABLE.labels, TABLE.candidates, columns)
+    budget, rng = Budget(**limits), np.random.default_rng(0)
+    caps, boxes = {"params": 350, "macs": 9000, "flash": 77}, budget.boxes(table)
+    for spent in rng.uniform(0.8, 1.2, (500, 3)):
+        costs = {name: int(cap * share) for (name, cap), share in zip(caps.items(), spent, strict=True)}
+        shares = [costs[name] / caps[name] for name in budget.resources]
+        if budget.tolerance is None:
+            meets = max(shares) <= 1 and max(shares) >= 0.95
+        else:
+            meets = all(0.85 <= share <= 1.15 for share in shares)
+        inside = [all(low <= costs[name] <= high for name, (low, high) in box.items()) for box in boxes]
+        assert sum(inside) == meets == budget.admits(table, costs), costs
+
+
+def test_what_a_budget_means_is_told_in_its_units() -> None:
+    assert Budget.parse("35%").describe(TABLE) == "333 to 350 parameters"
+    assert Budget.parse("35%", at_most=True).describe(TABLE) == "at most 350 parameters"
+    both = Budget.parse("35%,macs=9K").describe(TABLE)
+    assert both == "at most 350 parameters and at most 9,000 MACs, 95 % of one of them used"
 
 
 def test_what_is_left_over() -> None:
@@ -110,7 +170,7 @@ def test_a_share_is_of_the_original_network_also_where_the_space_is_narrowed_to_
                              for block, label in enumerate(table.labels)})  # fmt: skip
     assert not any("S" in names for names in narrow.candidates)
     for one in (table, narrow, narrow.narrowed({"block_00": ["B(2)"]})):
-        assert Budget(params=0.5).bounds(one) == {"params": (0, params // 2)}
+        assert Budget(params=0.5, at_most=True).bounds(one) == {"params": (0, params // 2)}
         assert Budget(macs=1.0).bounds(one) == Budget(macs=1.0).bounds(table)
 
 

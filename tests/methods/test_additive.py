@@ -49,8 +49,8 @@ def test_the_best_of_all_is_found_with_a_part_of_the_scores(higher_is_better: bo
         parts = [float(block[i]) for block, i in zip(values, row, strict=True)]
         return sign * (sum(parts) + 0.1 * sum(a * b for a, b in itertools.pairwise(parts)))
 
-    budget = Budget(params=middle(table, "params", 0.5), macs=middle(table, "macs", 0.5))
-    feasible = within(table, budget.bounds(table))
+    budget = Budget(params=middle(table, "params", 0.5), macs=middle(table, "macs", 0.5), at_most=True)
+    feasible = within(table, budget)
     best = max(feasible, key=lambda row: sign * score(row, 0))
     problem = Problem(table, budget, samples=80, seed=0, higher_is_better=higher_is_better)
     _, full = converse("additive", problem, score)

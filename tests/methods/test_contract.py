@@ -23,9 +23,8 @@ Score = Callable[[Indices, int], float]
 pytestmark = pytest.mark.parametrize("name", list(METHODS))
 
 
-def problem(table: Table, text: str | None = None, **changes: object) -> Problem:
-    params, macs = middle(table, "params", 0.6), middle(table, "macs", 0.6)
-    budget = Budget.parse(text or f"params={params},macs={macs}")
+def problem(table: Table, **changes: object) -> Problem:
+    budget = Budget(params=middle(table, "params", 0.6), macs=middle(table, "macs", 0.6), at_most=True)
     return replace(Problem(table, budget, samples=40, seed=3, inits=5), **changes)  # type: ignore[arg-type]
 
 
@@ -53,13 +52,14 @@ def converse(name: str, asked: Problem, score: Score) -> tuple[list[tuple[Indice
     return requests, full
 
 
-@pytest.mark.parametrize("limits", ["params", "macs", "both", "bands"])
+@pytest.mark.parametrize("limits", ["params", "macs", "both", "bands", "caps"])
 def test_all_that_is_asked_for_meets_the_budget_and_no_more_than_samples(name: str, limits: str) -> None:
     table = random_table(1)
     params, macs = f"params={middle(table, 'params', 0.5)}", f"macs={middle(table, 'macs', 0.5)}"
-    text = {"params": params, "macs": macs, "both": f"{params},{macs}", "bands": f"{params},{macs}+-15%"}[limits]
-    asked = problem(table, text)
-    feasible = within(table, asked.budget.bounds(table))
+    both = f"{params},{macs}"
+    text = {"params": params, "macs": macs, "bands": f"{both}+-15%"}.get(limits, both)
+    asked = problem(table, budget=Budget.parse(text, at_most=limits == "caps"))
+    feasible = within(table, asked.budget)
     requests, full = converse(name, asked, score_of(table))
     rows = {row for request in requests for row in request}
     assert rows <= feasible
@@ -77,8 +77,9 @@ def test_the_same_seed_and_scores_make_the_same_requests_and_another_seed_others
 
 def test_where_fewer_meet_the_budget_it_ends(name: str) -> None:
     table = random_table(3)
-    asked = problem(table, f"params={middle(table, 'params', 0.02)}", inits=1)
-    feasible = within(table, asked.budget.bounds(table))
+    few = Budget(params=middle(table, "params", 0.02), at_most=True)
+    asked = problem(table, budget=few, inits=1)
+    feasible = within(table, asked.budget)
     assert 1 < len(feasible) < asked.samples
     _, full = converse(name, asked, score_of(table))
     assert set(full) <= feasible
@@ -91,7 +92,7 @@ def test_very_few_samples(name: str, samples: int) -> None:
     assert 1 <= len(full) <= len({row for rows in requests for row in rows}) <= samples
 
 
-@pytest.mark.parametrize("text", ["999", "1050+-2%", "params=1005,macs=104+-2%"])
+@pytest.mark.parametrize("text", ["999", "2K", "params=1090,macs=140", "1050+-2%", "params=1005,macs=104+-2%"])
 def test_an_infeasible_budget_ends_in_the_samplers_sentence(name: str, text: str) -> None:
     budget = Budget.parse(text)
     with pytest.raises(BudgetError) as expected:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,11 +11,11 @@ from tests.methods.test_contract import converse
 from tests.methods.test_sampler import middle, random_table, within
 
 
-@pytest.mark.parametrize("tolerance", [None, 0.05])
-def test_children_in_a_tight_budget_are_many_and_feasible(tolerance: float | None) -> None:
+@pytest.mark.parametrize("band", [{"at_most": True}, {"tolerance": 0.05}, {}], ids=str)
+def test_children_in_a_tight_budget_are_many_and_feasible(band: dict[str, Any]) -> None:
     table = random_table(8)
-    budget = Budget(params=middle(table, "params", 0.3), macs=middle(table, "macs", 0.3), tolerance=tolerance)
-    feasible = within(table, budget.bounds(table))
+    budget = Budget(params=middle(table, "params", 0.3), macs=middle(table, "macs", 0.3), **band)
+    feasible = within(table, budget)
     samples = len(feasible) // 2
     _, full = converse("evolution", Problem(table, budget, samples, seed=0), lambda row, init: float(sum(row)))
     assert set(full) <= feasible
@@ -23,14 +25,14 @@ def test_children_in_a_tight_budget_are_many_and_feasible(tolerance: float | Non
 def test_it_climbs() -> None:
     """Rarely does the best of 60 of 576 come by chance; each block of it is worth the same."""
     table = random_table(9)
-    budget = Budget(params=middle(table, "params", 0.99))
+    budget = Budget(params=middle(table, "params", 0.99), at_most=True)
     rng = np.random.default_rng(0)
     values = [rng.permutation(len(names)) / len(names) for names in table.candidates]
 
     def score(row: Indices, init: int) -> float:
         return sum(float(block[i]) for block, i in zip(values, row, strict=True))
 
-    best = max(score(row, 0) for row in within(table, budget.bounds(table)))
+    best = max(score(row, 0) for row in within(table, budget))
     found = [
         max(converse("evolution", Problem(table, budget, 60, seed), score)[1].values()) == best for seed in range(20)
     ]

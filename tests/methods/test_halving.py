@@ -10,7 +10,7 @@ from tests.methods.test_contract import converse, score_of
 from tests.methods.test_sampler import random_table
 
 TABLE = random_table(1)
-PROBLEM = Problem(TABLE, Budget(params=1.0), samples=50, seed=0, inits=5)
+PROBLEM = Problem(TABLE, Budget(params=1.0, at_most=True), samples=50, seed=0, inits=5)
 
 
 def test_the_better_are_scored_under_more_draws() -> None:

@@ -9,13 +9,16 @@ from nni_blockswap.methods.sampler import Sampler
 from tests.methods.test_sampler import GAPPED, middle, random_table, within
 
 BUDGETS = [
-    # (quantiles of parameters, MACs, memory; tolerance)
+    # (quantiles of parameters, MACs, memory; tolerance, 0 is at most)
+    (0.3, None, None, 0),
     (0.3, None, None, None),
     (None, 0.5, None, 0.02),
-    (None, None, 0.1, None),
+    (None, None, 0.1, 0),
+    (0.6, 0.5, None, 0),
     (0.6, 0.5, None, None),
     (0.5, 0.5, None, 0.1),
     (0.3, 0.7, None, 0.08),
+    (0.6, 0.5, 0.4, 0),
     (0.6, 0.5, 0.4, None),
     (0.5, 0.5, 0.5, 0.15),
 ]
@@ -39,10 +42,10 @@ def test_the_best_are_those_that_enumeration_finds(seed: int, quantiles: tuple[f
     table = three_resources(seed)
     limits = dict(zip(("params", "macs", "memory"), quantiles[:3], strict=True))
     figures = {name: middle(table, name, share) for name, share in limits.items() if share is not None}
-    budget = Budget(tolerance=quantiles[3], **figures)
+    budget = Budget(tolerance=quantiles[3] or None, at_most=quantiles[3] == 0, **figures)
     rng = np.random.default_rng(seed)
     values = [rng.normal(size=len(names)) for names in table.candidates]
-    feasible = sorted(within(table, budget.bounds(table)), key=lambda row: sums(values, [row]))
+    feasible = sorted(within(table, budget), key=lambda row: sums(values, [row]))
     assert len(feasible) > 5
     assert optima(values, table, budget, k=5) == feasible[:5]
 
@@ -62,15 +65,15 @@ def test_a_unit_too_much_is_too_much_and_a_budget_met_to_the_unit_is_met(kept: i
     chosen = tuple(0 if kept >> block & 1 else 1 for block in range(blocks))
     total = table.total("params", chosen)
     values = [np.array([-1.0, 0.0]) if choice == 0 else np.array([-0.999, 0.0]) for choice in chosen]
-    assert optima(values, table, Budget(params=total)) == [chosen]
-    (other,) = optima(values, table, Budget(params=total - 1))
+    assert optima(values, table, Budget(params=total, at_most=True)) == [chosen]
+    (other,) = optima(values, table, Budget(params=total - 1, at_most=True))
     assert other != chosen
     assert table.total("params", other) <= total - 1
 
 
 def test_values_of_any_size_and_equal_ones() -> None:
     table = random_table(2)
-    budget = Budget(params=middle(table, "params", 0.4))
+    budget = Budget(params=middle(table, "params", 0.4), at_most=True)
     values = [np.random.default_rng(3).normal(size=len(names)) for names in table.candidates]
     expected = optima(values, table, budget, k=3)
     assert optima([1e9 * block + 1e6 for block in values], table, budget, k=3) == expected
@@ -81,10 +84,13 @@ def test_values_of_any_size_and_equal_ones() -> None:
 
 def test_where_fewer_meet_the_budget_all_are_found() -> None:
     values = [np.array([0.0, 1.0]), np.array([0.0, 3.0])]
-    assert optima(values, GAPPED, Budget(params=1100), k=9) == [(0, 0), (1, 0), (0, 1)]
+    assert optima(values, GAPPED, Budget(params=1100, at_most=True), k=9) == [(0, 0), (1, 0), (0, 1)]
 
 
-@pytest.mark.parametrize("text", ["999", "1050+-2%", "params=1100,macs=152+-1.1%", "params=1005,macs=155+-0.6%"])
+@pytest.mark.parametrize(
+    "text",
+    ["999", "2K", "params=1090,macs=140", "1050+-2%", "params=1100,macs=152+-1.1%", "params=1005,macs=155+-0.6%"],
+)
 def test_an_infeasible_budget_ends_in_the_samplers_sentence(text: str) -> None:
     budget = Budget.parse(text)
     with pytest.raises(BudgetError) as expected:

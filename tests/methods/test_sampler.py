@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.stats import chi2, chi2_contingency
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.cost.table import Column, Table
 from nni_blockswap.errors import BudgetError
-from nni_blockswap.methods import counting, sampler
+from nni_blockswap.methods import box, counting
 from nni_blockswap.methods.sampler import Sampler
 
 Costs = Sequence[Sequence[int]]
@@ -40,49 +41,61 @@ def random_table(seed: int) -> Table:
     return table_of([block.tolist() for block in params], [block.tolist() for block in macs], (300, 100))
 
 
-def within(table: Table, bounds: dict[str, tuple[int, int]]) -> set[tuple[int, ...]]:
-    """The slow reference: every architecture, one by one."""
-    return {
-        row
-        for row in itertools.product(*(range(len(names)) for names in table.candidates))
-        if all(low <= table.total(resource, row) <= high for resource, (low, high) in bounds.items())
-    }
+def every(table: Table) -> list[tuple[int, ...]]:
+    return list(itertools.product(*(range(len(names)) for names in table.candidates)))
+
+
+def within(table: Table, budget: Budget) -> set[tuple[int, ...]]:
+    """The slow reference: every architecture, one by one; figures are counts."""
+
+    def meets(row: tuple[int, ...]) -> bool:
+        spent = [Fraction(table.total(resource, row), int(figure)) for resource, figure in budget.limits]
+        if budget.tolerance is not None:
+            return all(abs(share - 1) <= Fraction(str(budget.tolerance)) for share in spent)
+        return max(spent) <= 1 and (budget.at_most or max(spent) >= Fraction(95, 100))
+
+    return set(filter(meets, every(table)))
 
 
 def middle(table: Table, resource: str, share: float) -> int:
     """A total with about ``share`` of all architectures below it."""
-    return int(np.quantile([table.total(resource, row) for row in within(table, {})], share))
+    return int(np.quantile([table.total(resource, row) for row in every(table)], share))
 
 
 # The three ways of drawing under two limits: from a list, by rejection, and by rejection with weights as logarithms.
 @pytest.fixture(params=["listed", "rejected", "logarithms"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "listed":
-        monkeypatch.setattr(sampler, "_LISTED", 0)
+        monkeypatch.setattr(box, "_LISTED", 0)
     if request.param == "logarithms":
         monkeypatch.setattr(counting, "_WIDEST", 0.0)
     return str(request.param)
 
 
 BUDGETS = [
-    # (quantile of parameters, of MACs, tolerance)
+    # (quantile of parameters, of MACs, tolerance; 0 is at most)
+    (0.3, None, 0),
     (0.3, None, None),
     (0.5, None, 0.02),
-    (None, 0.2, None),
+    (None, 0.2, 0),
+    (None, 0.7, None),
     (None, 0.8, 0.03),
-    (0.6, 0.5, None),
-    (0.9, 0.05, None),
+    (0.6, 0.5, 0),
+    (0.6, 0.5, None),  # either can be used up
+    (0.9, 0.05, 0),
+    (0.9, 0.3, None),  # the MACs alone
     (0.5, 0.5, 0.1),
     (0.3, 0.7, 0.08),  # dear in MACs for its parameters
     (0.7, 0.3, 0.08),  # cheap
 ]
 
 
-def budget_at(table: Table, params: float | None, macs: float | None, tolerance: float | None) -> Budget:
+def budget_at(table: Table, params: float | None, macs: float | None, tolerance: float | None = None) -> Budget:
     return Budget(
         params=None if params is None else middle(table, "params", params),
         macs=None if macs is None else middle(table, "macs", macs),
-        tolerance=tolerance,
+        tolerance=tolerance or None,
+        at_most=tolerance == 0,
     )
 
 
@@ -91,7 +104,7 @@ def budget_at(table: Table, params: float | None, macs: float | None, tolerance:
 def test_counts_and_finds_what_enumeration_finds(way: str, seed: int, quantiles: tuple[float, float, float]) -> None:
     table = random_table(seed)
     budget = budget_at(table, *quantiles)
-    feasible = within(table, budget.bounds(table))
+    feasible = within(table, budget)
     assert len(feasible) > 10
     samples = Sampler(table, budget)
     if None in quantiles[:2] or way == "listed":
@@ -109,7 +122,7 @@ def test_samples_are_uniform(way: str, quantiles: tuple[float, float, float]) ->
     """In R samples of n out of N each architecture is found R n / N times, with variance R n/N (1 - n/N)."""
     table = random_table(7)
     budget = budget_at(table, *quantiles)
-    feasible = within(table, budget.bounds(table))
+    feasible = within(table, budget)
     samples, rng = Sampler(table, budget), np.random.default_rng(5)
     share = (n := len(feasible) // 3) / len(feasible)
     rounds = 30 * len(feasible) // n
@@ -161,7 +174,7 @@ def test_the_space(wrn: Table) -> None:
     blocks, fixed = wrn.column("params").costs, wrn.column("params").fixed
     assert (fixed + sum(map(min, blocks)), fixed + sum(map(max, blocks))) == (146_538, 2_243_546)
     assert wrn.total("macs", wrn.teacher()) == pytest.approx(327.60e6, abs=5e3)
-    assert Sampler(wrn, Budget(params=1.0)).count == pytest.approx(6.87e20, rel=1e-3)
+    assert Sampler(wrn, Budget(params=1.0, at_most=True)).count == pytest.approx(6.87e20, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +206,7 @@ def test_known_shares_of_the_space(wrn: Table, budget: str, share: float) -> Non
     ],
 )
 def test_samples_meet_extreme_budgets(wrn: Table, text: str, tolerance: float | None) -> None:
-    budget = Budget.parse(text, tolerance)
+    budget = Budget.parse(text, tolerance, at_most=tolerance is None)
     drawn = Sampler(wrn, budget).sample(500, np.random.default_rng(0))
     assert len(set(drawn)) == len(drawn) == 500
     for resource, (low, high) in budget.bounds(wrn).items():
@@ -239,7 +252,7 @@ def test_same_seed_same_samples_in_another_process_too() -> None:
 @pytest.mark.parametrize("text", ["params=1070", "params=1070,macs=20"])
 def test_too_few_are_all_returned_in_random_order(text: str) -> None:
     table = table_of([[30, 40], [10, 30]], [[5, 6], [7, 7]], (1000, 0))
-    samples = Sampler(table, Budget.parse(text))
+    samples = Sampler(table, Budget.parse(text, at_most=True))
     orders = {tuple(samples.sample(5, np.random.default_rng(seed))) for seed in range(60)}
     assert orders <= set(itertools.permutations([(0, 0), (0, 1), (1, 0), (1, 1)]))
     assert len(orders) > 15  # of 24
@@ -256,13 +269,27 @@ GAPPED = table_of([[0, 100], [0, 10]], [[0, 5], [0, 50]], (1000, 100))
 """(parameters, MACs): (1000, 100), (1010, 150), (1100, 105), (1110, 155)."""
 
 
+BELOW = "take everything below with at_most (--at-most)"
 SPACE = "parameters reach from 1,000 to 1,110 in this space"
 
 
 @pytest.mark.parametrize(
     ("text", "tolerance", "asked", "reach"),
     [
-        ("999", None, "at most 999 parameters", f"{SPACE}; choose within that range."),
+        ("999", 0, "at most 999 parameters", f"{SPACE}; choose within that range."),
+        ("2K", None, "1,900 to 2,000 parameters", f"{SPACE}; choose within that range."),
+        (
+            "1090", None, "1,036 to 1,090 parameters",
+            f"{SPACE}, but none between 1,010 and 1,100; choose one of these or {BELOW}.",
+        ),
+        (
+            "params=1090,macs=140", None,
+            "at most 1,090 parameters and at most 140 MACs, 95 % of one of them used",
+            f"the nearest that was found has 1,000 parameters; lower that figure to it or {BELOW}.",
+        ),
+        (
+            "params=999,macs=140", None, "at most 999 parameters", f"{SPACE}; choose within that range.",
+        ),
         ("2K", 0.1, "1,800 to 2,200 parameters", f"{SPACE}; choose within that range."),
         (
             "1050", 0.02, "1,029 to 1,071 parameters",
@@ -272,7 +299,7 @@ SPACE = "parameters reach from 1,000 to 1,110 in this space"
             "1005", 0.001, "1,004 to 1,006 parameters",
             f"{SPACE}, but none between 1,000 and 1,010; choose one of these or widen the tolerance.",
         ),
-        ("macs=50%", None, "at most 50 MACs", "MACs reach from 100 to 155 in this space; choose within that range."),
+        ("macs=50%", 0, "at most 50 MACs", "MACs reach from 100 to 155 in this space; choose within that range."),
         (
             "params=1100,macs=152", 0.011, "151 to 153 MACs",
             "MACs reach from 100 to 155 in this space, but none between 150 and 155; choose one of these or widen the "
@@ -290,13 +317,13 @@ SPACE = "parameters reach from 1,000 to 1,110 in this space"
 )  # fmt: skip
 def test_a_budget_out_of_reach_says_what_is_within(text: str, tolerance: float | None, asked: str, reach: str) -> None:
     with pytest.raises(BudgetError) as caught:
-        Sampler(GAPPED, Budget.parse(text, tolerance))
+        Sampler(GAPPED, Budget.parse(text, tolerance or None, tolerance == 0))
     assert str(caught.value) == f"No architecture has {asked}: {reach}"
 
 
 def test_luck_alone_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampler, "_LISTED", 0)
-    monkeypatch.setattr(sampler, "_MOST_DRAWS", 2 * sampler._BATCH)
+    monkeypatch.setattr(box, "_LISTED", 0)
+    monkeypatch.setattr(box, "_MOST_DRAWS", 2 * box.BATCH)
     table = table_of([[1, 2], [1, 2], [1, 9]], [[0, 50], [0, 50], [0, 75]])  # 75 MACs only with 11 parameters and more
     with pytest.raises(BudgetError, match="Undecided whether any architecture has 57 to 93 MACs with 3 to 5 param"):
         Sampler(table, Budget.parse("params=4,macs=75", 0.25))
@@ -308,16 +335,16 @@ def too_fine(monkeypatch: pytest.MonkeyPatch) -> Table:
     table = random_table(4)
     sums = [counting.Grid(table.column(resource)).top for resource in ("params", "macs")]
     assert 2 * sums[0] < sums[1]
-    monkeypatch.setattr(sampler, "_MOST_SUMS", 1.5 * sums[0])
+    monkeypatch.setattr(box, "_MOST_SUMS", 1.5 * sums[0])
     return table
 
 
-@pytest.mark.parametrize("tolerance", [None, 0.03])
+@pytest.mark.parametrize("tolerance", [None, 0, 0.03])
 def test_macs_without_a_common_divisor(too_fine: Table, tolerance: float | None) -> None:
-    budget = Budget(macs=middle(too_fine, "macs", 0.5), tolerance=tolerance)
-    feasible = within(too_fine, budget.bounds(too_fine))
+    budget = budget_at(too_fine, None, 0.5, tolerance)
+    feasible = within(too_fine, budget)
     samples = Sampler(too_fine, budget)
     assert samples.count == len(feasible)
     assert set(samples.sample(1000, np.random.default_rng(0))) == feasible
     with pytest.raises(BudgetError, match=r"No architecture has at most 9 MACs: MACs reach from [\d,]+ to [\d,]+ in"):
-        Sampler(too_fine, Budget(macs=9))
+        Sampler(too_fine, Budget(macs=9, at_most=True))
