@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from nni_blockswap.cost.table import ORIGINAL, Table
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.files import read_json, write_json
 from nni_blockswap.registry import load
+from nni_blockswap.trust import distrust
 
 NETWORK = "nni_blockswap.blocks.network:NetworkSpace"
 """The space over a network of one's own, named by the import path of a function that returns it."""
@@ -122,13 +124,18 @@ class Architecture:
         return named | {"score": self.score, "provenance": dict(self.provenance)}
 
     @classmethod
-    def from_json(cls, content: Any, where: str = "this") -> "Architecture":
+    def from_json(cls, content: Any, where: str = "this", allow: Sequence[str] | None = ()) -> "Architecture":
         """What ``to_json`` wrote; costs are counted anew, so that a text edited by hand cannot lie.
 
         Costs that were measured are as they were, their provenance beside them.
 
+        Args:
+            content: what a file held.
+            where: the file, for messages.
+            allow: packages that it may name, beside those of ``trust``: their code is run; None allows all.
+
         Raises:
-            SpaceError: it is not an architecture.
+            SpaceError: it is not an architecture, or names another package.
         """
         missing = {"space", "choices"} - content.keys() if isinstance(content, dict) else {"space", "choices"}
         if missing:
@@ -137,7 +144,11 @@ class Architecture:
         for name, kind in {**kinds, "provenance": dict | None}.items():
             if not isinstance(content.get(name), kind):
                 raise SpaceError(f"{where} is not an architecture: its {name} is {content[name]!r}.")
-        found = cls.from_choices(content["space"], content["choices"], content.get("space_args"))
+        try:
+            with nullcontext() if allow is None else distrust(allow):
+                found = cls.from_choices(content["space"], content["choices"], content.get("space_args"))
+        except SpaceError as error:
+            raise SpaceError(f"{where} is not an architecture that can be built here: {error}") from error
         provenance = content.get("provenance") or {}
         measured = {name: content[name] for name in provenance.get("measured", {}) if name in content}
         return replace(found, costs={**found.costs, **measured}, score=content.get("score"), provenance=provenance)
@@ -147,13 +158,13 @@ class Architecture:
         write_json(path, self.to_json())
 
     @classmethod
-    def load(cls, path: str | Path) -> "Architecture":
+    def load(cls, path: str | Path, *, allow: Sequence[str] | None = ()) -> "Architecture":
         """Read what ``save`` wrote, as ``from_json`` does. Raises SpaceError where the file is missing or is none."""
         try:
             content = read_json(path)
         except (OSError, ValueError) as error:
             raise SpaceError(f"no architecture can be read from '{path}': {error}.") from error
-        return cls.from_json(content, f"'{path}'")
+        return cls.from_json(content, f"'{path}'", allow)
 
     def to_parameters(self, rank: int | None = None) -> dict[str, Any]:
         """What a trial is given to train it: finite plain numbers and text, as NNI demands.

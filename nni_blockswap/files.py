@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +27,12 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def copy_atomically(source: Path, target: Path) -> None:
+    """Copy a file's content; ``target`` is never seen half-written."""
+    with source.open("rb") as content:
+        write_atomically(target, lambda stream: shutil.copyfileobj(content, stream))
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -5,7 +5,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from nni_blockswap.errors import BlockSwapError, ConfigError
+from nni_blockswap.errors import BlockSwapError, ConfigError, first_line
+from nni_blockswap.trust import check_call, check_import
 
 T = TypeVar("T")
 
@@ -55,16 +56,24 @@ class Registry(Generic[T]):
             raise self._error(
                 f"there is no {self._kind} '{name}'; choose from {', '.join(self)}, or name one as module:attribute."
             )
-        found: T = load(path, self._kind, self._error)
-        if name in self._paths:
-            self._loaded[name] = found
-        return found
+        if name not in self._paths:
+            chosen: T = load(path, self._kind, self._error)
+            return chosen
+        self._loaded[name] = _found(path, self._kind, self._error)
+        return self._loaded[name]
 
 
 def load(path: str, kind: str, error: type[BlockSwapError]) -> Any:
-    """What "module:attribute" names. Raises ``error`` where there is none."""
+    """What "module:attribute" names. Raises ``error`` where there is none, or ``trust`` has to be asked for."""
+    check_import(path.partition(":")[0], error)
+    found = _found(path, kind, error)
+    check_call(found, error)
+    return found
+
+
+def _found(path: str, kind: str, error: type[BlockSwapError]) -> Any:
     module, _, attribute = path.partition(":")
-    found: Any = import_named(module, kind, error, path)
+    found: Any = _imported(module, kind, error, path)
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise error(f"the {kind} '{path}' cannot be imported: '{module}' has no '{attribute}'.")
@@ -72,12 +81,17 @@ def load(path: str, kind: str, error: type[BlockSwapError]) -> Any:
     return found
 
 
-def import_named(module: str, kind: str, error: type[BlockSwapError], name: str | None = None) -> ModuleType:
-    """A module. Raises ``error``, about ``name``, where it cannot be imported, for whatever reason."""
+def import_named(module: str, kind: str, error: type[BlockSwapError]) -> ModuleType:
+    """A module. Raises ``error`` where it cannot be imported, for whatever reason, or a file names it and may not."""
+    check_import(module, error)
+    return _imported(module, kind, error, module)
+
+
+def _imported(module: str, kind: str, error: type[BlockSwapError], name: str) -> ModuleType:
     try:
         return import_module(module)
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         raise error(
-            f"the {kind} '{name or module}' cannot be imported ({type(cause).__name__}: {cause}); "
+            f"the {kind} '{name}' cannot be imported ({type(cause).__name__}: {first_line(cause)}); "
             f"start in the folder that holds '{module.split('.')[0]}', or put it on PYTHONPATH."
         ) from cause

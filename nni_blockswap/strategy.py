@@ -87,7 +87,7 @@ class BlockSwapStrategy(Strategy):  # type: ignore[misc]  # NNI is not typed
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the same students, without those that have ended."""
-        self._students = [Architecture.from_json(student) for student in state_dict["students"]]
+        self._students = [Architecture.from_json(student, allow=None) for student in state_dict["students"]]
         self._ended = list(state_dict["ended"])
 
 

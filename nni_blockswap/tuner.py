@@ -1,6 +1,7 @@
 """BlockSwapTuner: the search behind ``nnictl create``, each selected student a trial."""
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,14 +12,25 @@ from nni import NoMoreTrialError
 from nni.tuner import Tuner
 
 from nni_blockswap.errors import BlockSwapError, BudgetError
-from nni_blockswap.experiment.dispatcher import code_directory, release_gpu, restore_gpus, share_cores, tell
+from nni_blockswap.experiment.dispatcher import (
+    code_directory,
+    manager_port,
+    max_trials,
+    release_gpu,
+    restore_gpus,
+    share_cores,
+    tell,
+)
+from nni_blockswap.experiment.recovery import Words, allow_for
+from nni_blockswap.experiment.service import Experiment
 from nni_blockswap.experiment.students import Students, identity, result_of
-from nni_blockswap.files import write_json, write_text
+from nni_blockswap.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:  # torch is imported when the search begins: NNI gives a tuner ten seconds to connect
     from nni_blockswap.searching import Progress, SearchSettings
 
-STUDENTS, PROGRESS, ERROR, SEARCH = "students.json", "progress.json", "error.txt", "search"
+STUDENTS, PLANNED, PROGRESS = "students.json", "max_trials.json", "progress.json"
+ERROR, SEARCH = "error.txt", "search"
 """Files, and the folder of the search, in an experiment's checkpoint folder."""
 
 _log = logging.getLogger(__name__)
@@ -48,6 +60,8 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         self._search_space: Any = {}
         self._chosen: Students | None = None
         self._handed_out: dict[int, str] = {}
+        self._words = Words(self._folder().parent)
+        self._dispatcher: Any = None
 
     def update_search_space(self, search_space: Any) -> None:
         """Take the search space: the substitutes to try by block, in NNI's format. Without effect after the search."""
@@ -59,10 +73,12 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         Raises:
             NoMoreTrialError: all have one, or the search failed.
         """
-        dispatcher = getattr(kwargs.get("st_callback"), "__self__", None)
+        self._dispatcher = dispatcher = getattr(kwargs.get("st_callback"), "__self__", None)
         try:
             if self._chosen is None:
                 self._chosen = self._earlier_students() or self._search(dispatcher)
+            if os.environ.get("NNI_MODE") == "resume":
+                self._make_up_for_lost_trials(self._chosen)
             rerun = [identity(entry) for entry in getattr(dispatcher, "recovered_trial_params", {}).values()]
             parameters = self._chosen.next(rerun)
         except StoppedError:
@@ -84,10 +100,30 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         self.import_data([{"parameter": parameters, "value": value}])
 
     def trial_end(self, parameter_id: int, success: bool, **kwargs: Any) -> None:
-        """Note a student that failed: NNI tells a resumed tuner of results alone, and it would be handed out again."""
+        """Note a student that failed, or hand out again one whose trial was killed: NNI does neither."""
         with _unharmed("the end of a trial"):
-            if not success and self._chosen is not None and parameter_id in self._handed_out:
-                self._chosen.failed(self._handed_out[parameter_id])
+            chosen, student = self._chosen, self._handed_out.get(parameter_id)
+            if success or chosen is None or student is None:
+                return
+            words = self._words.new()
+            for word in words:
+                if word.final:
+                    chosen.failed(word.student or student)
+                else:
+                    chosen.lost(word.student or student, again=False)
+            if not words and chosen.lost(student):
+                self._hand_out_again(chosen)
+
+    def _hand_out_again(self, chosen: Students) -> None:
+        """Give NNI a student of itself: it asks for none once it has started as many trials as it was to start."""
+        self._make_up_for_lost_trials(chosen)
+        parameters = chosen.next()
+        if parameters is not None:
+            from nni.runtime.msg_dispatcher import _create_parameter_id
+
+            parameter_id = _create_parameter_id()
+            self._handed_out[parameter_id] = identity(parameters)
+            self._dispatcher.send_trial_callback(parameter_id, parameters)
 
     def import_data(self, data: list[dict[str, Any]]) -> None:
         """Note the results of trials that ran, or began, before a resume."""
@@ -100,7 +136,20 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
     def _earlier_students(self) -> Students | None:
         """Those that an earlier process of this experiment selected."""
         path = self._folder() / STUDENTS
-        return Students.load(path) if path.exists() else None
+        if not path.exists():
+            return None
+        students = Students.load(path)
+        for word in self._words.new():  # of trials that ended when no tuner was there
+            if word.final and word.student is not None:
+                students.failed(word.student)
+        return students
+
+    def _make_up_for_lost_trials(self, chosen: Students) -> None:
+        """Let NNI start trials in place of those that were killed."""
+        port, planned = manager_port(), self._folder() / PLANNED
+        with _unharmed("lost trials"):
+            if port is not None and planned.exists():
+                allow_for(list(chosen), read_json(planned), Experiment(port))
 
     def _search(self, dispatcher: Any) -> Students:
         """Search, and select the best."""
@@ -122,7 +171,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
                 f"{count} students are asked for and {len(best)} architectures have a score at {ranking.budget}; "
                 "lower students and maxTrialNumber, or widen the budget."
             )
-        release_gpu()
+        self._search_is_over()
         return Students.select(self._folder() / STUDENTS, best)
 
     def _compare(self, settings: "SearchSettings", count: int, watch: "_Watch") -> Students:
@@ -130,8 +179,15 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         from nni_blockswap.studies.comparison import Comparison, contestants
 
         trials = contestants(Comparison.read(self._settings["comparison"]), settings, self._folder() / SEARCH, watch)
-        release_gpu()
+        self._search_is_over()
         return Students.of(self._folder() / STUDENTS, trials[:count])
+
+    def _search_is_over(self) -> None:
+        """Leave the GPU to the trials, and keep in mind how many were to be started."""
+        release_gpu()
+        planned = max_trials()
+        if planned is not None:
+            write_json(self._folder() / PLANNED, planned)
 
     def _give_up(self, sentence: str, dispatcher: Any) -> NoReturn:
         """End the experiment with status ERROR, and let the person who started it see why."""

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "errors", "files", "seeds", "metric", "key_values", "registry",
+    "errors", "files", "seeds", "metric", "key_values", "trust", "registry",
     "cost", "architecture", "methods", "blocks", "tasks", "scoring", "results",
     "training.checkpoints", "training.unwrapping", "library",
     "searching", "own", "training.attention", "experiment.students", "studies", "experiment", "training",

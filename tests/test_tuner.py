@@ -15,7 +15,7 @@ from nni.runtime.msg_dispatcher import MsgDispatcher
 from nni_blockswap import Architecture, BlockSwapTuner
 from nni_blockswap.experiment.classargs import argument_faults
 from nni_blockswap.experiment.dispatcher import code_directory
-from nni_blockswap.files import read_json
+from nni_blockswap.files import read_json, write_json
 from tests.conftest import SMALL, WRN
 
 SETTINGS = {"space": WRN, "space_args": SMALL, "data": "digits", "data_options": {"image_size": 8}, "budget": "60%",
@@ -30,18 +30,28 @@ class Dispatcher:
     def __init__(self, rerun=()):
         self.recovered_trial_params = dict(enumerate(rerun))
         self.errors = []
+        self.sent = []
 
     def report_error(self, text):
         self.errors.append(text)
 
     def send_trial_callback(self, parameter_id, parameters):
-        raise AssertionError("parameters are returned, not called back")
+        self.sent.append((parameter_id, parameters))
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path))
-    return tmp_path
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(folder))
+    return folder
+
+
+def leave_word(folder, trial, parameters, *, final):
+    """What a trial that fails by its own fault, or is stopped by hand, leaves behind."""
+    home = folder.parent / "environments" / "local-env" / "trials" / trial
+    write_json(home / "parameters.json", parameters)
+    write_json(home / "failure.json", {"final": final, "sentence": "it diverged."})
 
 
 def started(search_space=None, **settings):
@@ -112,6 +122,7 @@ def test_results_are_joined_on_the_architecture_and_kept(folder):
     # with trials side by side NNI records the result of one beside the parameters of another
     tuner.receive_trial_result(0, second, {"default": 0.75, "architecture_id": first["architecture_id"]})
     tuner.receive_trial_result(1, second, 0.5)
+    leave_word(folder, "t2", third, final=True)
     tuner.trial_end(0, False)  # meant is the third
     tuner.trial_end(2, False)
     table = {row["parameters"]["rank"]: (row["state"], row["accuracy"]) for row in read_json(folder / "students.json")}
@@ -122,7 +133,8 @@ def test_results_are_joined_on_the_architecture_and_kept(folder):
 def test_a_resumed_tuner_hands_out_only_what_is_left_and_does_not_search_again(folder):
     before = started(students=5)
     given = ask(before, 0, 1, 2, 3)
-    before.trial_end(1, False)  # failed
+    leave_word(folder, "t1", given[1], final=True)
+    before.trial_end(1, False)
     scores = (folder / "search" / "scores.jsonl").read_bytes()
     after = started(students=5)
     after.load_checkpoint()
@@ -140,6 +152,44 @@ def test_a_resumed_tuner_hands_out_only_what_is_left_and_does_not_search_again(f
         "running",
         "running",
     ]
+
+
+def states(folder):
+    return [row["state"] for row in read_json(folder / "students.json")]
+
+
+def test_a_killed_trials_student_is_handed_out_again_but_not_for_ever(folder):
+    tuner, dispatcher = started(), Dispatcher()
+    given = ask(tuner, 0, 1, 2, dispatcher=dispatcher)
+    tuner.receive_trial_result(0, given[0], 0.9)
+    tuner.receive_trial_result(2, given[2], 0.7)
+    tuner.trial_end(1, False)
+    (second,) = dispatcher.sent  # NNI, which has started as many trials as it was to start, does not ask
+    assert second[1] == given[1]
+    assert ask(tuner, 7, dispatcher=dispatcher) == []
+    tuner.trial_end(second[0], False)
+    third = dispatcher.sent[-1]
+    assert (third[1], states(folder)) == (given[1], ["succeeded", "running", "succeeded"])
+    tuner.trial_end(third[0], False)
+    assert (len(dispatcher.sent), states(folder)) == (2, ["succeeded", "lost", "succeeded"])
+    assert ask(tuner, 8) == []
+    assert ask(started(), 0, 1) == [given[1]]  # nnictl resume
+
+
+def test_a_student_that_was_stopped_by_hand_waits_for_the_next_resume(folder):
+    tuner, dispatcher = started(), Dispatcher()
+    given = ask(tuner, 0, 1, 2, dispatcher=dispatcher)
+    leave_word(folder, "t0", given[0], final=False)
+    tuner.trial_end(0, False)
+    assert (dispatcher.sent, states(folder)[0]) == ([], "lost")
+    assert ask(started(), 0)[0] == given[0]
+
+
+def test_a_student_that_failed_while_no_tuner_listened_has_failed(folder):
+    given = ask(started(), 0, 1, 2)
+    leave_word(folder, "t0", given[0], final=True)
+    assert ask(started(), 0, 1, 2) == given[1:]
+    assert states(folder)[0] == "failed"
 
 
 def test_a_killed_search_goes_on(folder, monkeypatch):

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from nni_blockswap.errors import BlockSwapError
+from nni_blockswap.trust import allow
 
 COMMANDS = (
     "space",
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _print_anything()
     options = parser.parse_args(arguments)
     quieten()
+    allow(getattr(options, "allow", ()))
     try:
         status: int = options.run(options)
     except BlockSwapError as error:

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from nni_blockswap.cli.options import add_allow
 from nni_blockswap.errors import CheckpointError, StateError
 from nni_blockswap.experiment.service import folder_of, results
 from nni_blockswap.files import write_atomically
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "experiment", metavar="EXPERIMENT", help="an id as nnictl shows it, or a folder with results in it"
     )
+    add_allow(parser)
     parser.add_argument(
         "--out", required=True, metavar="DIR", help=f"folder for {ARCHITECTURE}, {WEIGHTS} and {RESULT}"
     )

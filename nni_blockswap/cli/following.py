@@ -14,6 +14,9 @@ from nni_blockswap.metric import Metric
 
 PERIOD = 1.0
 """Seconds between two looks."""
+SETTLED = 10
+"""Looks at which an experiment has to be over: NNI says so for a moment before the tuner hands a killed trial's student
+out again."""
 _OVER = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
 
 
@@ -62,7 +65,8 @@ class Follower:
         self._searched = False
 
     def follow(self) -> bool:
-        """Return when the experiment is over: whether search and all trials ended well."""
+        """Return when the experiment is over: whether the search ended well, and a trial of each student may have."""
+        over = 0
         while True:
             state = self._experiment.get("check-status")
             trials = self._experiment.trials()
@@ -79,8 +83,11 @@ class Follower:
                     f"the experiment was stopped by someone else; nnictl resume {self._experiment.id} goes on."
                 )
             idle = trials and all(trial["status"] in _OVER for trial in trials)
-            if state["status"] == "DONE" or (state["status"] == "TUNER_NO_MORE_TRIAL" and idle):
-                return all(trial["status"] == "SUCCEEDED" for trial in trials)
+            done = state["status"] == "DONE" or (state["status"] == "TUNER_NO_MORE_TRIAL" and idle)
+            over = over + 1 if done else 0
+            good = all(trial["status"] == "SUCCEEDED" for trial in trials)
+            if over >= (1 if good else SETTLED):
+                return True
             time.sleep(PERIOD)
 
     def _show_search(self) -> None:

@@ -3,12 +3,14 @@
 import argparse
 from typing import Any
 
+from nni_blockswap.cli.options import add_allow
 from nni_blockswap.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("architectures", nargs="+", metavar="ARCH", help="files as a search or a trial writes them")
+    add_allow(parser)
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once (default 1)")
     parser.add_argument("--threads", type=int, metavar="N", help="on a CPU (default: as many as torch takes)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")

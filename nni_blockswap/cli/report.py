@@ -6,6 +6,7 @@ Writes OUT/report.md and .csv, OUT/report.png (the paper's Figure 3) and OUT/tri
 
 import argparse
 
+from nni_blockswap.cli.options import add_allow
 from nni_blockswap.experiment.service import folder_of
 
 
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="EXPERIMENT",
         help="an id as nnictl shows it, or a folder with results in it",
     )
+    add_allow(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for table and figure")
     parser.add_argument("--table", metavar="NAME", help="one of the paper's to lay the run beside: 2, 3, 4 or C")
     parser.add_argument(

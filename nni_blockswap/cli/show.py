@@ -7,10 +7,13 @@ which substitutes its best tenth chose, by default FOLDER/preferences.png.
 import argparse
 from pathlib import Path
 
+from nni_blockswap.cli.options import add_allow
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("what", metavar="ARCH", help="file of an architecture, or folder of a ranking")
+    add_allow(parser)
     parser.add_argument("--out", metavar="FILE", help="picture, .png or .svg")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from nni_blockswap.errors import StateError
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.experiment.service import CHECKPOINT, results
-from nni_blockswap.experiment.students import SUCCEEDED, Student, read
+from nni_blockswap.experiment.students import LOST, SUCCEEDED, Student, read
 from nni_blockswap.metric import Metric, judged
 
 
@@ -29,6 +29,8 @@ def print_students(folder: Path, config: Config) -> bool:
         cells = [text.rjust(width) for text, width in zip(figures, widths[1:], strict=False)]
         print("  ".join([name.ljust(widths[0]), *cells, files]).rstrip())
     print("\nEach folder holds architecture.json, result.json, weights.pt and TensorBoard's curves.")
+    if any(student.state == LOST and student.id not in ended for student in students):
+        print(f"Lost is a student whose trials were ended from outside; nnictl resume {folder.name} trains it.")
     return all(student.state == SUCCEEDED or student.id in ended for student in students)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.metric import Metric
+from nni_blockswap.trust import IMPORTED, packages_in
 
 
 class Config:
@@ -47,6 +48,11 @@ class Config:
         from nni_blockswap.tasks import metric_of
 
         return metric_of(str(self.arguments.get("data")))
+
+    @property
+    def packages(self) -> list[str]:
+        """The user's own that the tuner's arguments name: what this experiment leaves on disk may name them, too."""
+        return [package for package in packages_in(self.arguments) if package not in IMPORTED]
 
     def search_space(self) -> Any:
         """The candidates, in NNI's format. Raises SpaceError where their file cannot be read."""

@@ -7,16 +7,35 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
 
 def code_directory() -> Path:
-    """The tuner's codeDirectory: NNI passes the experiment's config on the dispatcher's command line."""
+    """The tuner's codeDirectory."""
+    return Path(_config().get("tuner", {}).get("codeDirectory") or ".")
+
+
+def max_trials() -> int | None:
+    """The experiment's maxTrialNumber when this process began."""
+    found: int | None = _config().get("maxTrialNumber")
+    return found
+
+
+def manager_port() -> int | None:
+    """Of the NNI manager that started this process; None where there is none."""
+    return urlsplit(os.environ.get("NNI_TUNER_COMMAND_CHANNEL", "")).port
+
+
+def _config() -> dict[str, Any]:
+    """The experiment's config: NNI passes it on the dispatcher's command line."""
     for option, value in zip(sys.argv, sys.argv[1:], strict=False):
         if option == "--exp_params":
-            return Path(json.loads(base64.b64decode(value))["tuner"].get("codeDirectory") or ".")
-    return Path()
+            found: dict[str, Any] = json.loads(base64.b64decode(value))
+            return found
+    return {}
 
 
 def share_cores() -> None:

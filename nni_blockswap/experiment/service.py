@@ -36,9 +36,20 @@ class Experiment:
 
     def get(self, what: str) -> Any:
         """What the web service answers. Raises StateError where the manager is gone."""
+        return self._ask(urllib.request.Request(self._address(what)))
+
+    def put(self, what: str, content: Any) -> None:
+        """Change ``what`` to ``content``. Raises StateError where the manager is gone or refuses."""
+        kind = {"Content-Type": "application/json"}
+        self._ask(urllib.request.Request(self._address(what), json.dumps(content).encode(), kind, method="PUT"))
+
+    def _address(self, what: str) -> str:
+        return f"http://localhost:{self.port}/api/v1/nni/{what}"
+
+    def _ask(self, request: urllib.request.Request) -> Any:
         try:
-            with _direct.open(f"http://localhost:{self.port}/api/v1/nni/{what}", timeout=20) as answer:
-                return json.load(answer)
+            with _direct.open(request, timeout=20) as answer:
+                return json.loads(answer.read() or "null")
         except (OSError, ValueError) as error:
             raise StateError(
                 f"NNI's manager at port {self.port} does not answer ({error}); nnictl resume goes on if it was stopped."

@@ -1,7 +1,8 @@
 """The students that a search selected and what became of each: never in memory alone."""
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ from nni_blockswap.files import read_json, write_json
 if TYPE_CHECKING:  # torch takes seconds to import, and a tuner has ten to connect
     from nni_blockswap.architecture import Architecture
 
-WAITING, RUNNING, SUCCEEDED, FAILED = "waiting", "running", "succeeded", "failed"
+WAITING, RUNNING, SUCCEEDED, FAILED, LOST = "waiting", "running", "succeeded", "failed", "lost"
 
+TRIALS = 3
+"""That a process of the tuner gives a student whose trials are ended from outside."""
 
 IDENTITY = ("architecture_id", "method", "variant", "seed")
 """Names a trial; the last three are there in a comparison, which trains an architecture more than once."""
@@ -25,7 +28,8 @@ class Student:
     Attributes:
         parameters: what its trial is given, see ``Architecture.to_parameters``; in a comparison with what
             ``comparison.contestants`` adds.
-        state: ``waiting``, ``running``, ``succeeded`` or ``failed``.
+        state: ``waiting``, ``running``, ``succeeded``, ``failed`` where it cannot be trained, or ``lost`` where its
+            trials were ended from outside: ``nnictl resume`` tries again.
         accuracy: the trial's final result, or None.
     """
 
@@ -56,6 +60,7 @@ class Students:
         self._path = path
         self._students = {student.id: student for student in students}
         self._handed_out: set[str] = set()
+        self._lost: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     @classmethod
@@ -79,7 +84,7 @@ class Students:
         """Parameters of the best student that nobody has, or None; NNI itself starts those with an id in ``rerun``."""
         with self._lock:
             for student in self._students.values():
-                if student.id not in self._handed_out and student.id not in rerun and not _ended(student):
+                if student.id not in self._handed_out and student.id not in rerun and not ended(student):
                     self._handed_out.add(student.id)
                     student.state = RUNNING
                     self._save()
@@ -94,11 +99,33 @@ class Students:
                 self._save()
 
     def failed(self, identity: str) -> None:
-        """Note that a trial ended without a result."""
+        """Note that a student cannot be trained."""
         with self._lock:
             if identity in self._students and self._students[identity].state != SUCCEEDED:
                 self._students[identity].state = FAILED
                 self._save()
+
+    def lost(self, identity: str, *, again: bool = True) -> bool:
+        """Note that a trial was ended from outside; whether its student is to be had from ``next`` once more.
+
+        Args:
+            again: whether this process may hand it out again; it does so until there were ``TRIALS``.
+        """
+        with self._lock:
+            student = self._students.get(identity)
+            if student is None or ended(student):
+                return False
+            self._lost[identity] += 1
+            waits = again and self._lost[identity] < TRIALS
+            student.state = WAITING if waits else LOST
+            if waits:
+                self._handed_out.discard(identity)
+            self._save()
+            return waits
+
+    def __iter__(self) -> Iterator[Student]:
+        """Best first."""
+        return iter(self._students.values())
 
     def _save(self) -> None:
         write_json(self._path, [asdict(student) for student in self._students.values()])
@@ -125,5 +152,6 @@ def result_of(parameters: Mapping[str, Any], value: Any) -> tuple[str, float]:
     return identity(parameters), float(value)
 
 
-def _ended(student: Student) -> bool:
+def ended(student: Student) -> bool:
+    """Whether nothing is left to be done for it."""
     return student.state in (SUCCEEDED, FAILED)

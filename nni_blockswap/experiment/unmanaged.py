@@ -21,6 +21,7 @@ from nni_blockswap.experiment.config import Config
 from nni_blockswap.files import read_json, write_json
 from nni_blockswap.searching import Progress
 from nni_blockswap.studies.comparison import Comparison, contestants
+from nni_blockswap.trust import distrust
 
 LOG, RESULT, TRIALS = "trial.log", "result.json", "trials"
 
@@ -68,7 +69,7 @@ def run_experiment(
 
     def run(pair: tuple[Path, Mapping[str, Any]]) -> str | None:
         folder, parameters = pair
-        fault = _run(command, parameters, folder, config.trial_directory, at_once)
+        fault = _run(command, parameters, folder, config, at_once)
         named = " ".join(str(parameters[name]) for name in NAMED if name in parameters)
         say(f"{folder.name} {named}: {fault or 'done'}")
         return None if fault is None else f"{folder}: {fault}"
@@ -92,11 +93,16 @@ def _trials(
     return found
 
 
-def _run(command: Sequence[str], parameters: Mapping[str, Any], folder: Path, where: Path, at_once: int) -> str | None:
+def _run(
+    command: Sequence[str], parameters: Mapping[str, Any], folder: Path, config: Config, at_once: int
+) -> str | None:
     """Run one trial; the last line that it said, where it failed."""
-    Architecture.from_parameters(parameters).save(folder / "given.json")
+    with distrust(config.packages):  # the parameters may stem from a file
+        Architecture.from_parameters(parameters).save(folder / "given.json")
     interpreter, *rest = command
     given = ["--architecture", folder / "given.json", "--out", folder]
+    if config.packages:
+        given += ["--allow", *config.packages]
     for name in NAMED:
         if name in parameters:
             given += [f"--{name}", parameters[name]]
@@ -106,7 +112,9 @@ def _run(command: Sequence[str], parameters: Mapping[str, Any], folder: Path, wh
     threads = max(1, (os.cpu_count() or 1) // at_once)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     with (folder / LOG).open("ab") as log:
-        done = subprocess.run(words, cwd=where, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(
+            words, cwd=config.trial_directory, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
+        )
     if done.returncode == 0 and (folder / RESULT).exists():
         return None
     lines = (folder / LOG).read_text(errors="replace").strip().splitlines()

@@ -10,7 +10,7 @@ from typing import Any
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ScoreError, SpaceError, StateError
-from nni_blockswap.files import write_text
+from nni_blockswap.files import read_json, write_text
 from nni_blockswap.scoring.proxies.combination import scores_of
 
 NON_FINITE = "non-finite"
@@ -124,7 +124,7 @@ def check_overwrites(folders: Iterable[Path], extents: Iterable[Mapping[str, Any
     """Raise StateError where a folder holds the best of a ranking whose provenance differs from its extent."""
     for folder, extent in zip(folders, extents, strict=False):
         path = folder / "best.json"
-        before = Architecture.load(path).provenance if path.exists() else {}
+        before = _provenance(path) if path.exists() else {}
         changed = [
             f"{name} was {before[name]}, now {value}"
             for name, value in extent.items()
@@ -135,6 +135,17 @@ def check_overwrites(folders: Iterable[Path], extents: Iterable[Mapping[str, Any
                 f"'{folder}' holds another ranking ({', '.join(changed)}); choose another output folder, or delete "
                 "best.json and ranking.csv there to have them replaced: the scores are kept and used again."
             )
+
+
+def _provenance(path: Path) -> Mapping[str, Any]:
+    """Of a saved architecture, which is not built for that."""
+    try:
+        found = read_json(path)["provenance"]
+        if not isinstance(found, Mapping):
+            raise TypeError("its provenance is no mapping")
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError(f"'{path}' is damaged ({error!r}); delete it, and the ranking is written anew.") from error
+    return found
 
 
 def _is_finite(architecture: Architecture) -> bool:

@@ -10,6 +10,9 @@ from nni_blockswap.metric import judged
 
 RESULT = "result.json"
 
+GIVEN, WORD = "parameters.json", "failure.json"
+"""Under NNI: what the trial was given; and why it failed, which tells it from a trial that was killed."""
+
 KINDS: Mapping[str, type] = {
     **dict.fromkeys(("params", "macs", "epochs", "seed", "nonzero"), int),
     **dict.fromkeys(("architecture_id", "method", "variant"), str),

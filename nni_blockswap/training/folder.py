@@ -2,15 +2,17 @@
 
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nni_blockswap.errors import StateError
-from nni_blockswap.files import read_json, write_json
+from nni_blockswap.errors import BlockSwapError, StateError
+from nni_blockswap.files import copy_atomically, read_json, write_json
+from nni_blockswap.results.trial import GIVEN
+from nni_blockswap.training import checkpoints
 from nni_blockswap.training.checkpoints import BEST, LAST, WEIGHTS
 from nni_blockswap.training.nni_link import is_first_process, under_nni
 from nni_blockswap.training.program import say
@@ -64,6 +66,28 @@ def occupied(out: Path, settings: Mapping[str, Any], assumed: Mapping[str, Any])
             if not any((out / name).exists() for name in (LAST, BEST, WEIGHTS)):
                 (out / SETTINGS).unlink(missing_ok=True)
             raise
+
+
+def take_over(out: Path, parameters: Mapping[str, Any]) -> None:
+    """Let a trial go on from the last whole epoch of one of the same student that was killed, in a folder beside it.
+
+    Args:
+        out: the trial's folder; where a run has begun there already, that one goes on.
+        parameters: what NNI gave the trial.
+    """
+    if (out / SETTINGS).exists():
+        return
+    left = [path.parent for path in out.parent.glob(f"*/{GIVEN}") if (path.parent / LAST).exists()]
+    for folder in sorted(left, key=lambda folder: (folder / LAST).stat().st_mtime, reverse=True):
+        with suppress(BlockSwapError, OSError, ValueError):
+            if folder == out or read_json(folder / GIVEN) != parameters:
+                continue
+            checkpoints.read(folder / LAST)
+            for path in (folder / SETTINGS, folder / LAST, folder / BEST):  # the first says whose the others are
+                if path.exists():
+                    copy_atomically(path, out / path.name)
+            say(f"going on with what the killed trial {folder.name} of this student has done.")
+            return
 
 
 def settings_in(out: Path) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from nni_blockswap.files import write_json
+from nni_blockswap.results.trial import GIVEN, WORD
 
 Metrics = Mapping[str, float | int | str]
 """What is reported: ``default`` is what NNI optimises, its web page draws the other numbers beside it."""
@@ -23,6 +27,8 @@ class NNILink:
         self._trial = nni.trial
         self.parameters: dict[str, Any] = dict(nni.get_next_parameter() or {})
         self.output = Path(os.environ["NNI_OUTPUT_DIR"])
+        (self.output / WORD).unlink(missing_ok=True)  # of an earlier process
+        write_json(self.output / GIVEN, self.parameters)
 
     def report_epoch(self, epoch: int, metrics: Metrics) -> None:
         """Report the metrics of ``epoch``, counted from 0; a resumed trial goes on in its old curve."""
@@ -46,6 +52,17 @@ class NNILink:
         looked_at.parent.mkdir(parents=True, exist_ok=True)
         if not looked_at.is_symlink():
             looked_at.symlink_to(self.output / "tensorboard")
+
+
+def leave_word(sentence: str, *, final: bool) -> None:
+    """Tell the tuner why this trial ends without a result; it takes one that leaves no word for one that was killed.
+
+    Args:
+        final: whether nobody can train this student; else it may be tried again after ``nnictl resume``.
+    """
+    if under_nni() and is_first_process():
+        with suppress(OSError):  # a full disk; then it is the disk's fault
+            write_json(Path(os.environ["NNI_OUTPUT_DIR"]) / WORD, {"final": final, "sentence": sentence})
 
 
 def under_nni() -> bool:

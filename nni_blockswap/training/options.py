@@ -15,7 +15,15 @@ from nni_blockswap.training.starting import FRESH, STARTS
 def add_student(parser: argparse.ArgumentParser) -> None:
     """Options for what is trained, and where its results go."""
     parser.add_argument("--architecture", metavar="FILE", help="a saved Architecture; not needed under NNI")
+    add_allow(parser)
     parser.add_argument("--out", metavar="DIR", help="where results go; under NNI the trial's output folder")
+
+
+def add_allow(parser: argparse.ArgumentParser) -> None:
+    """Which code the file of an architecture may have run, see ``trust``."""
+    parser.add_argument(
+        "--allow", nargs="+", action="extend", default=[], metavar="PACKAGE", help="that FILE may name, and run"
+    )
 
 
 def add_space(parser: argparse.ArgumentParser) -> None:

@@ -11,10 +11,15 @@ from typing import NoReturn
 import torch
 from torch import distributed
 
-from nni_blockswap.errors import BlockSwapError, DataError
-from nni_blockswap.training.nni_link import is_first_process, under_nni
+from nni_blockswap.errors import BlockSwapError, ConfigError, DataError, SpaceError, TrainingError
+from nni_blockswap.training.nni_link import is_first_process, leave_word, under_nni
 
-KEPT = "what was written before is kept: the same command goes on after the last whole epoch."
+WRONG_COMMAND = 2
+"""Exit code of argparse."""
+
+OWN_FAULTS = (ConfigError, SpaceError, TrainingError)
+"""After which a student is given up: options that nobody can train by, a network that diverges. All else that fails,
+such as a disk, a data set, or memory, may be in order the next time."""
 
 
 def say(text: str) -> None:
@@ -68,12 +73,16 @@ def main(name: str, run: Callable[[], None]) -> None:
         _stopped(name, "Ctrl-C", signal.SIGINT)
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into exit code 1
+            if error.code == WRONG_COMMAND:
+                leave_word("the trial's command is wrong.", final=True)
             raise
         _stopped(name, "Ctrl-C", signal.SIGINT)
     except (BlockSwapError, RuntimeError, OSError) as error:
         sentence = _sentence(error)
         if sentence is None:
             raise
+        if isinstance(error, OWN_FAULTS):
+            leave_word(sentence, final=True)
         met_alone = isinstance(error, DataError | torch.OutOfMemoryError | OSError)
         sys.exit(f"{name}: {sentence}" if is_first_process() or met_alone else 1)
 
@@ -94,9 +103,16 @@ def _raised_on_term() -> Iterator[None]:
 
 
 def _stopped(name: str, by: str, number: int) -> NoReturn:
+    if number == signal.SIGINT:  # NNI's way to end a trial that somebody ends by hand
+        leave_word(f"stopped by {by}.", final=False)
     if is_first_process():
-        print(f"{name}: stopped by {by}; {KEPT}", file=sys.stderr, flush=True)
+        print(f"{name}: stopped by {by}; {_kept()}", file=sys.stderr, flush=True)
     sys.exit(128 + number)
+
+
+def _kept() -> str:
+    how = "nnictl resume" if under_nni() else "the same command"
+    return f"what was written before is kept: {how} goes on after the last whole epoch."
 
 
 def _sentence(error: Exception) -> str | None:
@@ -108,7 +124,7 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU's memory is too small; lower --batch-size ({text.partition('.')[0]})."
     if isinstance(error, OSError):
-        return f"{text}; {KEPT}"
+        return f"{text}; {_kept()}"
     if isinstance(error, distributed.DistError) or "gloo" in text:  # what gloo says of a lost peer has no type
         return "another process of this run has failed; what it said tells why."
     return None

@@ -9,7 +9,7 @@ from typing import Any
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.training import options
-from nni_blockswap.training.folder import settings_in
+from nni_blockswap.training.folder import settings_in, take_over
 from nni_blockswap.training.nni_link import NNILink, is_first_process, under_nni
 
 COMPARISON = ("method", "variant", "seed", "nonzero", "recipe")
@@ -31,15 +31,16 @@ def begin(given: argparse.Namespace) -> tuple[Architecture, Path, NNILink | None
     out = Path(where)
     if link is not None:
         link.link_tensorboard()
+        take_over(out, link.parameters)
     if link is not None and given.architecture is None:
         _take(given, link.parameters)
         return Architecture.from_parameters(link.parameters, given.space, options.space_args(given)), out, link
     if not is_first_process():
         _take(given, settings_in(out))
-        return Architecture.load(out / ARCHITECTURE), out, link
+        return Architecture.load(out / ARCHITECTURE, allow=None), out, link  # the first one has written it
     if given.architecture is None:
         raise ConfigError("--architecture FILE says what to train; 'blockswap search' writes one.")
-    return Architecture.load(given.architecture), out, link
+    return Architecture.load(given.architecture, allow=given.allow), out, link
 
 
 def _take(given: argparse.Namespace, parameters: Mapping[str, Any]) -> None:

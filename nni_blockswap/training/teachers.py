@@ -57,7 +57,11 @@ def run(given: argparse.Namespace) -> None:
     recipe, machine = options.recipe_from(given), options.machine_from(given)
     data_options = options.data_options(given)
     task = make_task(given.data, given.data_root, **data_options)
-    named = Architecture.load(given.architecture) if given.architecture is not None else original_of(given)
+    named = (
+        Architecture.load(given.architecture, allow=given.allow)
+        if given.architecture is not None
+        else original_of(given)
+    )
     if named is None:
         raise ConfigError("--space MODULE:CLASS or --architecture FILE says whose teacher to train.")
     plan = TeacherPlan(None, Path(given.teacher_dir), recipe.of_teacher(None))

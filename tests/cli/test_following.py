@@ -66,12 +66,25 @@ def test_a_good_experiment_is_told_from_search_to_accuracy(tmp_path, monkeypatch
 def test_a_failed_trial_is_told_with_its_last_word(tmp_path, monkeypatch, capsys):
     (tmp_path / "t0").mkdir()
     (tmp_path / "t0" / "trial.stderr").write_text("noise\ntrial: there is no checkpoint 'x.pt'.\n\n")
-    good, lines = followed(
-        tmp_path, ("DONE", [trial(0, "FAILED"), trial(1, "USER_CANCELED")], {}), monkeypatch=monkeypatch, capsys=capsys
-    )
-    assert not good
+    over = ("DONE", [trial(0, "FAILED"), trial(1, "USER_CANCELED")], {})
+    good, lines = followed(tmp_path, *[over] * following.SETTLED, monkeypatch=monkeypatch, capsys=capsys)
+    assert good  # what became of the students is for their table to say
     assert "trial 1 (t0): FAILED: trial: there is no checkpoint 'x.pt'." in lines
     assert "trial 2 (t1): stopped, by hand or for want of memory (USER_CANCELED)" in lines
+
+
+def test_an_experiment_that_trains_a_killed_trials_student_again_is_not_over(tmp_path, monkeypatch, capsys):
+    killed = trial(0, "FAILED")
+    good, lines = followed(
+        tmp_path,
+        ("DONE", [killed], {}),
+        ("RUNNING", [killed, trial(1, "RUNNING")], {}),
+        *[("DONE", [killed, trial(1, "SUCCEEDED", 0.9)], {})] * following.SETTLED,
+        monkeypatch=monkeypatch,
+        capsys=capsys,
+    )
+    assert good
+    assert "trial 2 (t1): done, accuracy 90.00%" in lines
 
 
 def test_a_failed_search_is_told_in_the_tuners_own_sentence(tmp_path, monkeypatch, capsys):

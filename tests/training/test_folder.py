@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from nni_blockswap.errors import StateError
-from nni_blockswap.files import read_json
-from nni_blockswap.training import folder
-from nni_blockswap.training.folder import Run, occupied, settings_in
+from nni_blockswap.files import read_json, write_json
+from nni_blockswap.training import checkpoints, folder
+from nni_blockswap.training.folder import Run, occupied, settings_in, take_over
 
 ROOT = Path(__file__).parents[2]
 SETTINGS: dict[str, Any] = {"lr": 0.1, "epochs": 4}
@@ -36,6 +36,21 @@ def test_a_run_keeps_its_name_and_its_first_number_of_epochs(tmp_path: Path) -> 
     assert enter(tmp_path, epochs=9).began_with == 4
     assert settings_in(tmp_path)["extended_from"] == [4, 6]
     assert enter(tmp_path / "another").name != first.name
+
+
+def test_a_trial_goes_on_where_one_of_the_same_student_was_killed(tmp_path: Path) -> None:
+    killed, new = {}, tmp_path / "new"
+    for name, student in {"mine": "a", "rotten": "a", "other": "b"}.items():
+        killed[name] = enter(tmp_path / name).name
+        write_json(tmp_path / name / "parameters.json", {"architecture_id": student})
+        checkpoints.save({"of": name}, tmp_path / name / "last.ckpt")
+    (tmp_path / "rotten" / "last.ckpt").write_bytes(b"rot")  # the latest
+    take_over(new, {"architecture_id": "a"})
+    assert (enter(new).name, checkpoints.read(tmp_path / "mine" / "last.ckpt")) == (killed["mine"], {"of": "mine"})
+    take_over(new, {"architecture_id": "b"})
+    assert settings_in(new)["run"] == killed["mine"]  # a run that has begun is left alone
+    take_over(tmp_path / "third", {"architecture_id": "c"})
+    assert not (tmp_path / "third").exists()
 
 
 def test_a_setting_that_is_new_is_as_usual_in_older_folders(tmp_path: Path) -> None:

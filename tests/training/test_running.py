@@ -9,6 +9,7 @@ from torch import distributed
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError, DataError, TrainingError
+from nni_blockswap.files import read_json
 from nni_blockswap.training.program import main
 from nni_blockswap.training.running import share
 from tests.conftest import SMALL, WRN
@@ -54,6 +55,33 @@ def test_of_several_processes_one_speaks(
     with pytest.raises(SystemExit) as quiet:
         main("trial", run)
     assert quiet.value.code == other
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (TrainingError("it diverged."), {"final": True, "sentence": "it diverged."}),
+        (ConfigError("no."), {"final": True, "sentence": "no."}),
+        (SystemExit(2), {"final": True, "sentence": "the trial's command is wrong."}),
+        (KeyboardInterrupt(), {"final": False, "sentence": "stopped by Ctrl-C."}),
+        (OSError(28, "No space left on device"), None),
+        (DataError("'a.jpg' cannot be read."), None),
+        (SystemExit(1), None),
+    ],
+    ids=repr,
+)
+def test_under_nni_a_trial_says_whether_its_student_can_be_trained(
+    error: BaseException, word: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run() -> None:
+        raise error
+
+    monkeypatch.setenv("NNI_PLATFORM", "local")
+    monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path))
+    with pytest.raises(SystemExit):
+        main("trial", run)
+    left = tmp_path / "failure.json"
+    assert (read_json(left) if left.exists() else None) == word
 
 
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:
