@@ -25,7 +25,8 @@ from nni_blockswap.experiment.students import identity  # noqa: E402
 from nni_blockswap.files import read_json, write_json, write_text  # noqa: E402
 from nni_blockswap.searching import SearchSettings  # noqa: E402
 from nni_blockswap.studies.comparison import Comparison, contestants  # noqa: E402
-from nni_blockswap.studies.report import points, read_trials, report  # noqa: E402
+from nni_blockswap.studies.report import report  # noqa: E402
+from nni_blockswap.studies.trials import points, read_trials  # noqa: E402
 
 SPACE, ARGUMENTS = "search_spaces.wide_resnet:WideResNetSpace", {"depth": 16, "width": 2}
 TRAINING_IMAGES, TEST_IMAGES = 5000, 2000

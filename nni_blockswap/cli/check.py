@@ -249,11 +249,17 @@ def _parse(trial: Any, options: list[str], config: Config) -> Iterator[Fault]:
     data = getattr(given, "data", None)
     if data is not None and data != config.arguments.get("data", data):
         yield Fault(f"the tuner searches on {config.arguments['data']} and the trial trains on {data}; set both alike.")
-    elif data is not None and given.data_root is not None:
+    elif data is not None:
         from nni_blockswap.key_values import key_values
+        from nni_blockswap.scoring.scorer import check_fit
 
-        root = config.trial_directory / Path(given.data_root).expanduser()
-        yield from _attempt(lambda: _read_data(data, root, key_values(given.data_option, "--data-option"), 1))
+        root = None if given.data_root is None else config.trial_directory / Path(given.data_root).expanduser()
+
+        def fitting() -> None:
+            task, images = _read_data(data, root, key_values(given.data_option, "--data-option"), 1)
+            check_fit(config.arguments["space"], config.arguments.get("space_args", {}), task, images)
+
+        yield from _attempt(fitting)
 
 
 def _attempt(action: Callable[[], object]) -> Iterator[Fault]:

@@ -57,10 +57,11 @@ def build(
         BlockSwapError: settings that do not fit the space or the data, or another library in ``out``.
     """
     folder, task = Path(out), make_task(settings.data, settings.data_root, **settings.data_options)
+    example = task.minibatch(1, seed=0, augment=False)
+    check_fit(settings.space, complete_args(settings.space, settings.space_args), task, example)
     lessons = Lessons(task, settings.batch_size, settings.held_out, settings.seed)
     teacher, digest = load_teacher(settings.space, settings.space_args, settings.teacher)
     first = next(lessons.measured())
-    check_fit(settings.space, complete_args(settings.space, settings.space_args), task, first)
     _claim(folder, settings, digest, task.fingerprint(first))
     device = resolve_device(settings.device)
     teacher.to(device, memory_format=torch.channels_last)

@@ -125,7 +125,8 @@ def draw(space: str, space_args: Mapping[str, Any], seed: int, precision: str, d
 def check_fit(space: str, space_args: Mapping[str, Any], task: Task, batch: Batch) -> None:
     """Raise ConfigError unless the space's networks do what the task asks for, and take a ``batch`` of it.
 
-    Classifiers must take its images (N, C, H, W) and tell the task's classes apart.
+    Classifiers must take its images (N, C, H, W). A network has as many classes as the task: with more of them its
+    labels mean something else. A task that does not know all its classes has to have no more than the network.
     """
     classifies = isinstance(task, Classification)
     detects = getattr(load_space(space), "detects", False)
@@ -134,7 +135,8 @@ def check_fit(space: str, space_args: Mapping[str, Any], task: Task, batch: Batc
             f"the networks of {space} {'detect' if detects else 'classify'}, and {task.name} is a data set for "
             f"{'classification' if classifies else 'detection'}; change one of them, or the space's 'detects'."
         )
-    if not classifies:
+    if detects:
+        _check_classes(task, space_args.get("num_classes", task.num_classes))
         return
     images: Tensor = batch[0]
     table = cost_table(space, space_args)
@@ -147,5 +149,13 @@ def check_fit(space: str, space_args: Mapping[str, Any], task: Task, batch: Batc
             f"the search space is for images of {expected} and {task.name} has {given}; "
             "set in_channels and image_size in the space's arguments."
         )
-    if classes < task.num_classes:
-        raise ConfigError(f"{task.name} has {task.num_classes} classes and the network {classes}; set num_classes.")
+    _check_classes(task, classes)
+
+
+def _check_classes(task: Task, classes: int) -> None:
+    known = getattr(task, "knows_all_classes", True)
+    if classes < task.num_classes or (known and classes != task.num_classes):
+        raise ConfigError(
+            f"{task.name} has {task.num_classes} classes and the network {classes}; set num_classes in the arguments "
+            "of the space or the model."
+        )

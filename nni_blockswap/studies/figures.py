@@ -1,6 +1,6 @@
 """The paper's figures of trained networks: block mixing, one block swapped at a time, good and bad placements.
 
-Each takes trials as ``report.read_trials`` gives them and draws what it finds there.
+Each takes trials as ``trials.read_trials`` gives them and draws what it finds there.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.results.tables import write_png
 from nni_blockswap.studies.comparison import ONE_SWAP, RANDOM, SINGLE
-from nni_blockswap.studies.report import Point, Trial, points, read_trials
+from nni_blockswap.studies.trials import Point, Trial, points, read_trials
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,153 +1,15 @@
-"""Experiments side by side: error against parameters with a curve a method (the paper's Figure 3), and a table.
-
-A point is a method with a budget or setting, and the mean and spread over its trials: one a seed.
-"""
+"""Experiments side by side: a table of errors and costs, and error against each cost."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nni_blockswap.architecture import Architecture
-from nni_blockswap.errors import StateError
-from nni_blockswap.files import read_json, write_text
-from nni_blockswap.metric import ACCURACY, judged
+from nni_blockswap.files import write_text
 from nni_blockswap.results.tables import markdown, write_csv, write_png
-from nni_blockswap.results.trial import RESULT, read_result
+from nni_blockswap.studies.error_figure import figure, title_of
 from nni_blockswap.studies.latency import Latency, measure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-BLOCKSWAP, REDUCED, TEACHER = "blockswap", "reduced", "teacher"
-COMPARABLE = ("data", "data_options", "epochs")
-"""What trials must have in common for their errors to be compared."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A training that came to an end.
-
-    Attributes:
-        method, variant, seed: see ``comparison.contestants``; outside a comparison ``blockswap`` and its id.
-        params: those that are not zero.
-        error: on the validation set after the last epoch, in percent.
-        teacher_error: the same of its teacher, or None where it had none.
-        own_kind: whether that is not the space's original but a network of its own kind, and its recipe its own.
-    """
-
-    method: str
-    variant: str
-    seed: int
-    architecture: Architecture
-    params: int
-    error: float
-    teacher_error: float | None
-    setting: Mapping[str, Any] = field(default_factory=dict)
-    """Of ``COMPARABLE``, what its settings say."""
-    own_kind: bool = False
-
-
-@dataclass(frozen=True)
-class Point:
-    """Trials of one method and variant."""
-
-    method: str
-    variant: str
-    trials: tuple[Trial, ...]
-
-    @property
-    def params(self) -> float:
-        """Mean over the trials, whose architectures may differ."""
-        return mean(one.params for one in self.trials)
-
-    @property
-    def macs(self) -> float:
-        """Mean over the trials; those of zero weights count too."""
-        return mean(one.architecture.macs for one in self.trials)
-
-    @property
-    def error(self) -> float:
-        """Mean over the trials, in percent."""
-        return mean(one.error for one in self.trials)
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation over the trials (n - 1), or None for a single one."""
-        return stdev(one.error for one in self.trials) if len(self.trials) > 1 else None
-
-
-def read_trials(folders: Iterable[str | Path]) -> list[Trial]:
-    """The trials below ``folders``; of two with the same architecture, method, variant and seed the later.
-
-    Raises:
-        StateError: none has come to an end, a result is damaged, or two are of other data or other numbers of epochs.
-    """
-    paths = [path for folder in folders for path in Path(folder).rglob(RESULT)]
-    found: dict[tuple[str, str, str, int], Trial] = {}
-    for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
-        one = _read(path)
-        first = next((earlier for earlier in found.values() if earlier.setting), one)
-        for name in first.setting.keys() & one.setting.keys():
-            if one.setting[name] != first.setting[name]:
-                raise StateError(
-                    f"errors are compared at the same {name}; '{path.parent}' has {one.setting[name]!r} and an earlier "
-                    f"trial {first.setting[name]!r}: report them apart."
-                )
-        found[one.architecture.id, one.method, one.variant, one.seed] = one
-    if not found:
-        raise StateError("no trial of these experiments has come to an end; train one first.")
-    return list(found.values())
-
-
-def _read(path: Path) -> Trial:
-    architecture = Architecture.load(path.with_name("architecture.json"))
-    try:
-        result = read_result(path)
-        kept = path.with_name("settings.json")
-        settings = read_json(kept) if kept.exists() else {}
-        metric, value = judged(result)
-        if metric != ACCURACY:
-            raise ValueError(f"it is judged by {metric}")
-        teacher = result.get(f"teacher_{metric.key}")
-        return Trial(
-            method=result.get("method", BLOCKSWAP),
-            variant=result.get("variant", architecture.id),
-            seed=(settings or result).get("seed", 0),
-            architecture=architecture,
-            params=result["params"],
-            error=100 * (1 - value),
-            teacher_error=None if teacher is None else 100 * (1 - teacher),
-            setting={name: settings[name] for name in COMPARABLE if name in settings and not result.get("own_kind")},
-            own_kind=result.get("own_kind", False),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, StateError) as error:
-        raise StateError(
-            f"'{path}' is no result of a classification trial ({error!r}); leave its folder out."
-        ) from error
-
-
-def points(trials: Iterable[Trial]) -> list[Point]:
-    """Trials by method and variant: methods in order of appearance, each from fewest parameters to most."""
-    groups: dict[tuple[str, str], list[Trial]] = {}
-    for one in trials:
-        groups.setdefault((one.method, one.variant), []).append(one)
-    methods = list(dict.fromkeys(method for method, _ in groups))
-    found = [Point(*key, tuple(group)) for key, group in groups.items()]
-    return sorted(found, key=lambda point: (methods.index(point.method), point.params))
-
-
-def teacher_point(trials: Sequence[Trial]) -> Point | None:
-    """The teachers as one point, one trial each; None where no trial had one."""
-    taught = [one for one in trials if one.teacher_error is not None and not one.own_kind]
-    students = [one for one in taught if one.method != REDUCED] or taught  # a reduced original is of another space
-    if not students:
-        return None
-    original = students[0].architecture.teacher()
-    errors = dict.fromkeys(one.teacher_error for one in taught if one.teacher_error is not None)
-    teachers = [Trial(TEACHER, "", 0, original, original.params, error, None) for error in errors]
-    return Point(TEACHER, "", tuple(teachers))
+from nni_blockswap.studies.trials import Point, Trial, points, read_trials, teacher_point
+from nni_blockswap.training.checkpoints import stored_bytes
 
 
 def report(folders: Iterable[str | Path], out: str | Path, latency_batch: int | None = 1) -> str:
@@ -162,40 +24,35 @@ def report(folders: Iterable[str | Path], out: str | Path, latency_batch: int | 
     trials = read_trials(folders)
     teacher = teacher_point(trials)
     compared = [*points(trials), *([teacher] if teacher is not None else [])]
-    latencies = _latencies(compared, latency_batch) if latency_batch else {}
-    table = markdown([_readable(row) for row in _rows(compared, latencies)])
-    note = (
-        f"\n\nLatency: of each line's first architecture, a batch of {latency_batch}, on this machine."
-        if latency_batch
-        else ""
-    )
+    first = {point.trials[0].architecture.id: point.trials[0].architecture for point in compared}
+    networks: dict[str, Any] = {identity: architecture.build() for identity, architecture in first.items()}
+    sizes = {identity: stored_bytes(network) for identity, network in networks.items()}
+    latencies = measure(networks, latency_batch) if latency_batch else {}
+    rows = _rows(compared, sizes, latencies)
+    table, title = markdown([_readable(row) for row in rows]), title_of(trials)
+    timed = f" Latency: a batch of {latency_batch} on this machine, all side by side." if latency_batch else ""
+    note = f"Size on disk: of the weights.{timed} Both of each line's first architecture."
     folder = Path(out)
     write_text(
-        folder / "report.md", f"Error in percent, mean and standard deviation over the trials.{note}\n\n{table}\n"
+        folder / "report.md",
+        f"# {title}\n\nError in percent, mean and standard deviation over the trials. {note}\n\n{table}\n",
     )
-    write_csv(folder / "report.csv", _rows(compared, latencies))
+    write_csv(folder / "report.csv", rows)
     write_csv(folder / "trials.csv", _trial_rows(trials))
-    write_png(folder / "report.png", figure(compared))
+    write_png(folder / "report.png", figure(compared, latencies, title))
     return table
 
 
-def _latencies(compared: Sequence[Point], batch_size: int) -> dict[str, Latency]:
-    """By architecture id, of the first architecture of each point."""
-    first = {point.trials[0].architecture.id: point.trials[0].architecture for point in compared}
-    networks: dict[str, Any] = {identity: architecture.build() for identity, architecture in first.items()}
-    return measure(networks, batch_size)
-
-
-def _rows(compared: Sequence[Point], latencies: Mapping[str, Latency]) -> list[list[object]]:
-    rows: list[list[object]] = [["method", "variant", "trials", "params", "macs", "error", "error std"]]
+def _rows(compared: Sequence[Point], sizes: Mapping[str, int], latencies: Mapping[str, Latency]) -> list[list[object]]:
+    rows: list[list[object]] = [["method", "variant", "trials", "params", "macs", "error", "error std", "size MB"]]
     if latencies:
         rows[0] += ["latency ms", "latency std ms"]
     for point in compared:
         row: list[object] = [point.method, point.variant, len(point.trials), round(point.params), round(point.macs)]
-        row += [point.error, point.spread]
+        first = point.trials[0].architecture.id
+        row += [point.error, point.spread, sizes[first] / 1e6]
         if latencies:
-            latency = latencies[point.trials[0].architecture.id]
-            row += [1e3 * latency.mean, 1e3 * latency.spread]
+            row += [1e3 * latencies[first].mean, 1e3 * latencies[first].spread]
         rows.append(row)
     return rows
 
@@ -219,30 +76,3 @@ def _trial_rows(trials: Sequence[Trial]) -> list[list[object]]:
         rows.append([one.method, one.variant, one.seed, network.id, spelled, one.params, network.macs])
         rows[-1] += [one.error, one.teacher_error]
     return rows
-
-
-def figure(compared: Sequence[Point]) -> "Figure":
-    """Error against parameters, a curve a method; the teacher as a line."""
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = drawn.subplots()
-    for method in dict.fromkeys(point.method for point in compared):
-        curve = [point for point in compared if point.method == method]
-        if method == TEACHER:
-            axes.axhline(curve[0].error, color="black", linestyle="--", linewidth=1, label=TEACHER)
-            continue
-        axes.errorbar(
-            [point.params / 1e3 for point in curve],
-            [point.error for point in curve],
-            yerr=[point.spread or 0.0 for point in curve],
-            label=method,
-            marker="o",
-            markersize=4,
-            linewidth=1,
-            capsize=3,
-        )
-    axes.set_xlabel("parameters that are not zero (thousands)")
-    axes.set_ylabel("validation error (%)")
-    axes.legend()
-    return drawn

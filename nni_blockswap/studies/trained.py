@@ -14,7 +14,7 @@ from nni_blockswap.searching import Progress
 from nni_blockswap.studies.comparison import RANDOM
 from nni_blockswap.studies.published import content
 from nni_blockswap.studies.rank_study import FEWEST, Correlation, Trained, rank_study
-from nni_blockswap.studies.report import Trial, points, read_trials
+from nni_blockswap.studies.trials import Trial, points, read_trials
 
 SAME_BUDGET = 0.15
 """A budget is the paper's where their shares of the original's parameters differ by at most this share."""

@@ -28,6 +28,9 @@ class Batches(DataLoader[Batch]):
 class Task(Protocol):
     """A data set with its loss, metric and loaders.
 
+    A task that cannot tell how many classes there are, as one of a user's loader, sets ``knows_all_classes`` to False:
+    ``num_classes`` is then how many there are at least.
+
     In time: a search asks for ``minibatch`` and ``loss`` alone. A trial takes batches from ``train_loader``, moves them
     with ``to``, passes them through ``prepare`` on their device, and hands the result to the network and to ``loss``.
     """

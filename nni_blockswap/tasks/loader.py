@@ -67,6 +67,8 @@ class LoaderTask(Classification):
     """
 
     name = "loader"
+    knows_all_classes = False
+    """It has seen one batch."""
     judge: Judge | None = None
     """How the metric is computed where it is not accuracy."""
 

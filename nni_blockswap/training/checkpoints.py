@@ -35,6 +35,13 @@ def save(content: Any, path: str | Path) -> None:
     write_atomically(path, lambda stream: stream.write(buffer.getbuffer()))
 
 
+def stored_bytes(network: nn.Module) -> int:
+    """Size of the file of its weights."""
+    buffer = io.BytesIO()
+    torch.save(plain_state(network), buffer)
+    return buffer.tell()
+
+
 def read(path: str | Path) -> Any:
     """What a checkpoint holds, on the CPU.
 

@@ -22,6 +22,7 @@ from nni_blockswap.training.recipe import DetectionRecipe
 from nni_blockswap.training.reporting import Description, EpochReport
 from nni_blockswap.training.running import Finished, fit
 from nni_blockswap.training.student import ARCHITECTURE, begin
+from nni_blockswap.training.teachers import check_fit
 
 
 def add_comparison(command: argparse.ArgumentParser) -> None:
@@ -84,14 +85,9 @@ def _exact(machine: Machine) -> Machine:
 
 def _task(architecture: Architecture, given: argparse.Namespace) -> Coco:
     task = make_task(given.data, given.data_root, **options.data_options(given))
+    check_fit(architecture, task)
     if not isinstance(task, Coco):
         raise ConfigError(f"a detector is trained on coco, not on {task.name}.")
-    classes = architecture.space_args["num_classes"]
-    if classes < task.num_classes:
-        raise ConfigError(
-            f"{task.name} has {task.num_classes} classes, the background included, and the network {classes}; "
-            "set num_classes."
-        )
     return task
 
 

@@ -91,6 +91,11 @@ def test_the_papers_experiments_lack_nothing_but_data(path, tmp_path):
         ({"tuner__classArgs__samples": 0}, "samples is a whole number of at least 1, not 0"),
         ({"tuner__classArgs__seed": -1}, "seed must be a whole number from 0 to 4294967295, not -1"),
         ({"tuner__classArgs__space_args__num_classes": 5}, "digits has 10 classes and the network 5"),
+        ({"tuner__classArgs__space_args__num_classes": 1000}, "digits has 10 classes and the network 1000"),
+        (
+            {"trialCommand": "python -m trial.distill --data digits --data-option image_size=8"},
+            "the search space is for images of 1x16x16 and digits has 1x8x8",
+        ),
         ({"tuner__classArgs__data_options": {"image_size": "x"}}, "the data set 'digits' cannot take the options"),
         ({"trialConcurrency": 0}, "trialConcurrency is a whole number of at least 1, not 0"),
         ({"maxTrialNumber": "three"}, "maxTrialNumber is a whole number of at least 1, not 'three'"),

@@ -18,6 +18,7 @@ from nni_blockswap.scoring.scorer import Scorer, check_fit
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.tasks import make_task
 from nni_blockswap.tasks.classification import Classification, Labelled
+from nni_blockswap.tasks.loader import LoaderTask
 from search_spaces.wide_resnet import WideResNetSpace
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
@@ -53,12 +54,30 @@ def test_the_same_seed_gives_the_same_scores_in_another_process() -> None:
 
 
 def test_space_and_data_are_of_one_kind() -> None:
-    digits, coco = make_task("digits", None, image_size=8), SimpleNamespace(name="coco")
+    digits, coco = make_task("digits", None, image_size=8), SimpleNamespace(name="coco", num_classes=91)
     with pytest.raises(ConfigError, match="MaskRCNNSpace detect, and digits is a data set for classification"):
         check_fit("search_spaces.mask_rcnn:MaskRCNNSpace", {}, digits, digits.minibatch(2, seed=0))
     with pytest.raises(ConfigError, match="WideResNetSpace classify, and coco is a data set for detection"):
         check_fit(SPACE, ARGUMENTS, coco, ([], []))
     check_fit("search_spaces.mask_rcnn:MaskRCNNSpace", {}, coco, ([], []))
+
+
+@pytest.mark.parametrize("classes", [5, 1000])
+def test_a_head_of_another_number_of_classes_is_refused(classes: int) -> None:
+    digits = make_task("digits", None, image_size=8)
+    with pytest.raises(ConfigError, match=f"digits has 10 classes and the network {classes}; set num_classes in"):
+        check_fit(SPACE, {**ARGUMENTS, "num_classes": classes}, digits, digits.minibatch(2, seed=0))
+    coco = SimpleNamespace(name="coco", num_classes=91)
+    with pytest.raises(ConfigError, match=f"coco has 91 classes and the network {classes}"):
+        check_fit("search_spaces.mask_rcnn:MaskRCNNSpace", {"num_classes": classes}, coco, ([], []))
+
+
+def test_a_loader_that_was_seen_in_part_may_have_fewer_classes_than_the_network() -> None:
+    images, labels = torch.zeros(4, 1, 8, 8), torch.tensor([0, 3, 1, 2])
+    task = LoaderTask([(images, labels)])
+    check_fit(SPACE, ARGUMENTS, task, (images, labels))
+    with pytest.raises(ConfigError, match="loader has 4 classes and the network 3"):
+        check_fit(SPACE, {**ARGUMENTS, "num_classes": 3}, task, (images, labels))
 
 
 @pytest.mark.parametrize("proxy", sorted(PROXIES))

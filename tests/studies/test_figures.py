@@ -5,7 +5,7 @@ import pytest
 from nni_blockswap.cli import main
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.studies.figures import blocks, capability, draw, mixing, placements
-from nni_blockswap.studies.report import read_trials
+from nni_blockswap.studies.trials import read_trials
 from tests.studies.test_report import GROUPED, MIXED, trial
 
 OTHERS = [["B(2)", "S", "G(4)"], ["S", "G(4)", "B(2)"], ["G(4)", "B(2)", "S"]]

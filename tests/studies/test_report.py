@@ -9,8 +9,11 @@ import pytest
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.cli import main
 from nni_blockswap.errors import StateError
+from nni_blockswap.studies.error_figure import figure, title_of
 from nni_blockswap.studies.latency import Latency, measure
-from nni_blockswap.studies.report import points, read_trials, report, teacher_point
+from nni_blockswap.studies.report import report
+from nni_blockswap.studies.trials import points, read_trials, teacher_point
+from nni_blockswap.training import checkpoints
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
 ARGUMENTS = {"depth": 10, "width": 1, "in_channels": 1, "image_size": 8}
@@ -112,6 +115,46 @@ def test_files_and_table(experiment, tmp_path):
     assert shown in (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(csv.DictReader((tmp_path / "out" / "trials.csv").open()))) == 7
+
+
+def test_students_of_one_budget_are_points_with_names_and_methods_over_budgets_are_curves(experiment, tmp_path):
+    for budget, choices in (("20K", GROUPED), ("60K", ORIGINAL)):
+        trial(experiment / budget, choices, 0.8, method="blockswap", variant=budget)
+    students = [trial(tmp_path / "alone" / str(i), choices, 0.9) for i, choices in enumerate([MIXED, GROUPED])]
+
+    def drawn(folder, latencies=None):
+        trials = read_trials([folder])
+        compared = [*points(trials), teacher_point(trials)]
+        latencies = {one.trials[0].architecture.id: Latency(0.002, 0.0) for one in compared} if latencies else {}
+        return figure(compared, latencies, title_of(trials))
+
+    lines = {line.get_linestyle() for line in drawn(tmp_path / "alone").axes[0].containers[0].lines[:1]}
+    assert lines == {"None"}
+    assert {text.get_text() for text in drawn(tmp_path / "alone").axes[0].texts} == {one.id for one in students}
+    curve = drawn(experiment).axes[0].containers[0].lines[0]
+    assert (curve.get_linestyle(), len(curve.get_xdata())) == ("-", 3)
+    panels = drawn(experiment, latencies=True).axes
+    assert [axes.get_xlabel().split()[0] for axes in panels] == ["parameters", "MACs", "latency"]
+    assert set(panels[2].containers[0].lines[0].get_xdata()) == {2.0}
+
+
+def test_the_title_says_what_was_trained_on_what_for_how_long(tmp_path):
+    trial(tmp_path / "a", MIXED, 0.9)
+    (tmp_path / "a" / "settings.json").write_text(json.dumps({"seed": 0, "data": "digits", "epochs": 12}))
+    original = Architecture.from_choices(SPACE, ORIGINAL, ARGUMENTS)
+    title = title_of(read_trials([tmp_path]))
+    assert title == f"WideResNetSpace of {original.params:,} parameters on digits, 12 epochs"
+    report([tmp_path], tmp_path / "out", latency_batch=None)
+    assert title in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_size_on_disk_is_that_of_the_file_of_the_weights(tmp_path):
+    network = trial(tmp_path / "a", MIXED, 0.9).build()
+    checkpoints.save(checkpoints.plain_state(network), tmp_path / "weights.pt")
+    report([tmp_path], tmp_path / "out", latency_batch=None)
+    (student, teacher) = csv.DictReader((tmp_path / "out" / "report.csv").open())
+    assert float(student["size MB"]) == pytest.approx((tmp_path / "weights.pt").stat().st_size / 1e6, abs=1e-3)
+    assert float(student["size MB"]) < float(teacher["size MB"])
 
 
 def test_the_command_measures_latency(experiment, tmp_path, monkeypatch):

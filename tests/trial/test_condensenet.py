@@ -9,7 +9,7 @@ import torch
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.studies.published import published, read_rows
-from nni_blockswap.studies.report import read_trials
+from nni_blockswap.studies.trials import read_trials
 from nni_blockswap.tasks import make_task
 from nni_blockswap.training.condensation import learned
 from nni_blockswap.training.program import main
