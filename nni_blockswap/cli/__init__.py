@@ -24,6 +24,7 @@ COMMANDS = (
     "sensitivity",
     "check",
     "run",
+    "status",
     "export",
     "report",
     "reproduce",

@@ -17,7 +17,8 @@ PERIOD = 1.0
 SETTLED = 10
 """Looks at which an experiment has to be over: NNI says so for a moment before the tuner hands a killed trial's student
 out again."""
-_OVER = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
+SEARCHED, PREPARING = "done", "preparing"
+OVER = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
 
 
 class Line:
@@ -76,13 +77,13 @@ class Follower:
                 self._show_trial(trial)
             self._show_epoch(trials)
             if state["status"] == "ERROR":
-                self._line.say(f"The experiment failed: {self._reason(state['errors'])}")
+                self._line.say(f"The experiment failed: {reason(self._experiment.folder, state['errors'])}")
                 return False
             if state["status"] in ("STOPPING", "STOPPED"):
                 raise StateError(
                     f"the experiment was stopped by someone else; nnictl resume {self._experiment.id} goes on."
                 )
-            idle = trials and all(trial["status"] in _OVER for trial in trials)
+            idle = trials and all(trial["status"] in OVER for trial in trials)
             done = state["status"] == "DONE" or (state["status"] == "TUNER_NO_MORE_TRIAL" and idle)
             over = over + 1 if done else 0
             good = all(trial["status"] == "SUCCEEDED" for trial in trials)
@@ -91,18 +92,12 @@ class Follower:
             time.sleep(PERIOD)
 
     def _show_search(self) -> None:
-        from nni_blockswap.cli.search import describe
-        from nni_blockswap.searching import Progress
-
-        checkpoint = self._experiment.folder / CHECKPOINT
-        if (checkpoint / "students.json").exists():
+        told = search_text(self._experiment.folder)
+        if told == SEARCHED:
             self._searched = True
             self._line.say("The search is done; the students are trained now, best first.")
-        elif (checkpoint / "progress.json").exists():
-            progress = Progress(**read_json(checkpoint / "progress.json"))
-            self._line.update(f"search: {describe(progress)}", pause=10)
         else:
-            self._line.update("search: preparing")
+            self._line.update(f"search: {told}", pause=0 if told == PREPARING else 10)
 
     def _show_trial(self, trial: dict[str, Any]) -> None:
         identity, status = trial["trialJobId"], trial["status"]
@@ -110,22 +105,22 @@ class Follower:
             return
         self._seen[identity] = status
         if status == "RUNNING":
-            self._line.say(f"{_name(trial)}: started")
+            self._line.say(f"{name_of(trial)}: started")
         elif status == "SUCCEEDED":
-            final = trial.get("finalMetricData")
-            self._line.say(f"{_name(trial)}: done{f', {self._judged(_value(final[-1]))}' if final else ''}")
+            final = result_of(trial)
+            self._line.say(f"{name_of(trial)}: done{'' if final is None else f', {self._judged(final)}'}")
         elif status == "FAILED":
             self._line.say(
-                f"{_name(trial)}: FAILED: {last_line(self._experiment.trial_folder(identity) / 'trial.stderr')}"
+                f"{name_of(trial)}: FAILED: {last_line(self._experiment.trial_folder(identity) / 'trial.stderr')}"
             )
-        elif status in _OVER:
-            self._line.say(f"{_name(trial)}: stopped, by hand or for want of memory ({status})")
+        elif status in OVER:
+            self._line.say(f"{name_of(trial)}: stopped, by hand or for want of memory ({status})")
 
     def _show_epoch(self, trials: list[dict[str, Any]]) -> None:
         running = [trial for trial in trials if trial["status"] == "RUNNING"]
         curves = self._experiment.curves() if running else {}
         told = [
-            f"{_name(trial)}: epoch {len(curve)}, {self._judged(curve[-1])}"
+            f"{name_of(trial)}: epoch {len(curve)}, {self._judged(curve[-1])}"
             for trial in running
             if (curve := curves.get(trial["trialJobId"]))
         ]
@@ -135,15 +130,26 @@ class Follower:
     def _judged(self, value: float) -> str:
         return f"{self._metric} {self._metric.show(value)}"
 
-    def _reason(self, errors: list[str]) -> str:
-        """The tuner's own sentence; where it had no chance to say one, the last of its traceback."""
-        told, crashed = (
-            self._experiment.folder / CHECKPOINT / "error.txt",
-            self._experiment.folder / "log" / "nnictl_stderr.log",
-        )
-        if told.exists():
-            return last_line(told)
-        return f"{errors[0] if errors else 'no reason given'} {last_line(crashed)} (see '{crashed.parent}')"
+
+def search_text(folder: Path) -> str:
+    """How far the search of the experiment in ``folder`` is."""
+    from nni_blockswap.cli.search import describe
+    from nni_blockswap.searching import Progress
+
+    checkpoint = folder / CHECKPOINT
+    if (checkpoint / "students.json").exists():
+        return SEARCHED
+    if (checkpoint / "progress.json").exists():
+        return describe(Progress(**read_json(checkpoint / "progress.json")))
+    return PREPARING
+
+
+def reason(folder: Path, errors: list[str]) -> str:
+    """Why an experiment failed: the tuner's own sentence; where it could not say one, the last of its traceback."""
+    told, crashed = folder / CHECKPOINT / "error.txt", folder / "log" / "nnictl_stderr.log"
+    if told.exists():
+        return last_line(told)
+    return f"{errors[0] if errors else 'no reason given'} {last_line(crashed)} (see '{crashed.parent}')"
 
 
 def last_line(path: Path) -> str:
@@ -155,10 +161,15 @@ def last_line(path: Path) -> str:
     return lines[-1] if lines else f"nothing was said in '{path}'"
 
 
-def _name(trial: dict[str, Any]) -> str:
+def name_of(trial: dict[str, Any]) -> str:
+    """Its place, from 1, and NNI's id."""
     return f"trial {int(trial.get('sequenceId', 0)) + 1} ({trial['trialJobId']})"
 
 
-def _value(metric: dict[str, Any]) -> float:
-    value = json.loads(json.loads(metric["data"]))
+def result_of(trial: dict[str, Any]) -> float | None:
+    """A trial's final result, or None."""
+    final = trial.get("finalMetricData")
+    if not final:
+        return None
+    value = json.loads(json.loads(final[-1]["data"]))
     return float(value["default"] if isinstance(value, dict) else value)

@@ -68,6 +68,13 @@ class Experiment:
             found.setdefault(metric["trialJobId"], {})[int(metric["sequence"])] = float(value)
         return {trial: [values[epoch] for epoch in sorted(values)] for trial, values in found.items()}
 
+    def paces(self) -> dict[str, float]:
+        """Seconds from one intermediate result to the next, by trial: of those that have two."""
+        times: dict[str, list[float]] = {}
+        for metric in self.get("metric-data?type=PERIODICAL"):
+            times.setdefault(metric["trialJobId"], []).append(metric["timestamp"] / 1e3)
+        return {trial: (max(found) - min(found)) / (len(found) - 1) for trial, found in times.items() if len(found) > 1}
+
     def trial_folder(self, trial: str) -> Path:
         """Where a trial writes."""
         return next(self.folder.glob(f"environments/*/trials/{trial}"), self.folder)
@@ -81,7 +88,7 @@ def folder_of(name: str) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
-    known = _known_experiments()
+    known = known_experiments()
     if name not in known:
         raise ConfigError(
             f"there is no experiment '{name}' and no such folder; "
@@ -90,7 +97,8 @@ def folder_of(name: str) -> Path:
     return Path(known[name]["logDir"]).expanduser() / name
 
 
-def _known_experiments() -> dict[str, Any]:
+def known_experiments() -> dict[str, Any]:
+    """What NNI notes of the experiments of this machine, by id."""
     try:
         found: dict[str, Any] = read_json(Path("~/nni-experiments/.experiment").expanduser())
     except (OSError, ValueError):

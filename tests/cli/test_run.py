@@ -231,7 +231,8 @@ class Manager(BaseHTTPRequestHandler):
     def do_GET(self):
         data = [json.dumps(json.dumps(value)) for value in ({"default": 0.75, "epoch": 2}, 0.5)]
         metrics = [
-            {"trialJobId": "t0", "sequence": str(1 - number), "data": value} for number, value in enumerate(data)
+            {"trialJobId": "t0", "sequence": str(1 - number), "data": value, "timestamp": 90_000 - 40_000 * number}
+            for number, value in enumerate(data)
         ]
         answers = {
             "experiment": {"id": "abc", "logDir": "/logs/abc"},
@@ -264,6 +265,7 @@ def test_the_web_service_is_understood_and_asked_without_a_proxy(monkeypatch):
             assert (found.id, found.folder) == ("abc", Path("/logs/abc"))
             assert [trial["trialJobId"] for trial in found.trials()] == ["t0", "t1"]
             assert found.curves() == {"t0": [0.5, 0.75]}
+            assert found.paces() == {"t0": 40.0}
         finally:
             server.shutdown()
             thread.join()
