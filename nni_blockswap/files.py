@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object], mode: int = 0o666) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``.
 
-    Missing folders are made. On any error ``path`` stays what it was and no temporary file is left.
+    Its mode is ``mode`` less what the umask takes. Missing folders are made. On any error ``path`` stays what it was and
+    no temporary file is left.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less what the umask takes
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             write(stream)

@@ -23,6 +23,7 @@ from nni_blockswap.experiment.dispatcher import (
 )
 from nni_blockswap.experiment.recovery import Words, allow_for
 from nni_blockswap.experiment.service import Experiment
+from nni_blockswap.experiment.signature import secret_of, signed
 from nni_blockswap.experiment.students import Students, identity, result_of
 from nni_blockswap.files import read_json, write_json, write_text
 
@@ -93,7 +94,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         if parameters is None:
             raise NoMoreTrialError("every selected student has its trial")
         self._handed_out[parameter_id] = identity(parameters)
-        return parameters
+        return signed(parameters, secret_of(self._folder()))
 
     def receive_trial_result(self, parameter_id: int, parameters: Any, value: Any, **kwargs: Any) -> None:
         """Note a student's accuracy."""
@@ -123,7 +124,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
 
             parameter_id = _create_parameter_id()
             self._handed_out[parameter_id] = identity(parameters)
-            self._dispatcher.send_trial_callback(parameter_id, parameters)
+            self._dispatcher.send_trial_callback(parameter_id, signed(parameters, secret_of(self._folder())))
 
     def import_data(self, data: list[dict[str, Any]]) -> None:
         """Note the results of trials that ran, or began, before a resume."""

@@ -36,7 +36,7 @@ class Dispatcher:
         self.errors.append(text)
 
     def send_trial_callback(self, parameter_id, parameters):
-        self.sent.append((parameter_id, parameters))
+        self.sent.append((parameter_id, unsigned(parameters)))
 
 
 @pytest.fixture
@@ -61,7 +61,12 @@ def started(search_space=None, **settings):
 
 
 def ask(tuner, *ids, dispatcher=None):
-    return tuner.generate_multiple_parameters(list(ids), st_callback=(dispatcher or Dispatcher()).send_trial_callback)
+    callback = (dispatcher or Dispatcher()).send_trial_callback
+    return [unsigned(given) for given in tuner.generate_multiple_parameters(list(ids), st_callback=callback)]
+
+
+def unsigned(given):
+    return {name: value for name, value in given.items() if name != "signature"}
 
 
 def ids(handed_out):

@@ -56,6 +56,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _watch(experiment: Experiment, manager: Any, config: Config) -> int:
     print(f"Experiment {experiment.id}. Web page: http://localhost:{experiment.port}", flush=True)
+    print(
+        f"NNI opens port {experiment.port} to the whole network, without a password; SECURITY.md says how to shield it."
+    )
     with Line() as line:
         good = Follower(experiment, line, config.metric).follow()
     good = print_students(experiment.folder, config) and good

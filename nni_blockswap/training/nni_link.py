@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nni_blockswap.experiment.signature import is_signed
 from nni_blockswap.files import write_json
 from nni_blockswap.results.trial import GIVEN, WORD
 
@@ -18,6 +19,14 @@ class NNILink:
 
     In time: NNI's parameters are asked for once, on construction (a second request in a process waits for ever); then
     comes one intermediate report an epoch and one final report.
+
+    Attributes:
+        parameters: what NNI gave.
+        signed: whether the experiment's tuner has signed them.
+        output: the trial's folder.
+
+    Raises:
+        StateError: the tuner signs, and did not sign these.
     """
 
     def __init__(self) -> None:
@@ -27,6 +36,7 @@ class NNILink:
         self._trial = nni.trial
         self.parameters: dict[str, Any] = dict(nni.get_next_parameter() or {})
         self.output = Path(os.environ["NNI_OUTPUT_DIR"])
+        self.signed = is_signed(self.parameters, self.output.absolute())
         (self.output / WORD).unlink(missing_ok=True)  # of an earlier process
         write_json(self.output / GIVEN, self.parameters)
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from nni_blockswap.errors import ConfigError
 from nni_blockswap.training import options
 from nni_blockswap.training.folder import settings_in, take_over
 from nni_blockswap.training.nni_link import NNILink, is_first_process, under_nni
+from nni_blockswap.trust import distrust, packages_in
 
 COMPARISON = ("method", "variant", "seed", "nonzero", "recipe")
 """What a comparison's parameters say of how a network came about and is trained; see ``studies.comparison``."""
@@ -34,13 +36,20 @@ def begin(given: argparse.Namespace) -> tuple[Architecture, Path, NNILink | None
         take_over(out, link.parameters)
     if link is not None and given.architecture is None:
         _take(given, link.parameters)
-        return Architecture.from_parameters(link.parameters, given.space, options.space_args(given)), out, link
+        return _handed_out(given, link), out, link
     if not is_first_process():
         _take(given, settings_in(out))
         return Architecture.load(out / ARCHITECTURE, allow=None), out, link  # the first one has written it
     if given.architecture is None:
         raise ConfigError("--architecture FILE says what to train; 'blockswap search' writes one.")
     return Architecture.load(given.architecture, allow=given.allow), out, link
+
+
+def _handed_out(given: argparse.Namespace, link: NNILink) -> Architecture:
+    """What NNI gave: a tuner that signs says what is imported, any other one no more than the command allows."""
+    named = packages_in([given.space, options.space_args(given)])
+    with nullcontext() if link.signed else distrust([*given.allow, *named]):
+        return Architecture.from_parameters(link.parameters, given.space, options.space_args(given))
 
 
 def _take(given: argparse.Namespace, parameters: Mapping[str, Any]) -> None:

@@ -39,7 +39,8 @@ def experiment(tmp_path, teachers):
     """(config of an experiment that takes seconds, an environment of its own)."""
     trial = f"python -m trial.distill --data digits --data-option image_size=8 --epochs {EPOCHS} --teacher-epochs 1"
     arguments = {"space": WRN, "space_args": SMALL, "data": "digits", "data_options": {"image_size": 8},
-                 "budget": "60%", "samples": SAMPLES, "batch_size": 4, "students": STUDENTS}  # fmt: skip
+                 "budget": "60%", "at_most": True, "samples": SAMPLES, "batch_size": 4,
+                 "students": STUDENTS}  # fmt: skip
     content = {
         "searchSpace": {},
         "tuner": {
