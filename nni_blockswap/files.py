@@ -12,7 +12,7 @@ from typing import IO, Any
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object], mode: int = 0o666) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``.
 
-    Its mode is ``mode`` less what the umask takes. Missing folders are made. On any error ``path`` stays what it was and
+    Its mode is ``mode`` less what the umask takes. Missing folders are made. On any error ``path`` stays as it was, and
     no temporary file is left.
     """
     target = Path(path)
