@@ -92,7 +92,12 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     default = Recipe()
     recipe = parser.add_argument_group("recipe (defaults: section 5 of the paper)")
     _add_optimisation(recipe, default)
-    recipe.add_argument("--schedule", choices=SCHEDULES, default=default.schedule, help="step: /10 at the milestones")
+    recipe.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default=default.schedule,
+        help="cosine: from epoch to epoch; cosine_steps: from step to step; step: /10 at the milestones",
+    )
     recipe.add_argument(
         "--milestones", type=int, nargs="*", default=[], metavar="EPOCH", help="of --schedule step; none: every 30"
     )

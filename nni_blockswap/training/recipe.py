@@ -14,7 +14,7 @@ from nni_blockswap.training.attention import Mode
 from nni_blockswap.training.ranges import COUNT, POSITIVE, SHARE, WEIGHT, Range, check_choice
 
 OPTIMIZERS = ("sgd", "adamw")
-SCHEDULES = ("cosine", "step", "constant")
+SCHEDULES = ("cosine", "cosine_steps", "step", "constant")
 TERMS = ("beta", "kd", "features")
 """Weights of what a student imitates."""
 
@@ -104,8 +104,9 @@ class Recipe(Optimisation):
         loss = cross-entropy + beta * attention + kd * logits + features * activations
 
     Attributes:
-        schedule: "cosine" falls from ``lr`` to 0 over all epochs; "step" divides by 10 at each of the ``milestones``;
-            "constant" stays.
+        schedule: "cosine" falls from ``lr`` to 0 over all epochs, from epoch to epoch; "cosine_steps" does so from step
+            to step, as runs of a few epochs need it; "step" divides by 10 at each of the ``milestones``; "constant"
+            stays.
         milestones: epochs after which "step" divides; every 30 where there are none.
         warmup: epochs over which the rate rises linearly, step by step, to what the schedule has.
         label_smoothing: share of the label that is spread evenly over all classes.
@@ -151,16 +152,21 @@ class Recipe(Optimisation):
         return any(getattr(self, name) for name in TERMS)
 
     def learning_rate(self, epoch: int, step: int = 0, steps: int = 1) -> float:
-        """Learning rate at a step; without warm-up the same throughout the epoch."""
+        """Learning rate at a step; but for warm-up and "cosine_steps" the same throughout the epoch."""
         warm = min(1.0, (step + 1) / (self.warmup * steps)) if self.warmup else 1.0
-        return warm * self._scheduled(epoch)
+        return warm * self._scheduled(epoch, step / steps)
 
-    def _scheduled(self, epoch: int) -> float:
+    def _scheduled(self, epoch: int, passed: float) -> float:
+        """The rate without warm-up; ``passed`` is the epoch with its parts."""
         if self.schedule == "constant":
             return self.lr
         if self.schedule == "step":
             return stepped(self.lr, epoch, self.milestones or range(30, self.epochs, 30))
-        return 0.5 * self.lr * (1 + math.cos(math.pi * epoch / self.epochs))
+        by_steps = (
+            self.schedule == "cosine_steps" and epoch <= passed < epoch + 1
+        )  # not where an epoch's steps are unknown
+        share = (passed if by_steps else epoch) / self.epochs
+        return 0.5 * self.lr * (1 + math.cos(math.pi * share))
 
     def of_teacher(self, epochs: int | None) -> "Recipe":
         """The same recipe for the teacher: ``epochs`` where given, nothing to imitate."""

@@ -55,7 +55,7 @@ def test_what_no_training_can_use_is_refused_by_the_name_of_its_option(
         ({"label_smoothing": 1.0}, "--label-smoothing must be below 1"),
         ({"warmup": -1.0}, "--warmup must not be negative"),
         ({"milestones": (0,)}, "--milestones must be above 0, not 0"),
-        ({"schedule": "linear"}, "--schedule is one of cosine, step, constant, not 'linear'"),
+        ({"schedule": "linear"}, "--schedule is one of cosine, cosine_steps, step, constant, not 'linear'"),
         ({"attention": "l1"}, "--attention is one of mse, norm, not 'l1'"),
     ],
 )
@@ -79,6 +79,13 @@ def test_a_warm_up_rises_step_by_step_to_what_the_schedule_has() -> None:
     cosine = Recipe(epochs=4, lr=1.0, warmup=1)
     assert cosine.learning_rate(0, 0, steps=2) == pytest.approx(0.5)
     assert cosine.learning_rate(2, 4, steps=2) == pytest.approx(0.5)  # half-way down
+
+
+def test_a_cosine_may_fall_from_step_to_step() -> None:
+    smooth = Recipe(epochs=2, lr=1.0, schedule="cosine_steps")
+    assert smooth.learning_rate(0, 3, steps=3 * 4) == pytest.approx((1 + math.cos(math.pi / 8)) / 2)
+    assert smooth.learning_rate(1, 12 + 6, steps=12) == pytest.approx((1 - math.cos(math.pi / 4)) / 2)
+    assert smooth.learning_rate(1, 5000, steps=1) == pytest.approx(0.5)  # endless data: nobody knows an epoch's steps
 
 
 def test_milestones_divide_the_rate() -> None:
