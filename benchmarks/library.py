@@ -52,6 +52,7 @@ from nni_blockswap.tasks import make_task  # noqa: E402
 from nni_blockswap.training import checkpoints, teachers  # noqa: E402
 from nni_blockswap.training.classification import ImageTraining, Teacher  # noqa: E402
 from nni_blockswap.training.machine import Machine  # noqa: E402
+from nni_blockswap.training.program import quietly  # noqa: E402
 from nni_blockswap.training.recipe import Recipe  # noqa: E402
 from nni_blockswap.training.running import evaluate, fit  # noqa: E402
 from nni_blockswap.training.unwrapping import weights_of  # noqa: E402
@@ -75,7 +76,12 @@ BATCHES = (1, 64)
 
 def main() -> None:
     """Teacher, library, choices, students; a table after each student."""
-    given = parser().parse_args()
+    with quietly():
+        run(parser().parse_args())
+
+
+def run(given: argparse.Namespace) -> None:
+    """All that is asked for and not there yet."""
     study = Study(given)
     for seed in range(given.seeds):
         for epochs in given.epochs:
@@ -201,12 +207,16 @@ class Study:
             built: nn.Module = architecture.build()
         return built
 
-    def untrained(self, budget: str, choice: str) -> float:
-        """Error in percent of the warm student as it is, kept."""
-        path = self.out / "untrained" / _folder(budget) / f"{_folder(choice)}.json"
+    def begun(self, budget: str, choice: str) -> dict[str, float]:
+        """The warm student as it is: its error in percent, its shares of parameters and MACs. Kept."""
+        path = self.out / "begun" / _folder(budget) / f"{_folder(choice)}.json"
         if not path.exists():
-            write_json(path, self._error(self.network(budget, choice, "warm")))
-        return float(read_json(path))
+            network = self.network(budget, choice, "warm")
+            images, _ = self.task.minibatch(1, seed=0, augment=False)
+            taken, whole = pruned.costs(network.eval(), images), pruned.costs(self.teacher, images)
+            shares = {name: taken[name] / whole[name] for name in whole}
+            write_json(path, {"error": self._error(network), **shares})
+        return dict(read_json(path))
 
     def _error(self, network: nn.Module) -> float:
         return 100 * (1 - evaluate(ImageTraining(network, self.task, self.recipe), self.machine))
@@ -233,7 +243,7 @@ class Study:
     def time(self) -> None:
         """Milliseconds of all networks on one core, side by side."""
         torch.set_num_threads(1)
-        pairs = [(budget, choice) for budget in self.given.budgets for choice in self.given.choices]
+        pairs = dict.fromkeys((one.budget, one.choice) for one in self._trained())
         networks = {"teacher": self.teacher} | {
             f"{budget}/{choice}": self.network(budget, choice, "warm").eval().requires_grad_(False)
             for budget, choice in pairs
@@ -250,19 +260,9 @@ class Study:
     def write(self) -> None:
         """The table of what there is."""
         results = {one: read_json(self._home(one) / "result.json")["error"] for one in self._trained()}
-        shares = {}
-        images, _ = self.task.minibatch(1, seed=0, augment=False)
-        whole = pruned.costs(self.teacher, images)
-        for budget, choice in {(one.budget, one.choice) for one in results}:
-            taken = pruned.costs(self.network(budget, choice, "warm"), images)
-            shares[budget, choice] = {name: taken[name] / whole[name] for name in whole}
+        begun = {pair: self.begun(*pair) for pair in {(one.budget, one.choice) for one in results}}
         timed = self.out / "milliseconds.json"
-        text = table(
-            results,
-            {pair: self.untrained(*pair) for pair in shares},
-            shares,
-            read_json(timed) if timed.exists() else {},
-        )
+        text = table(results, begun, read_json(timed) if timed.exists() else {})
         end = f"Machine: {processor()}, PyTorch {torch.__version__}. Written by `benchmarks/library.py`.\n"
         page = "\n".join(["# What a library brings", "", self._about(), text, "", end])
         write_text(self.out / "library.md", page)

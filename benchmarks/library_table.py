@@ -24,16 +24,14 @@ Pair = tuple[str, str]
 
 def table(
     errors: Mapping[Result, float],
-    untrained: Mapping[Pair, float],
-    shares: Mapping[Pair, Mapping[str, float]],
+    begun: Mapping[Pair, Mapping[str, float]],
     milliseconds: Mapping[str, Mapping[str, float]],
 ) -> str:
     """Errors in percent in Markdown, a row a budget and choice, a column a start and number of epochs.
 
     Args:
         errors: of all trainings; of several rates the better mean shows, with its rate where there are two.
-        untrained: of warm students as they begin.
-        shares: of the teacher's parameters and MACs.
+        begun: "error" of warm students as they begin, and their shares of the teacher's "params" and "macs".
         milliseconds: by "budget/choice" and images at once, or none.
     """
     kinds = sorted({(one.epochs, one.start != "warm", one.start) for one in errors})
@@ -46,11 +44,11 @@ def table(
         lines.append(["", "teacher", "100 %", "100 %", *teacher, *[""] * (1 + len(columns))])
     for pair in dict.fromkeys((one.budget, one.choice) for one in errors):
         budget, choice = pair
-        taken = [f"{100 * shares[pair][name]:.1f} %" for name in ("params", "macs")]
+        taken = [f"{100 * begun[pair][name]:.1f} %" for name in ("params", "macs")]
         times = milliseconds.get(f"{budget}/{choice}", {})
         cells = [_cell(errors, pair, start, epochs) for epochs, _, start in kinds]
         timing = [f"{times[batch]:.2f}" if batch in times else "" for batch in timed]
-        lines.append([budget, choice, *taken, *timing, f"{untrained[pair]:.1f}", *cells])
+        lines.append([budget, choice, *taken, *timing, f"{begun[pair]['error']:.1f}", *cells])
     told = (
         "Error on the validation set in %, after so many epochs; several seeds: mean and half of their range. 0: as it "
         "is put together, not trained. In parentheses: the rate that was better.\n\n"

@@ -39,6 +39,9 @@ class Bench:
         step: how many each candidate has made.
         begin: the step at which this series of them began.
         starts: errors of the candidates at ``begin``, once they were measured.
+
+    A candidate learns no more where its error is nothing, or where a whole series of steps has bettered it by less than
+    its standard error.
     """
 
     def __init__(self, block: Block, settings: LibrarySettings, folder: Path, device: torch.device) -> None:
@@ -46,6 +49,7 @@ class Bench:
         self.step = self.begin = 0
         self.starts: dict[str, Error] = {}
         self.candidates: dict[str, nn.Module] = {}
+        self._settled: set[str] = set()
         self._optimisers: dict[str, torch.optim.AdamW] = {}
 
     @property
@@ -71,6 +75,8 @@ class Bench:
             self._optimisers[name] = torch.optim.AdamW(
                 candidate.parameters(), self._settings.lr, weight_decay=self._settings.weight_decay
             )
+        if self.begin:
+            self._settled = set(store.read(self.final)[1]["settled"])
         if self.state.exists():
             tensors, about = store.read(self.state)
             if about["begin"] == self.begin:  # else of a run that was killed when it had finished
@@ -98,7 +104,7 @@ class Bench:
         scale = spread(target).clamp_min(1e-12)
         rate = self._rate()
         for name, candidate in self.candidates.items():
-            if self.starts[name].value <= KNOWN:
+            if name in self._settled or self.starts[name].value <= KNOWN:
                 continue
             optimiser = self._optimisers[name]
             optimiser.param_groups[0]["lr"] = rate
@@ -144,13 +150,16 @@ class Bench:
 
     def finish(self, errors: Mapping[str, Error]) -> None:
         """Keep what was learned; of a candidate that got worse, what it began with."""
-        kept = {}
+        kept, settled = {}, []
         for name, error in errors.items():
-            if error.value > self.starts[name].value:
+            start = self.starts[name]
+            if start.value - error.value <= error.deviation:
+                settled.append(name)
+            if error.value > start.value:
                 self.candidates[name].load_state_dict(self.beginning(name).state_dict())
-                error = self.starts[name]
+                error = start
             kept[name] = [error.value, error.deviation]
-        store.write(self.final, self.weights(), {"steps": self.step, "errors": kept})
+        store.write(self.final, self.weights(), {"steps": self.step, "errors": kept, "settled": settled})
         self.state.unlink(missing_ok=True)
 
     def weights(self) -> dict[str, Tensor]:

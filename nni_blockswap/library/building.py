@@ -1,14 +1,15 @@
 """Builds a library: candidates of all blocks learn side by side on one forward pass of the teacher a step."""
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
 import nni_blockswap
@@ -29,6 +30,9 @@ from nni_blockswap.tasks import Batch, Task, make_task
 
 SAVE_EVERY = 60.0
 """Seconds between two states on disk: what a kill can cost."""
+
+PATIENCE = 10.0
+"""Seconds to wait for another process in the same folder: one that was killed takes a while to end."""
 
 CURVE_EVERY = 10
 """Steps between two points of a curve."""
@@ -51,14 +55,37 @@ def build(
     """Teach all candidates of all blocks, and keep what they learned in ``out``.
 
     A second call goes on where a killed one stopped: the same library comes out, bit for bit on a CPU. With more steps
-    it teaches those on, from their weights.
+    it teaches those on, from their weights, that still gain by it.
 
     Raises:
-        BlockSwapError: settings that do not fit the space or the data, or another library in ``out``.
+        BlockSwapError: settings that do not fit the space or the data; another library in ``out``, or somebody else who
+            builds it.
     """
     folder, task = Path(out), make_task(settings.data, settings.data_root, **settings.data_options)
     example = task.minibatch(1, seed=0, augment=False)
     check_fit(settings.space, complete_args(settings.space, settings.space_args), task, example)
+    with _alone(folder):
+        return _build(settings, folder, task, on_progress)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other builders out of ``folder``. The lock is the operating system's: it falls with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise StateError(
+            f"another process builds the library in '{folder}'; wait for its end, or choose another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(settings: LibrarySettings, folder: Path, task: Task, on_progress: Callable[[Progress], None]) -> Library:
     lessons = Lessons(task, settings.batch_size, settings.held_out, settings.seed)
     teacher, digest = load_teacher(settings.space, settings.space_args, settings.teacher)
     first = next(lessons.measured())

@@ -113,6 +113,26 @@ def test_more_steps_go_on_from_what_was_learned(
         assert not any(name.startswith("COPY") for name in changed)
 
 
+def test_who_gains_nothing_any_more_learns_no_more(teacher: Path, library: Library, tmp_path: Path) -> None:
+    build(settings(teacher), tmp_path)
+    path = tmp_path / "block_02.safetensors"
+    before, about = store.read(path)
+    learners = set(library.errors["block_02"]) - {"S", *about["settled"]}
+    assert "COPY(1)" in about["settled"]
+    assert {"G(4)", "G(8)"} <= learners
+    store.write(path, before, {**about, "settled": [*about["settled"], "G(4)"]})
+    build(settings(teacher, steps=12), tmp_path)
+    after = store.read(path)[0]
+    changed = {name.split()[0] for name in after if not torch.equal(after[name], before[name])}
+    assert changed == learners - {"G(4)"}
+
+
+def test_two_do_not_build_one_library_at_once(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "PATIENCE", 0.05)
+    with building._alone(tmp_path), pytest.raises(StateError, match="another process builds the library"):
+        build(settings(teacher), tmp_path)
+
+
 def test_errors_csv(library: Library) -> None:
     with (library.folder / "errors.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
