@@ -189,7 +189,7 @@ class Study:
                     for label, names in zip(self.costs.labels, self.costs.candidates, strict=True)
                 }
             if choice.startswith("library"):
-                settings |= {"library": str(self.library.folder), "at_most": True}  # less is as good as its errors say
+                settings["library"] = str(self.library.folder)
             search(SearchSettings(**settings), home)
         return Architecture.load(home / "best.json")
 
