@@ -3,8 +3,9 @@
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,6 +29,7 @@ from nni_blockswap.experiment.students import Students, identity, result_of
 from nni_blockswap.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:  # torch is imported when the search begins: NNI gives a tuner ten seconds to connect
+    from nni_blockswap.library.building import Progress as Steps
     from nni_blockswap.searching import Progress, SearchSettings
 
 STUDENTS, PLANNED, PROGRESS = "students.json", "max_trials.json", "progress.json"
@@ -52,6 +54,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         settings: the fields of ``nni_blockswap.searching.SearchSettings``, with one ``budget`` for ``budgets``; and
             ``students``, how many of the best to hand out (default 3; maxTrialNumber should be the same). A relative
             ``data_root`` is below the tuner's codeDirectory. ``candidates`` are those of the experiment's search space.
+            ``library`` is a folder, or a mapping: one that is built first, see ``training.schooling``.
             With ``comparison``, the fields of ``studies.comparison.Comparison``, its contestants are handed out.
     """
 
@@ -163,6 +166,10 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         settings, count = read_settings(self._settings, self._search_space, code_directory())
         _log.info("Searching: %s", settings)
         watch = _Watch(self._folder() / PROGRESS, dispatcher)
+        if isinstance(self._settings.get("library"), Mapping):
+            from nni_blockswap.training.schooling import LibraryPlan, prepare
+
+            prepare(LibraryPlan.read(self._settings["library"], settings), watch.before)
         if self._settings.get("comparison"):
             return self._compare(settings, count, watch)
         ranking = search(settings, self._folder() / SEARCH, watch)[0]
@@ -215,12 +222,18 @@ class _Watch:
         self._path, self._dispatcher, self._next = path, dispatcher, 0.0
 
     def __call__(self, progress: "Progress") -> None:
+        self._note(progress.done == progress.total, asdict(progress))
+
+    def before(self, what: str, progress: "Steps") -> None:
+        """Of what comes before the search: its teacher's training, its library."""
+        self._note(False, {"what": what, **asdict(progress)})
+
+    def _note(self, last: bool, content: dict[str, Any]) -> None:
         if getattr(self._dispatcher, "stopping", False):
             raise StoppedError("the experiment is being stopped; nnictl resume goes on with the search.")
-        if time.monotonic() >= self._next or progress.done == progress.total:
+        if last or time.monotonic() >= self._next:
             self._next = time.monotonic() + 1
-            write_json(self._path, {"done": progress.done, "total": progress.total, "seconds": progress.seconds,
-                                    "fresh": progress.fresh, "best": progress.best})  # fmt: skip
+            write_json(self._path, content)
 
 
 @contextmanager

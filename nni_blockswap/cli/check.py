@@ -128,7 +128,7 @@ def _limits(config: Config) -> Iterator[Fault]:
 
 def _tuner(config: Config) -> Iterator[Fault]:
     """The tuner's class and the names and types of its arguments."""
-    from nni_blockswap.experiment.classargs import argument_faults, read_settings
+    from nni_blockswap.experiment.classargs import argument_faults
 
     name = config.tuner.get("className")
     if config.tuner and name != TUNER:
@@ -143,7 +143,18 @@ def _tuner(config: Config) -> Iterator[Fault]:
         yield Fault("tuner.classArgs is missing; it gives space, data and budget at least.")
     if config.arguments:
         yield from map(Fault, argument_faults(config.arguments))
-        yield from _attempt(lambda: read_settings(config.arguments, config.search_space() or {}, config.code_directory))
+        yield from _attempt(lambda: _settings(config))
+
+
+def _settings(config: Config) -> None:
+    """Raise BlockSwapError unless search and library can be set up as they are written."""
+    from nni_blockswap.experiment.classargs import read_settings
+
+    settings, _ = read_settings(config.arguments, config.search_space() or {}, config.code_directory)
+    if isinstance(config.arguments.get("library"), dict):
+        from nni_blockswap.training.schooling import LibraryPlan
+
+        LibraryPlan.read(config.arguments["library"], settings)
 
 
 def _search(config: Config) -> Iterator[Fault]:

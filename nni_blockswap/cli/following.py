@@ -133,14 +133,17 @@ class Follower:
 
 def search_text(folder: Path) -> str:
     """How far the search of the experiment in ``folder`` is."""
-    from nni_blockswap.cli.search import describe
+    from nni_blockswap.cli.search import describe, spell_time
     from nni_blockswap.searching import Progress
 
     checkpoint = folder / CHECKPOINT
     if (checkpoint / "students.json").exists():
         return SEARCHED
     if (checkpoint / "progress.json").exists():
-        return describe(Progress(**read_json(checkpoint / "progress.json")))
+        told = read_json(checkpoint / "progress.json")
+        if "what" in told:
+            return f"its {told['what']}, {told['done']}/{told['total']} steps, {spell_time(told['seconds_left'])} left"
+        return describe(Progress(**told))
     return PREPARING
 
 

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nni_blockswap.cli.options import add_data_options, add_space_options, space_of
+from nni_blockswap.cli.search import spell_time
 from nni_blockswap.key_values import key_values
 
 if TYPE_CHECKING:  # torch is imported when the work starts, not for --help
@@ -77,6 +78,5 @@ class _Line:
         if not finished and now - self._last < (0.2 if terminal else 10):
             return
         self._last = now
-        left = f"{progress.seconds_left // 60:.0f}:{progress.seconds_left % 60:02.0f}"
-        text = f"{progress.done}/{progress.total} steps of blocks, {left} left "
+        text = f"{progress.done}/{progress.total} steps of blocks, {spell_time(progress.seconds_left)} left "
         print(f"{chr(13) if terminal else ''}{text}", end="\n" if finished or not terminal else "", file=sys.stderr)

@@ -158,10 +158,11 @@ class ProgressLine:
 
 def describe(progress: Progress) -> str:
     """Such as ``120/300 candidates, 4.1/s, 0:44 left, best 0.00123``."""
-    left = (
-        "?"
-        if progress.seconds_left == float("inf")
-        else f"{progress.seconds_left // 60:.0f}:{progress.seconds_left % 60:02.0f}"
-    )
+    left = spell_time(progress.seconds_left)
     best = "none yet" if progress.best is None else f"{progress.best:.6g}"
     return f"{progress.done}/{progress.total} candidates, {progress.rate:.1f}/s, {left} left, best {best} "
+
+
+def spell_time(seconds: float) -> str:
+    """Such as ``0:44``; a question mark where nobody knows."""
+    return "?" if seconds == float("inf") else f"{seconds // 60:.0f}:{seconds % 60:02.0f}"

@@ -32,6 +32,8 @@ def read_settings(arguments: Mapping[str, Any], search_space: Any, base: Path) -
     students, budget = settings.pop("students", 3), settings.pop("budget")
     settings.pop("comparison", None)
     check_count("students", students)
+    if isinstance(settings.get("library"), Mapping):  # one that is built first
+        settings["library"] = settings["library"].get("folder")
     for name in ("data_root", "library"):
         if settings.get(name) is not None:
             settings[name] = str(base / Path(settings[name]).expanduser())
@@ -42,7 +44,7 @@ def argument_faults(arguments: Mapping[str, Any]) -> list[str]:
     """A sentence for each classArg that is unknown, missing or of the wrong type."""
     own = {"budgets", "candidates"}  # the tuner's are called budget, and searchSpace
     hints = {name: hint for name, hint in get_type_hints(SearchSettings).items() if name not in own}
-    hints |= {"budget": str | int, "students": int, "comparison": dict}
+    hints |= {"budget": str | int, "students": int, "comparison": dict, "library": str | dict}
     hints |= {"model": str, "model_args": dict, "input_size": list, "include": str | list, "exclude": str | list}
     needed = {one.name for one in fields(SearchSettings) if one.default is one.default_factory is MISSING} - own | {
         "budget"

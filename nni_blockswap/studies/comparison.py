@@ -14,6 +14,7 @@ from typing import Any
 from nni_blockswap.architecture import Architecture, complete_args, cost_table
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.errors import BlockSwapError, ConfigError, SpaceError
+from nni_blockswap.library.choosing import PROXIES
 from nni_blockswap.methods.base import Problem
 from nni_blockswap.methods.sampler import Sampler
 from nni_blockswap.methods.uniform import draw
@@ -26,8 +27,9 @@ from nni_blockswap.studies.sensitivity import one_swap
 BLOCKSWAP, RANDOM = "blockswap", "random"
 BEST_OF, SINGLE, ONE_SWAP, REDUCED = "best of", "single", "one swap", "reduced"
 PRUNED = ("l1-pruning", "snip")
-METHODS = (BLOCKSWAP, *PAPER[1:], RANDOM, *PRUNED)
-"""Methods that meet a budget; those between the first and ``random`` take the best by another metric of the paper."""
+METHODS = (BLOCKSWAP, *PAPER[1:], *PROXIES, RANDOM, *PRUNED)
+"""Methods that meet a budget; those between the first and ``random`` take the best by another metric of the paper, or
+by the errors of the search's library."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +192,8 @@ def _without_budget(comparison: Comparison, settings: SearchSettings) -> Iterato
 def _rankings(
     proxy: str, settings: SearchSettings, out: Path, on_progress: Callable[[Progress], None]
 ) -> Iterator[tuple[str, Ranking]]:
-    rankings = search(replace(settings, proxy=proxy), out / proxy, on_progress)
+    library = settings.library if proxy in PROXIES else None
+    rankings = search(replace(settings, proxy=proxy, library=library), out / proxy, on_progress)
     return zip(settings.budgets, rankings, strict=True)
 
 

@@ -3,12 +3,13 @@
 import argparse
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pytorch_lightning import Callback
 
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.blocks.weights import seeded
@@ -111,7 +112,12 @@ def original_of(given: argparse.Namespace) -> Architecture | None:
 
 
 def trained_teacher(
-    original: Architecture, task: Task, data_options: Mapping[str, Any], plan: TeacherPlan, machine: Machine
+    original: Architecture,
+    task: Task,
+    data_options: Mapping[str, Any],
+    plan: TeacherPlan,
+    machine: Machine,
+    callbacks: Sequence[Callback] = (),
 ) -> Path:
     """The kept weights of ``original`` trained on ``task``; trained now if nobody did.
 
@@ -126,7 +132,7 @@ def trained_teacher(
     plan.folder.mkdir(parents=True, exist_ok=True)
     with _waiting_for(path.with_suffix(".lock")):
         if not path.exists():
-            _train(original, task, plan.recipe, machine, path)
+            _train(original, task, plan.recipe, machine, path, callbacks)
     return path
 
 
@@ -147,14 +153,16 @@ class _waiting_for:  # noqa: N801  # reads as a phrase
         self._lock.release()
 
 
-def _train(original: Architecture, task: Task, recipe: Recipe, machine: Machine, path: Path) -> None:
+def _train(
+    original: Architecture, task: Task, recipe: Recipe, machine: Machine, path: Path, callbacks: Sequence[Callback]
+) -> None:
     say(f"training the teacher once: {original.params:,} parameters, {recipe.epochs} epochs; to be kept as '{path}'.")
     with seeded(recipe.seed):
         network: Any = original.build()
     check_fit(original, task)
     out = path.with_suffix("")
     module = ImageTraining(network, task, recipe)
-    fit(module, out, replace(machine, devices="1"), [EpochReport(None, module.monitor)], run=path.stem)
+    fit(module, out, replace(machine, devices="1"), [EpochReport(None, module.monitor), *callbacks], run=path.stem)
     original.save(out / "architecture.json")
     checkpoints.save(checkpoints.plain_state(module.evaluated), path)
 
