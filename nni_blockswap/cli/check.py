@@ -163,6 +163,7 @@ def _search(config: Config) -> Iterator[Fault]:
     from nni_blockswap.blocks.nni_format import from_nni
     from nni_blockswap.cost.budget import Budget
     from nni_blockswap.experiment.classargs import read_settings
+    from nni_blockswap.library.choosing import PROXIES
     from nni_blockswap.methods import METHODS
     from nni_blockswap.methods.sampler import Sampler
     from nni_blockswap.scoring.machine import resolve_device, resolve_precision
@@ -201,7 +202,8 @@ def _search(config: Config) -> Iterator[Fault]:
             check_fit(arguments["space"], arguments.get("space_args", {}), task, images)
 
         yield from _attempt(fitting)
-    yield from _attempt(lambda: parts(arguments.get("proxy", "fisher")))
+    if arguments.get("proxy") not in PROXIES:
+        yield from _attempt(lambda: parts(arguments.get("proxy", "fisher")))
     yield from _attempt(lambda: METHODS[arguments.get("method", "uniform")])
     yield from _attempt(usable)
 

@@ -22,7 +22,12 @@ def add_space_options(parser: argparse.ArgumentParser, *, positional: bool = Fal
     own.add_argument("--include", nargs="+", metavar="PATTERN", help="swap below these module paths alone")
     own.add_argument("--exclude", nargs="+", metavar="PATTERN", help="leave what is below these module paths")
     parser.add_argument(
-        "--space-arg", action="append", default=[], metavar="NAME=VALUE", help="argument of the space; may be repeated"
+        "--space-arg",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="arguments of the space; may be repeated",
     )
 
 
