@@ -38,13 +38,13 @@ def test_the_teacher_is_trained_and_the_library_built_once(tmp_path: Path) -> No
 
 
 def test_whoever_listens_may_stop_it_and_it_goes_on(tmp_path: Path) -> None:
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     def stop(what: str, progress: Any) -> None:
-        raise Stopped
+        raise StoppedError
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         prepare(read(tmp_path), stop)
     assert not (tmp_path / TEACHER).exists()
     prepare(read(tmp_path))
