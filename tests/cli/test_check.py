@@ -53,12 +53,14 @@ def test_nobody_sets_trial_gpu_number():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yml")), ids=lambda path: path.name)
 def test_the_papers_experiments_lack_nothing_but_data(path, tmp_path):
-    """Their data is not here; nothing else may be wrong."""
+    """Their data is not here, but for the digits; nothing else may be wrong."""
     config = Config(path)
     for field in {"searchSpaceFile", "trialCodeDirectory", "experimentWorkingDirectory"} & config.content.keys():
         config.content[field] = str(config.resolve(config.content[field]))
     config.tuner["codeDirectory"] = str(config.code_directory)
-    nowhere = config.arguments["data_root"] = str(tmp_path / "nowhere")
+    nowhere = str(tmp_path / "nowhere")
+    if is_elsewhere := config.arguments["data"] != "digits":
+        config.arguments["data_root"] = nowhere
     words = shlex.split(config.content["trialCommand"])
     if "--data-root" in words:
         words[words.index("--data-root") + 1] = nowhere
@@ -66,7 +68,7 @@ def test_the_papers_experiments_lack_nothing_but_data(path, tmp_path):
     copy = tmp_path / "config.yml"
     copy.write_text(yaml.safe_dump(config.content))
     faults = [fault.sentence for fault in find_faults(copy) if fault.fatal]
-    assert faults
+    assert bool(faults) == is_elsewhere
     assert all(nowhere in fault for fault in faults), faults
 
 
