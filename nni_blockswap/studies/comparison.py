@@ -27,9 +27,8 @@ from nni_blockswap.studies.sensitivity import one_swap
 BLOCKSWAP, RANDOM = "blockswap", "random"
 BEST_OF, SINGLE, ONE_SWAP, REDUCED = "best of", "single", "one swap", "reduced"
 PRUNED = ("l1-pruning", "snip")
-METHODS = (BLOCKSWAP, *PAPER[1:], *PROXIES, RANDOM, *PRUNED)
-"""Methods that meet a budget; those between the first and ``random`` take the best by another metric of the paper, or
-by the errors of the search's library."""
+METHODS = (BLOCKSWAP, *PAPER[1:], RANDOM, *PRUNED)
+"""Methods that meet a budget; those between the first and ``random`` take the best by another metric of the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class Comparison:
     """What is compared.
 
     Attributes:
-        methods: of ``METHODS``.
+        methods: of ``METHODS``, or of ``library.choosing.PROXIES``: the best by the errors of the search's library.
         budgets: at which they are compared; empty: at the search's own.
         random: architectures of the method ``random`` at each budget; every seed has others.
         best_of: numbers of samples; of the search's, in the order of their draw, the best of the first so many.
@@ -68,9 +67,10 @@ class Comparison:
                 raise ConfigError(f"a comparison's {name} are a list, not {getattr(self, name)!r}.")
         for count in self.best_of:
             check_count("best_of", count)
-        unknown = [name for name in self.methods if name not in METHODS]
+        known = (*METHODS, *PROXIES)
+        unknown = [name for name in self.methods if name not in known]
         if unknown:
-            raise ConfigError(f"there is no method '{unknown[0]}'; choose from {', '.join(METHODS)}.")
+            raise ConfigError(f"there is no method '{unknown[0]}'; choose from {', '.join(known)}.")
 
     def size(self, blocks: int) -> int:
         """How many trials it has, in a space of so many blocks."""
@@ -127,6 +127,8 @@ def faults(comparison: Comparison, settings: SearchSettings) -> list[BlockSwapEr
         *(partial(_original, settings, arguments) for arguments in comparison.reduced),
         *(partial(_other, entry) for entry in comparison.others),
     ]
+    if settings.library is None:
+        attempts += [partial(_by_library, name) for name in comparison.methods if name in PROXIES]
     if settings.samples < max(comparison.best_of, default=0):
         attempts.append(partial(_too_few, settings.samples, max(comparison.best_of)))
     for text in settings.budgets:
@@ -240,6 +242,10 @@ def _other(entry: Mapping[str, Any]) -> Architecture:
         raise ConfigError(f"one of others has method, space, recipe and maybe space_args, not {', '.join(entry)}.")
     table = cost_table(entry["space"], entry.get("space_args"))
     return Architecture.from_choices(entry["space"], table.names(table.teacher()), entry.get("space_args"))
+
+
+def _by_library(method: str) -> None:
+    raise ConfigError(f"the method '{method}' takes a library; name one, with proxy: library.")
 
 
 def _too_few(samples: int, count: int) -> None:
