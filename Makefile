@@ -1,5 +1,6 @@
 # make run     search for students of a network that reads handwritten digits, then train the three best; watch it in the browser
 # make test    ruff, mypy and the test suite
+# make docs    the site of docs/ in build/site/index.html
 # make reproduce SCALE=tiny    the paper's tables and figures in results/index.html, on digits in minutes; SCALE=short takes
 #              a night and CIFAR-10, SCALE=paper is the full recipe: see reproduce.yml
 #
@@ -11,7 +12,7 @@ INSTALLED := .venv/.installed
 WORKERS ?= logical
 SCALE ?= tiny
 
-.PHONY: run test reproduce lint format lock clean
+.PHONY: run test docs reproduce lint format lock clean
 
 run: $(INSTALLED)
 	@$(BIN)/blockswap run config.yml
@@ -26,6 +27,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The site of docs/, in build/site; a link that leads nowhere is an error.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix

@@ -190,7 +190,8 @@ class Architecture:
         Args:
             parameters: what ``to_parameters`` gave, maybe with more beside it, or a choice by block label alone, as
                 NNI's own tuners have it.
-            space, space_args: of parameters that name no space.
+            space: of parameters that name none.
+            space_args: of that space.
 
         Raises:
             SpaceError: nobody names a space, or the choices are none of its.

@@ -36,15 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; a user's mistake ends in one sentence and exit status 2."""
     # Before torch is imported. Threads that spin cost others, and each other, shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    parser = argparse.ArgumentParser(prog="blockswap", description="Fisher-guided block substitution under a budget.")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        module = import_module(f"{__name__}.{name.replace('-', '_')}")
-        subparser = subparsers.add_parser(name, help=str(module.__doc__).splitlines()[0], description=module.__doc__)
-        module.add_arguments(subparser)
-        subparser.set_defaults(run=module.run)
     _print_anything()
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     quieten()
     allow(getattr(options, "allow", ()))
     try:
@@ -68,6 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("blockswap: interrupted; what was done is kept, the same command goes on from there.", file=sys.stderr)
         return 130
     return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """Reads all subcommands; its result's ``run`` is the one that was named."""
+    found = argparse.ArgumentParser(prog="blockswap", description="Fisher-guided block substitution under a budget.")
+    subparsers = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = import_module(f"{__name__}.{name.replace('-', '_')}")
+        subparser = subparsers.add_parser(name, help=str(module.__doc__).splitlines()[0], description=module.__doc__)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    return found
 
 
 def _print_anything() -> None:

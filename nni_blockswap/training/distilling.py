@@ -88,8 +88,9 @@ def distill(
     Args:
         student: any network that takes a batch of images; it is trained in place.
         teacher: a trained network, which is not changed; None with ``beta=0``.
-        train, val: batches (images, labels): a DataLoader, any iterable of batches that can be iterated again, a torch
-            Dataset, or as ``train`` alone a LightningDataModule.
+        train: batches (images, labels): a DataLoader, any iterable of batches that can be iterated again, a torch
+            Dataset, or a LightningDataModule, which has those of ``val``, too.
+        val: the same, to be judged on.
         init: "teacher" copies what the teacher has of the same names and shapes, "fresh" draws new weights,
             "library=DIR" takes swapped blocks from a library and the rest from the teacher, of a student that an
             Architecture built; None leaves the student as it is.
@@ -98,7 +99,8 @@ def distill(
             ``Metric``); None is accuracy where labels are classes, else the loss.
         attention_points: modules, by path, at whose outputs student and teacher are compared; None finds the ends of
             their stages, see ``points.attention_points``.
-        batch_size, workers: for Datasets (128 unless given, and none): images a batch, processes that read them.
+        batch_size: images a batch, for Datasets (128 unless given).
+        workers: processes that read them.
         precision: "auto", "32-true", "16-mixed" or "bf16-mixed".
         limit_steps: at most so many batches an epoch, to try things out.
         recipe: all other fields of ``Recipe``: ``lr``, ``optimizer``, ``schedule``, ``warmup``, ``beta``, ``kd``,

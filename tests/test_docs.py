@@ -1,0 +1,95 @@
+"""The documents: their Python runs, their commands have the options that they name, their links lead somewhere."""
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from nni_blockswap.blocks.site import FAMILIES
+from nni_blockswap.cli import parser
+from nni_blockswap.methods import METHODS
+from nni_blockswap.scoring.proxies import PROXIES
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
+RUN = [page for page in PAGES if page.stem.startswith("own_")]
+"""Pages whose Python runs as it stands; elsewhere it goes on from files that a run of minutes has left."""
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A folder to work in, and registries that forget what a page registers."""
+    monkeypatch.chdir(tmp_path)
+    for registry in (FAMILIES, METHODS, PROXIES):
+        loaded: dict[str, Any] = registry._loaded  # type: ignore[attr-defined]
+        monkeypatch.setattr(registry, "_loaded", dict(loaded))
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs(page: Path, own: None) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert blocks
+    names: dict[str, Any] = {"__name__": f"docs_{page.stem}"}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of each command of this project in the blocks of code of ``text``, without what is said behind it."""
+    is_fenced = False
+    for line in re.sub(r"\\\n[\s#]*", "", text).splitlines():
+        is_fenced ^= line.startswith("```")
+        if is_fenced or re.match(r"#? {4}", line):
+            for part in line.strip("# ").split("&&"):
+                command = re.split(r"\s{3,}", part.strip())[0]
+                if command.startswith(("blockswap ", "python -m trial.")) and "..." not in command:
+                    yield shlex.split(command)
+
+
+@pytest.mark.parametrize(
+    "path", [*PAGES, *sorted((ROOT / "experiments").glob("*.yml")), ROOT / "config.yml"], ids=lambda path: path.name
+)
+def test_commands_have_the_options_that_they_are_shown_with(path: Path) -> None:
+    def refuse(self: argparse.ArgumentParser, message: str) -> NoReturn:
+        pytest.fail(f"{self.prog}: {message}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "error", refuse)
+        for program, *words in commands(path.read_text(encoding="utf-8")):
+            if program == "blockswap":
+                parser().parse_args(words)
+            else:
+                import_module(words[1]).parser().parse_args(words[2:])
+
+
+def test_commands_are_found() -> None:
+    text = "blockswap is a word\n    blockswap status ID     one\n\n"
+    text += "```\nblockswap space A:B --budget 400K \\\n    macs=9M\n```\n"
+    space = ["blockswap", "space", "A:B", "--budget", "400K", "macs=9M"]
+    assert list(commands(text)) == [["blockswap", "status", "ID"], space]
+    assert len(list(commands((ROOT / "README.md").read_text(encoding="utf-8")))) > 4
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent == ROOT], ids=lambda page: page.name)
+def test_links_of_pages_outside_the_site_lead_to_files(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+        assert link.startswith("http") or (page.parent / link).exists(), link
+
+
+@pytest.mark.slow  # reads the whole package for the reference
+def test_the_site_is_built_and_none_of_its_links_leads_nowhere(tmp_path: Path) -> None:
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "reference.html").read_text(encoding="utf-8")
+    assert "nni_blockswap.cost.budget.Budget" in reference
+    assert "macs=90M-5%" in reference  # an example of a docstring
