@@ -339,7 +339,7 @@ def test_it_needs_no_nni() -> None:
 def test_a_network_of_ones_own_is_swapped_searched_and_distilled_in_a_few_lines(tmp_path: Path) -> None:
     model = distill(net(16), None, BATCHES, HELD_OUT, epochs=8, out=tmp_path / "model", beta=0, lr=0.05).student
     space = nni_blockswap.swap_blocks(model, torch.zeros(1, 1, 8, 8))
-    settings = {"samples": 4, "batch_size": 16, "device": "cpu", "precision": "float32"}
+    settings = {"samples": 4, "batch_size": 16, "device": "cpu", "precision": "float32", "at_most": True}
     ranking = nni_blockswap.search(space, BATCHES, budget="90%", on_progress=lambda progress: None, **settings)
     student = ranking.best.build()
     options = {"epochs": 4, "lr": 0.05, "init": "teacher", "beta": 10.0, "kd": 1.0}

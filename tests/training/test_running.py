@@ -20,7 +20,7 @@ def test_a_training_set_smaller_than_a_batch_is_refused(tmp_path: Path, monkeypa
     for part in ("train", "val"):
         (tmp_path / part / "class0").mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / part / "class0" / "0.png")
-    Architecture.from_choices(WRN, ["S"] * 3, {**SMALL, "in_channels": 3}).save(tmp_path / "a.json")
+    Architecture.from_choices(WRN, ["S"] * 3, {**SMALL, "in_channels": 3, "num_classes": 1}).save(tmp_path / "a.json")
     arguments = ["--architecture", str(tmp_path / "a.json"), "--out", str(tmp_path / "out"), "--beta", "0"]
     data = ["--data", "image-folder", "--data-root", str(tmp_path), "--data-option", "image_size=8"]
     with pytest.raises(

@@ -149,7 +149,7 @@ def test_other_images_or_fewer_steps_make_another_teacher(tmp_path: Path, monkey
         (tmp_path / place / "train" / "class0").mkdir(parents=True)
         pixels = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / place / "train" / "class0" / "0.png")
-    original = STUDENT.from_choices(WRN, ["S"] * 3, {**SMALL, "in_channels": 3})
+    original = STUDENT.from_choices(WRN, ["S"] * 3, {**SMALL, "in_channels": 3, "num_classes": 1})
     paths = {
         trained_teacher(original, make_task("image-folder", str(tmp_path / place), **OPTIONS), OPTIONS, plan(tmp_path),
                         Machine(limit_steps=limit))

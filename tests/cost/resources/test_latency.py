@@ -130,7 +130,7 @@ def test_a_budget_in_milliseconds(text: str, microseconds: int) -> None:
     budget = Budget.parse(text)
     assert budget == Budget(latency=microseconds)
     assert Budget.parse(str(budget)) == budget
-    assert str(Budget.parse("latency=12ms")) == "latency=12ms"
+    assert str(Budget.parse("latency=12ms")) == "latency=12ms-5%"
 
 
 def test_a_search_within_a_latency(clock: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
