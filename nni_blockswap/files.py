@@ -4,9 +4,14 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from nni_blockswap.errors import StateError
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object], mode: int = 0o666) -> None:
@@ -34,6 +39,29 @@ def copy_atomically(source: Path, target: Path) -> None:
     """Copy a file's content; ``target`` is never seen half-written."""
     with source.open("rb") as content:
         write_atomically(target, lambda stream: shutil.copyfileobj(content, stream))
+
+
+@contextmanager
+def locked(folder: Path, patience: float, otherwise: str) -> Iterator[None]:
+    """Hold ``folder``, which is made, for one at a time. The lock is the operating system's: it falls with the process.
+
+    Args:
+        patience: seconds to wait for whoever holds it.
+        otherwise: what to say where that took too long.
+
+    Raises:
+        StateError: somebody else holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        raise StateError(otherwise) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text(path: str | Path, text: str) -> None:

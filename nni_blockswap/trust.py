@@ -3,6 +3,7 @@
 What a user writes, on a command line, in a call or in an experiment's config, is trusted. A file may be anybody's.
 """
 
+import argparse
 import re
 import sys
 import sysconfig
@@ -26,6 +27,18 @@ _always: list[str] = []
 def allow(packages: Sequence[str]) -> None:
     """Let files that are read in this process name these packages, as ``--allow`` says."""
     _always.extend(packages)
+
+
+def add_allow(parser: argparse.ArgumentParser) -> None:
+    """Which code the files of architectures may have run."""
+    parser.add_argument(
+        "--allow",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PACKAGE",
+        help="that an architecture's file may name, and run the code of; beside this project's, torchvision and timm",
+    )
 
 
 @contextmanager

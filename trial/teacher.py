@@ -4,13 +4,14 @@ import argparse
 
 from nni_blockswap.training import options, teachers
 from nni_blockswap.training.program import main
+from nni_blockswap.trust import add_allow
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser("python -m trial.teacher", description=__doc__)
     command.add_argument("--architecture", metavar="FILE", help="any saved Architecture of the space")
-    options.add_allow(command)
+    add_allow(command)
     command.add_argument("--out", metavar="DIR", help="leave the weights there, too, as weights.pt")
     options.add_teacher_folder(command)
     options.add_space(command)

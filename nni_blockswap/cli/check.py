@@ -168,7 +168,6 @@ def _search(config: Config) -> Iterator[Fault]:
     from nni_blockswap.methods.sampler import Sampler
     from nni_blockswap.scoring.machine import resolve_device, resolve_precision
     from nni_blockswap.scoring.proxies.combination import parts
-    from nni_blockswap.scoring.scorer import check_fit
     from nni_blockswap.studies.comparison import Comparison, faults
 
     arguments = config.arguments
@@ -197,23 +196,21 @@ def _search(config: Config) -> Iterator[Fault]:
         batch = arguments.get("batch_size", 128)
         root = None if root is None else config.code_directory / Path(str(root)).expanduser()
 
-        def fitting() -> None:
-            task, images = _read_data(arguments["data"], root, arguments.get("data_options", {}), batch)
-            check_fit(arguments["space"], arguments.get("space_args", {}), task, images)
-
-        yield from _attempt(fitting)
+        yield from _attempt(lambda: _fits(config, arguments["data"], root, arguments.get("data_options", {}), batch))
     if arguments.get("proxy") not in PROXIES:
         yield from _attempt(lambda: parts(arguments.get("proxy", "fisher")))
     yield from _attempt(lambda: METHODS[arguments.get("method", "uniform")])
     yield from _attempt(usable)
 
 
-def _read_data(name: str, root: Path | None, options: Mapping[str, Any], batch_size: int) -> tuple[Any, Any]:
-    """A data set and a minibatch of it; raises DataError."""
+def _fits(config: Config, name: str, root: Path | None, options: Mapping[str, Any], batch_size: int) -> None:
+    """Raise BlockSwapError unless there is a minibatch of a data set, and the networks of the space are for it."""
+    from nni_blockswap.scoring.scorer import check_fit
     from nni_blockswap.tasks import make_task
 
     task = make_task(name, None if root is None else str(root), **options)
-    return task, task.minibatch(batch_size, seed=0)
+    images = task.minibatch(batch_size, seed=0)
+    check_fit(config.arguments["space"], config.arguments.get("space_args", {}), task, images)
 
 
 def _trial(config: Config) -> Iterator[Fault]:
@@ -264,15 +261,10 @@ def _parse(trial: Any, options: list[str], config: Config) -> Iterator[Fault]:
         yield Fault(f"the tuner searches on {config.arguments['data']} and the trial trains on {data}; set both alike.")
     elif data is not None:
         from nni_blockswap.key_values import key_values
-        from nni_blockswap.scoring.scorer import check_fit
 
         root = None if given.data_root is None else config.trial_directory / Path(given.data_root).expanduser()
 
-        def fitting() -> None:
-            task, images = _read_data(data, root, key_values(given.data_option, "--data-option"), 1)
-            check_fit(config.arguments["space"], config.arguments.get("space_args", {}), task, images)
-
-        yield from _attempt(fitting)
+        yield from _attempt(lambda: _fits(config, data, root, key_values(given.data_option, "--data-option"), 1))
 
 
 def _attempt(action: Callable[[], object]) -> Iterator[Fault]:

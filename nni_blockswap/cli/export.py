@@ -5,11 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from nni_blockswap.cli.options import add_allow
 from nni_blockswap.errors import CheckpointError, StateError
 from nni_blockswap.experiment.service import folder_of, results
 from nni_blockswap.files import write_atomically
 from nni_blockswap.metric import judged
+from nni_blockswap.trust import add_allow
 
 ARCHITECTURE, WEIGHTS, RESULT = "architecture.json", "weights.pt", "result.json"
 FORMATS = ("pt2", "onnx", "safetensors")

@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from nni_blockswap.cli.options import add_allow
 from nni_blockswap.errors import ConfigError
+from nni_blockswap.trust import add_allow
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

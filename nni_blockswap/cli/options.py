@@ -67,18 +67,6 @@ def add_band_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at-most", action="store_true", help="take everything that costs less than the budgets, too")
 
 
-def add_allow(parser: argparse.ArgumentParser) -> None:
-    """Which code the files of architectures may have run."""
-    parser.add_argument(
-        "--allow",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="PACKAGE",
-        help="that an architecture's file may name, and run the code of; beside this project's, torchvision and timm",
-    )
-
-
 def add_search_space_file(parser: argparse.ArgumentParser) -> None:
     """A file that narrows the space."""
     parser.add_argument("--search-space-file", metavar="FILE", help="only the substitutes listed there (NNI's format)")

@@ -6,8 +6,8 @@ Writes OUT/report.md and .csv, OUT/report.png (the paper's Figure 3) and OUT/tri
 
 import argparse
 
-from nni_blockswap.cli.options import add_allow
 from nni_blockswap.experiment.service import folder_of
+from nni_blockswap.trust import add_allow
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ which substitutes its best tenth chose, by default FOLDER/preferences.png.
 import argparse
 from pathlib import Path
 
-from nni_blockswap.cli.options import add_allow
+from nni_blockswap.trust import add_allow
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

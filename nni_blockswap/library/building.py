@@ -1,22 +1,21 @@
 """Builds a library: candidates of all blocks learn side by side on one forward pass of the teacher a step."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
 import nni_blockswap
 from nni_blockswap.architecture import complete_args, cost_table
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.errors import StateError
-from nni_blockswap.files import read_json, write_json
+from nni_blockswap.files import locked, read_json, write_json
 from nni_blockswap.library.bench import Bench
 from nni_blockswap.library.lessons import Lessons
 from nni_blockswap.library.library import ABOUT, Library
@@ -64,25 +63,9 @@ def build(
     folder, task = Path(out), make_task(settings.data, settings.data_root, **settings.data_options)
     example = task.minibatch(1, seed=0, augment=False)
     check_fit(settings.space, complete_args(settings.space, settings.space_args), task, example)
-    with _alone(folder):
+    taken = f"another process builds the library in '{folder}'; wait for its end, or choose another folder."
+    with locked(folder, PATIENCE, taken):
         return _build(settings, folder, task, on_progress)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other builders out of ``folder``. The lock is the operating system's: it falls with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=PATIENCE)
-    except Timeout:
-        raise StateError(
-            f"another process builds the library in '{folder}'; wait for its end, or choose another folder."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _build(settings: LibrarySettings, folder: Path, task: Task, on_progress: Callable[[Progress], None]) -> Library:

@@ -8,13 +8,12 @@ against a killed process; what the operating system had not yet written when the
 import json
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from nni_blockswap.errors import ConfigError, StateError
-from nni_blockswap.files import read_json, write_json
+from nni_blockswap.files import locked, read_json, write_json
 from nni_blockswap.scoring.proxies import Score
 
 PATIENCE = 60.0
@@ -35,18 +34,17 @@ class Journal:
 
     def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
         self._scores: dict[tuple[int, str], Score] = {}
-        self._folder, self._stream, self._lock = folder, None, None
+        self._folder, self._stream, self._hold = folder, None, ExitStack()
         if folder is None:
             return
+        taken = f"another search is at work in '{folder}'; wait for its end, or choose another output folder."
         try:
-            self._lock = _locked(folder)
-            try:
+            with ExitStack() as hold:
+                hold.enter_context(locked(folder, PATIENCE, taken))
                 _check_identity(folder, json.loads(json.dumps(identity)))
                 self._read(folder / "scores.jsonl")
                 self._stream = (folder / "scores.jsonl").open("a", encoding="utf-8")
-            except BaseException:
-                self._lock.release()
-                raise
+                self._hold = hold.pop_all()
         except OSError as error:
             raise ConfigError(
                 f"'{folder}' is no folder that can be written to ({error.strerror}); choose another output folder."
@@ -74,9 +72,9 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; where there is no score, other settings may use the folder."""
-        if self._folder is not None and self._stream is not None and self._lock is not None:
+        if self._folder is not None and self._stream is not None:
             self._stream.close()
-            self._lock.release()
+            self._hold.close()
             if not self._scores:
                 (self._folder / "search.json").unlink(missing_ok=True)
 
@@ -122,19 +120,6 @@ def _record(line: bytes) -> tuple[int, str, Score]:
 
 def _checksum(record: Mapping[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(record).encode()):08x}"
-
-
-def _locked(folder: Path) -> FileLock:
-    """Keep other searches out of ``folder``. The lock is the operating system's: it falls with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=PATIENCE)
-    except Timeout:
-        raise StateError(
-            f"another search is at work in '{folder}'; wait for its end, or choose another output folder."
-        ) from None
-    return lock
 
 
 def _check_identity(folder: Path, identity: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from nni_blockswap.training.attention import Mode
 from nni_blockswap.training.machine import PRECISIONS, Machine
 from nni_blockswap.training.recipe import OPTIMIZERS, SCHEDULES, DetectionRecipe, Optimisation, Recipe
 from nni_blockswap.training.starting import FRESH, STARTS
+from nni_blockswap.trust import add_allow
 
 
 def add_student(parser: argparse.ArgumentParser) -> None:
@@ -17,13 +18,6 @@ def add_student(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--architecture", metavar="FILE", help="a saved Architecture; not needed under NNI")
     add_allow(parser)
     parser.add_argument("--out", metavar="DIR", help="where results go; under NNI the trial's output folder")
-
-
-def add_allow(parser: argparse.ArgumentParser) -> None:
-    """Which code the file of an architecture may have run, see ``trust``."""
-    parser.add_argument(
-        "--allow", nargs="+", action="extend", default=[], metavar="PACKAGE", help="that FILE may name, and run"
-    )
 
 
 def add_space(parser: argparse.ArgumentParser) -> None:

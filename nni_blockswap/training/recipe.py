@@ -162,10 +162,8 @@ class Recipe(Optimisation):
             return self.lr
         if self.schedule == "step":
             return stepped(self.lr, epoch, self.milestones or range(30, self.epochs, 30))
-        by_steps = (
-            self.schedule == "cosine_steps" and epoch <= passed < epoch + 1
-        )  # not where an epoch's steps are unknown
-        share = (passed if by_steps else epoch) / self.epochs
+        is_known = epoch <= passed < epoch + 1  # of endless data nobody knows an epoch's steps
+        share = (passed if self.schedule == "cosine_steps" and is_known else epoch) / self.epochs
         return 0.5 * self.lr * (1 + math.cos(math.pi * share))
 
     def of_teacher(self, epochs: int | None) -> "Recipe":

@@ -1,6 +1,5 @@
 """A library that a search needs and nobody has built: the original is trained first, then every candidate is taught."""
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -10,7 +9,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.files import write_atomically
+from nni_blockswap.files import copy_atomically
 from nni_blockswap.library.building import Progress, build
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import original_of
@@ -88,8 +87,7 @@ def _train(plan: LibraryPlan, recipe: Recipe, on_progress: OnProgress) -> None:
     original = original_of(settings.space, settings.space_args)
     where = TeacherPlan(None, plan.folder / "teacher", recipe)
     kept = trained_teacher(original, task, settings.data_options, where, Machine(), [_Steps(on_progress)])
-    with kept.open("rb") as weights:
-        write_atomically(plan.folder / TEACHER, lambda stream: shutil.copyfileobj(weights, stream))
+    copy_atomically(kept, plan.folder / TEACHER)
 
 
 class _Steps(Callback):

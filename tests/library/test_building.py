@@ -12,6 +12,7 @@ import torch
 from nni_blockswap.architecture import cost_table
 from nni_blockswap.blocks.site import Site
 from nni_blockswap.errors import CheckpointError, StateError
+from nni_blockswap.files import locked
 from nni_blockswap.library import building, store
 from nni_blockswap.library.building import build
 from nni_blockswap.library.lessons import Lessons
@@ -129,7 +130,7 @@ def test_who_gains_nothing_any_more_learns_no_more(teacher: Path, library: Libra
 
 def test_two_do_not_build_one_library_at_once(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "PATIENCE", 0.05)
-    with building._alone(tmp_path), pytest.raises(StateError, match="another process builds the library"):
+    with locked(tmp_path, 1.0, "held"), pytest.raises(StateError, match="another process builds the library"):
         build(settings(teacher), tmp_path)
 
 
