@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from torch import nn
 
 from nni_blockswap.cost.resources import RESOURCES
 from nni_blockswap.cost.table import ORIGINAL, Table
-from nni_blockswap.errors import SpaceError
+from nni_blockswap.errors import BlockSwapError, SpaceError, first_line, shown
 from nni_blockswap.files import read_json, write_json
 from nni_blockswap.registry import load
 from nni_blockswap.trust import distrust
@@ -143,15 +144,20 @@ class Architecture:
         kinds = {"space": str, "choices": list | dict, "space_args": dict | None, "score": float | int | None}
         for name, kind in {**kinds, "provenance": dict | None}.items():
             if not isinstance(content.get(name), kind):
-                raise SpaceError(f"{where} is not an architecture: its {name} is {content[name]!r}.")
+                raise SpaceError(f"{where} is not an architecture: its {name} is {shown(content[name])}.")
+        score, provenance = content.get("score"), content.get("provenance") or {}
+        named = provenance.get("measured", {})
+        measured = {name: content.get(name) for name in named} if isinstance(named, dict) else {"": None}
+        if not all(type(cost) is int for cost in measured.values()) or not _is_score(score):
+            raise SpaceError(f"{where} is not an architecture: its score or a measured cost is no number.")
         try:
             with nullcontext() if allow is None else distrust(allow):
                 found = cls.from_choices(content["space"], content["choices"], content.get("space_args"))
         except SpaceError as error:
             raise SpaceError(f"{where} is not an architecture that can be built here: {error}") from error
-        provenance = content.get("provenance") or {}
-        measured = {name: content[name] for name in provenance.get("measured", {}) if name in content}
-        return replace(found, costs={**found.costs, **measured}, score=content.get("score"), provenance=provenance)
+        return replace(
+            found, costs={**found.costs, **cast(dict[str, int], measured)}, score=score, provenance=provenance
+        )
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
@@ -207,6 +213,10 @@ class Architecture:
         return found if score is None else found.scored(score, {"rank": parameters.get("rank")})
 
 
+def _is_score(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and type(value) is not bool and math.isfinite(value))
+
+
 def with_space(settings: Mapping[str, Any]) -> dict[str, Any]:
     """``settings`` in which a ``model``, if there is one, is spelled as a space with its arguments.
 
@@ -252,8 +262,11 @@ def complete_args(space: str, space_args: Mapping[str, Any]) -> dict[str, Any]:
     try:
         arguments = named_arguments(load_space(space), **space_args)
     except TypeError as error:
-        raise SpaceError(f"the arguments {dict(space_args)} do not fit {space}: {error}.") from error
-    return cast(dict[str, Any], json.loads(json.dumps(arguments)))  # as they read back from a file
+        raise SpaceError(f"the arguments {shown(dict(space_args))} do not fit {space}: {error}.") from error
+    try:
+        return cast(dict[str, Any], json.loads(json.dumps(arguments)))  # as they read back from a file
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpaceError(f"the arguments of {space} are numbers, texts, lists and mappings: {error}.") from error
 
 
 def named_arguments(space: Any, *positional: Any, **named: Any) -> dict[str, Any]:
@@ -291,6 +304,8 @@ def cost_table(space: str, space_args: Mapping[str, Any] | None = None, resource
 def _prepare(space: str, arguments: str, resources: tuple[str, ...]) -> Table:
     try:
         return load_space(space).cost_table(resources, **json.loads(arguments))
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise SpaceError(f"the arguments {json.loads(arguments)} do not fit {space}: {reason}.") from error
+    except BlockSwapError:
+        raise
+    except Exception as error:  # a space may be anybody's, and its constructor divides, looks up, unpacks
+        reason = f"{first_line(error)} ({type(error).__name__})"
+        raise SpaceError(f"the arguments {shown(json.loads(arguments))} do not fit {space}: {reason}.") from error

@@ -1,5 +1,7 @@
 """Every error that a user can cause. Each message states the rule, the value that broke it and what to do next."""
 
+import reprlib
+
 
 class BlockSwapError(Exception):
     """Root of all errors raised on purpose by this package."""
@@ -48,3 +50,11 @@ class ExportError(BlockSwapError):
 def first_line(error: BaseException) -> str:
     """What somebody else's error says, as part of a sentence of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def shown(value: object) -> str:
+    """A value in a sentence: in Python's spelling, of something large its beginning."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 60
+    short.maxdict = 12
+    return short.repr(value)

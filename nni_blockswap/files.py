@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from nni_blockswap.errors import StateError
+from nni_blockswap.errors import ConfigError, StateError, first_line
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object], mode: int = 0o666) -> None:
@@ -72,6 +72,17 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON atomically, indented, in the order of the keys."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def expanded(path: str | Path) -> Path:
+    """``path``, its ~ replaced by a home. Raises ConfigError where nobody has that name, or no path is written so."""
+    try:
+        found = Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"'{path}' is no path on this machine ({first_line(error)}); write it out.") from error
+    if "\0" in str(path):
+        raise ConfigError(f"{str(path)!r} is no path: it has a NUL; remove it.")
+    return found
 
 
 def read_json(path: str | Path) -> Any:

@@ -14,7 +14,7 @@ import nni_blockswap
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.cost.table import Indices, Table
-from nni_blockswap.errors import BudgetError, ConfigError
+from nni_blockswap.errors import BudgetError, ConfigError, SpaceError
 from nni_blockswap.library import choosing
 from nni_blockswap.library.library import Library
 from nni_blockswap.methods import METHODS, Method
@@ -28,6 +28,9 @@ from nni_blockswap.scoring.proxies.combination import parts, scores_of
 from nni_blockswap.scoring.scorer import Scorer
 from nni_blockswap.scoring.settings import ScoreSettings, check_count
 from nni_blockswap.tasks import make_task
+
+MOST_SAMPLES = 10**7
+"""At a thousand a second this is three hours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ class SearchSettings(ScoreSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("samples", self.samples)
+        check_count("samples", self.samples, MOST_SAMPLES)
         if (self.proxy in choosing.PROXIES) != (self.library is not None):
             raise ConfigError(
                 f"the proxies {' and '.join(choosing.PROXIES)}, and no others, take a library: the folder that "
@@ -210,6 +213,8 @@ def table_of(settings: SearchSettings) -> Table:
     """Costs of the candidates that the settings allow, by all resources that a budget limits."""
     resources = [name for budget in settings.parsed() for name in budget.resources]
     table = cost_table(settings.space, settings.space_args, resources)
+    if not table.labels:
+        raise SpaceError(f"{settings.space} has no block, so there is nothing to search.")
     return table if settings.candidates is None else table.narrowed(settings.candidates)
 
 

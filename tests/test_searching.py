@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nni_blockswap.architecture import Architecture, cost_table
@@ -181,16 +182,19 @@ def test_more_samples_reuse_the_scores(tmp_path: Path) -> None:
     assert fresh[0].done == 13
 
 
-def test_other_settings_do_not_mix(tmp_path: Path) -> None:
+def test_other_settings_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path, precision="float32")
     for changes, sentence in (
         ({"batch_size": 8}, "batch_size was 16, now 8"),
         ({"proxy": "l2_norm"}, "proxy was 'fisher', now 'l2_norm'"),
         ({"precision": "float64"}, "precision was 'float32', now 'float64'"),
-        ({"device": "meta"}, "device was 'cpu', now 'meta'"),  # the one that every machine has beside its processor
     ):
         with pytest.raises(StateError, match=sentence):
             run(tmp_path, **{"precision": "float32", **changes})
+    # The device that every machine has beside its processor; nothing is computed there, and nobody can ask for it.
+    monkeypatch.setattr("nni_blockswap.scoring.scorer.resolve_device", lambda name: torch.device("meta"))
+    with pytest.raises(StateError, match="device was 'cpu', now 'meta'"):
+        run(tmp_path, precision="float32")
 
 
 def test_what_is_scored_are_the_minibatches_that_were_asked_for(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import argparse
 
 from nni_blockswap.training import detection_trial, options
 from nni_blockswap.training.program import main
+from nni_blockswap.training.recipe import DetectionRecipe
 
 SPACES = {
     "detectors": "search_spaces.mask_rcnn:MaskRCNNSpace",
@@ -31,10 +32,10 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-def check(given: argparse.Namespace) -> None:
-    """Raise ConfigError where nobody could train by these options."""
-    options.detection_recipe_from(given)
+def check(given: argparse.Namespace) -> DetectionRecipe:
+    """The recipe in the command line. Raises ConfigError where nobody could train by it."""
     options.machine_from(given)
+    return options.detection_recipe_from(given)
 
 
 def run() -> None:

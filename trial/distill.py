@@ -11,6 +11,7 @@ import argparse
 
 from nni_blockswap.training import distillation_trial, options
 from nni_blockswap.training.program import main
+from nni_blockswap.training.recipe import Recipe
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,9 +27,9 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-def check(given: argparse.Namespace) -> None:
-    """Raise ConfigError where nobody could train by these options."""
-    distillation_trial.check(given)
+def check(given: argparse.Namespace) -> Recipe:
+    """The recipe in the command line. Raises ConfigError where nobody could train by it."""
+    return distillation_trial.check(given)[0]
 
 
 def run() -> None:

@@ -4,6 +4,7 @@ import argparse
 
 from nni_blockswap.training import options, teachers
 from nni_blockswap.training.program import main
+from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.trust import add_allow
 
 
@@ -21,10 +22,10 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-def check(given: argparse.Namespace) -> None:
-    """Raise ConfigError where nobody could train by these options."""
-    options.recipe_from(given)
+def check(given: argparse.Namespace) -> Recipe:
+    """The recipe in the command line. Raises ConfigError where nobody could train by it."""
     options.machine_from(given)
+    return options.recipe_from(given)
 
 
 def run() -> None:

@@ -27,7 +27,7 @@ from nni_blockswap.blocks.substitutes.paper import PAPER
 from nni_blockswap.blocks.surgery import extract, replace
 from nni_blockswap.blocks.weights import initialise
 from nni_blockswap.cost.table import ORIGINAL, Table
-from nni_blockswap.errors import BlockSwapError, SpaceError
+from nni_blockswap.errors import BlockSwapError, SpaceError, first_line, shown
 from nni_blockswap.registry import load
 
 LIVE = "live:"
@@ -214,11 +214,15 @@ def _make(model: str, model_args: Mapping[str, Any]) -> nn.Module:
         return network if torch.empty(0).device.type == "cpu" else network.to(torch.empty(0).device)
     try:
         network = load(model, "model", SpaceError)(**model_args)
-    except (TypeError, ValueError, RuntimeError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise SpaceError(f"{model} does not take the arguments {dict(model_args)}: {reason}.") from error
-    if not isinstance(network, nn.Module):
-        raise SpaceError(f"{model} gives a {type(network).__name__}; it has to return a network, an nn.Module.")
+    except BlockSwapError:
+        raise
+    except (Exception, SystemExit) as error:  # the function is anybody's
+        reason = f"{first_line(error)} ({type(error).__name__})"
+        raise SpaceError(f"{model} does not take the arguments {shown(dict(model_args))}: {reason}.") from error
+    if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
+        raise SpaceError(
+            f"{model} gives a {type(network).__name__}; it has to return a network, an nn.Module with weights."
+        )
     return network
 
 

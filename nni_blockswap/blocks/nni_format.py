@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.cost.table import Table
-from nni_blockswap.errors import SpaceError
+from nni_blockswap.errors import SpaceError, shown
 from nni_blockswap.files import read_json
 
 
@@ -21,12 +21,12 @@ def from_nni(content: Any) -> dict[str, list[str]]:
     """Candidates by block label. Raises SpaceError where an entry is not a choice."""
     rule = 'maps each block to {"_type": "choice", "_value": [substitutes]}; write one with blockswap space --json'
     if not isinstance(content, Mapping):
-        raise SpaceError(f"a search space {rule}; this one is {content!r}.")
+        raise SpaceError(f"a search space {rule}; this one is {shown(content)}.")
     found = {}
     for label, entry in content.items():
         values = entry.get("_value") if isinstance(entry, Mapping) and entry.get("_type") == "choice" else None
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise SpaceError(f"a search space {rule}; its '{label}' is {entry!r}.")
+            raise SpaceError(f"a search space {rule}; its '{label}' is {shown(entry)}.")
         found[str(label)] = values
     return found
 

@@ -32,12 +32,19 @@ COMMANDS = (
 )
 
 
+NO_MEMORY = ("out of memory", "not enough memory", "allocate memory")
+"""What torch says then, on a GPU and on a CPU."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; a user's mistake ends in one sentence and exit status 2."""
     # Before torch is imported. Threads that spin cost others, and each other, shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _print_anything()
-    options = parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if any("\0" in word for word in words):
+        parser().error("an option has a NUL; remove it.")
+    options = parser().parse_args(words)
     quieten()
     allow(getattr(options, "allow", ()))
     try:
@@ -45,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BlockSwapError as error:
         print(f"blockswap: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if "out of memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in NO_MEMORY):
             raise
         print(
             "blockswap: memory ran out; what was done is kept. Start the same command again with --recompute, which "
@@ -88,4 +95,5 @@ def quieten() -> None:
     if here not in sys.path:
         sys.path.insert(0, here)
     warnings.filterwarnings("ignore", message=".*Buffer'> is found to be not a nn.Module")
+    warnings.filterwarnings("ignore", message="Initializing zero-element tensors")  # an error says more
     logging.getLogger("nni").setLevel(logging.ERROR)

@@ -2,19 +2,17 @@
 
 import argparse
 import contextlib
-import io
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from nni_blockswap.cli.trial_command import check_task, command_faults
 from nni_blockswap.errors import BlockSwapError
 from nni_blockswap.experiment.config import Config
+from nni_blockswap.files import expanded
 
 TUNER = "nni_blockswap.tuner.BlockSwapTuner"
 
@@ -131,7 +129,7 @@ def _tuner(config: Config) -> Iterator[Fault]:
     from nni_blockswap.experiment.classargs import argument_faults
 
     name = config.tuner.get("className")
-    if config.tuner and name != TUNER:
+    if "tuner" in config.content and name != TUNER:
         yield Fault(f"tuner.className is {TUNER}, not {name!r}.")
     if name and "codeDirectory" not in config.tuner:
         yield Fault(
@@ -139,11 +137,13 @@ def _tuner(config: Config) -> Iterator[Fault]:
         )
     elif not config.code_directory.is_dir():
         yield Fault(f"tuner.codeDirectory is a folder, and '{config.code_directory}' is none.")
-    if config.tuner and not isinstance(config.tuner.get("classArgs"), dict):
+    if "tuner" in config.content and not config.arguments:
         yield Fault("tuner.classArgs is missing; it gives space, data and budget at least.")
     if config.arguments:
-        yield from map(Fault, argument_faults(config.arguments))
-        yield from _attempt(lambda: _settings(config))
+        faults = argument_faults(config.arguments)
+        yield from map(Fault, faults)
+        if not faults:
+            yield from _attempt(lambda: _settings(config))
 
 
 def _settings(config: Config) -> None:
@@ -159,112 +159,70 @@ def _settings(config: Config) -> None:
 
 def _search(config: Config) -> Iterator[Fault]:
     """Space, substitutes, budget, data and the machine: what the search would stumble over."""
-    from nni_blockswap.architecture import cost_table
-    from nni_blockswap.blocks.nni_format import from_nni
-    from nni_blockswap.cost.budget import Budget
-    from nni_blockswap.experiment.classargs import read_settings
+    from nni_blockswap.architecture import with_space
+    from nni_blockswap.experiment.classargs import wrong_types
     from nni_blockswap.library.choosing import PROXIES
     from nni_blockswap.methods import METHODS
-    from nni_blockswap.methods.sampler import Sampler
     from nni_blockswap.scoring.machine import resolve_device, resolve_precision
     from nni_blockswap.scoring.proxies.combination import parts
-    from nni_blockswap.studies.comparison import Comparison, faults
 
-    arguments = config.arguments
-
-    def affordable() -> None:
-        budget = Budget.parse(arguments["budget"], arguments.get("tolerance"), arguments.get("at_most", False))
-        budget = budget.capped() if arguments.get("library") else budget
-        table = cost_table(arguments["space"], arguments.get("space_args", {}), budget.resources)
-        Sampler(table.narrowed(from_nni(config.search_space() or {})), budget)
-
-    def comparable() -> Iterator[Fault]:
-        settings, _ = read_settings(arguments | {"students": 1}, config.search_space(), config.code_directory)
-        yield from (Fault(str(error)) for error in faults(Comparison.read(arguments["comparison"]), settings))
-
-    def usable() -> None:
-        resolve_precision(arguments.get("precision", "auto"), resolve_device(arguments.get("device", "auto")))
-
-    if isinstance(arguments.get("space"), str) and "budget" in arguments:
-        yield from _attempt(affordable)
-        if arguments.get("comparison"):
-            compared: list[Fault] = []
-            yield from _attempt(lambda: compared.extend(comparable()))
-            yield from compared
-    if isinstance(arguments.get("data"), str):
-        root = arguments.get("data_root")
-        batch = arguments.get("batch_size", 128)
-        root = None if root is None else config.code_directory / Path(str(root)).expanduser()
-
-        yield from _attempt(lambda: _fits(config, arguments["data"], root, arguments.get("data_options", {}), batch))
+    wrong = wrong_types(config.arguments)  # they have been reported; what is right is looked at all the same
+    try:
+        arguments = with_space({name: value for name, value in config.arguments.items() if name not in wrong})
+    except BlockSwapError as error:
+        yield Fault(str(error))
+        return
+    if "space" in arguments and "budget" in arguments:
+        yield from _attempt(lambda: _affordable(arguments, config))
+    if "space" in arguments and arguments.get("comparison") and not wrong:
+        compared: list[Fault] = []
+        yield from _attempt(lambda: compared.extend(_comparable(config)))
+        yield from compared
+    if "data" in arguments:
+        yield from _attempt(lambda: _fitting(arguments, config))
     if arguments.get("proxy") not in PROXIES:
         yield from _attempt(lambda: parts(arguments.get("proxy", "fisher")))
     yield from _attempt(lambda: METHODS[arguments.get("method", "uniform")])
-    yield from _attempt(usable)
+    yield from _attempt(
+        lambda: resolve_precision(arguments.get("precision", "auto"), resolve_device(arguments.get("device", "auto")))
+    )
 
 
-def _fits(config: Config, name: str, root: Path | None, options: Mapping[str, Any], batch_size: int) -> None:
-    """Raise BlockSwapError unless there is a minibatch of a data set, and the networks of the space are for it."""
-    from nni_blockswap.scoring.scorer import check_fit
+def _affordable(arguments: Mapping[str, Any], config: Config) -> None:
+    """Raise BlockSwapError where no architecture is within the budget."""
+    from nni_blockswap.architecture import cost_table
+    from nni_blockswap.blocks.nni_format import from_nni
+    from nni_blockswap.cost.budget import Budget
+    from nni_blockswap.methods.sampler import Sampler
+
+    budget = Budget.parse(arguments["budget"], arguments.get("tolerance"), arguments.get("at_most", False))
+    budget = budget.capped() if arguments.get("library") else budget
+    table = cost_table(arguments["space"], arguments.get("space_args", {}), budget.resources)
+    Sampler(table.narrowed(from_nni(config.search_space() or {})), budget)
+
+
+def _comparable(config: Config) -> Iterator[Fault]:
+    from nni_blockswap.experiment.classargs import read_settings
+    from nni_blockswap.studies.comparison import Comparison, faults
+
+    alone = {**config.arguments, "students": 1}
+    settings, _ = read_settings(alone, config.search_space() or {}, config.code_directory)
+    yield from (Fault(str(error)) for error in faults(Comparison.read(config.arguments["comparison"]), settings))
+
+
+def _fitting(arguments: Mapping[str, Any], config: Config) -> None:
+    """Raise BlockSwapError where the data cannot be read, or no network of the space takes it."""
     from nni_blockswap.tasks import make_task
 
-    task = make_task(name, None if root is None else str(root), **options)
-    images = task.minibatch(batch_size, seed=0)
-    check_fit(config.arguments["space"], config.arguments.get("space_args", {}), task, images)
+    root = arguments.get("data_root")
+    root = None if root is None else str(config.code_directory / expanded(root))
+    task = make_task(arguments["data"], root, **arguments.get("data_options", {}))
+    check_task(task, arguments, arguments.get("batch_size", 128))
 
 
 def _trial(config: Config) -> Iterator[Fault]:
-    """The trial's command: its module can be imported and its options are understood."""
-    command = config.content.get("trialCommand")
-    if not isinstance(command, str):
-        return
-    if not config.trial_directory.is_dir():
-        yield Fault(f"trialCodeDirectory is a folder, and '{config.trial_directory}' is none.")
-        return
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        yield Fault(f"trialCommand cannot be split into words ({error}): {command!r}.")
-        return
-    if "-m" not in words[:-1]:
-        return
-    name, options = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
-    try:
-        found = find_spec(name) is not None
-    except ImportError:
-        found = False
-    if not found:
-        yield Fault(
-            f"the trial's module '{name}' is not in '{config.trial_directory}'; correct the command or the directory."
-        )
-        return
-    trial = import_module(name)
-    if callable(getattr(trial, "parser", None)):
-        yield from _parse(trial, options, config)
-
-
-def _parse(trial: Any, options: list[str], config: Config) -> Iterator[Fault]:
-    """Let the trial read its own options and say whether it could train by them, and its task find its data."""
-    parser: argparse.ArgumentParser = trial.parser()
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            given = parser.parse_args(options)
-    except SystemExit:
-        reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
-        yield Fault(f"trialCommand: {reason}; see {parser.prog} --help.")
-        return
-    if callable(getattr(trial, "check", None)):
-        yield from _attempt(lambda: trial.check(given))
-    data = getattr(given, "data", None)
-    if data is not None and data != config.arguments.get("data", data):
-        yield Fault(f"the tuner searches on {config.arguments['data']} and the trial trains on {data}; set both alike.")
-    elif data is not None:
-        from nni_blockswap.key_values import key_values
-
-        root = None if given.data_root is None else config.trial_directory / Path(given.data_root).expanduser()
-
-        yield from _attempt(lambda: _fits(config, data, root, key_values(given.data_option, "--data-option"), 1))
+    """The trial's command: its program is there, its options are understood, and it could train by them."""
+    yield from map(Fault, command_faults(config))
 
 
 def _attempt(action: Callable[[], object]) -> Iterator[Fault]:
@@ -272,8 +230,6 @@ def _attempt(action: Callable[[], object]) -> Iterator[Fault]:
         action()
     except BlockSwapError as error:
         yield Fault(str(error))
-    except (TypeError, ValueError, AttributeError, KeyError):
-        pass  # an argument of the wrong type, which has been reported
 
 
 def _snake(name: str) -> str:

@@ -3,7 +3,6 @@
 import argparse
 from typing import Any
 
-from nni_blockswap.errors import ConfigError
 from nni_blockswap.trust import add_allow
 
 
@@ -23,11 +22,12 @@ def run(options: argparse.Namespace) -> int:
 
     from nni_blockswap.architecture import Architecture
     from nni_blockswap.results.tables import markdown
+    from nni_blockswap.scoring.settings import LARGEST, check_count
     from nni_blockswap.studies.latency import measure
 
-    for name, value in (("--batch-size", options.batch_size), ("--threads", options.threads)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is a whole number of at least 1, not {value}.")
+    check_count("--batch-size", options.batch_size, LARGEST["batch_size"])
+    if options.threads is not None:
+        check_count("--threads", options.threads, LARGEST["processes"])
     if options.threads:
         torch.set_num_threads(options.threads)
     found = {path: Architecture.load(path) for path in options.architectures}

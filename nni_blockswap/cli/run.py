@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check, start, follow, report, stop."""
+    if not 1 <= options.port <= 65535:
+        raise ConfigError(f"--port is a whole number from 1 to 65535, not {options.port}.")
     faults = check.find_faults(Path(options.config))
     for fault in faults:
         print(f"{options.config}: {fault}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """The tuner's classArgs: from what stands in an nnictl config to the settings of a search."""
 
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -8,7 +9,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from nni_blockswap.architecture import cost_table, with_space
 from nni_blockswap.blocks.nni_format import from_nni
-from nni_blockswap.errors import BlockSwapError, ConfigError
+from nni_blockswap.errors import BlockSwapError, ConfigError, shown
+from nni_blockswap.files import expanded
 from nni_blockswap.scoring.settings import check_count
 from nni_blockswap.searching import SearchSettings
 from nni_blockswap.studies.comparison import Comparison
@@ -36,33 +38,44 @@ def read_settings(arguments: Mapping[str, Any], search_space: Any, base: Path) -
         settings["library"] = settings["library"].get("folder")
     for name in ("data_root", "library"):
         if settings.get(name) is not None:
-            settings[name] = str(base / Path(settings[name]).expanduser())
+            settings[name] = str(base / expanded(settings[name]))
     return SearchSettings(budgets=[str(budget)], candidates=from_nni(search_space), **settings), students
 
 
 def argument_faults(arguments: Mapping[str, Any]) -> list[str]:
     """A sentence for each classArg that is unknown, missing or of the wrong type."""
-    own = {"budgets", "candidates"}  # the tuner's are called budget, and searchSpace
-    hints = {name: hint for name, hint in get_type_hints(SearchSettings).items() if name not in own}
-    hints |= {"budget": str | int, "students": int, "comparison": dict, "library": str | dict}
-    hints |= {"model": str, "model_args": dict, "input_size": list, "include": str | list, "exclude": str | list}
-    needed = {one.name for one in fields(SearchSettings) if one.default is one.default_factory is MISSING} - own | {
-        "budget"
-    }
+    kinds, wrong = _kinds(), wrong_types(arguments)
     unknown = [
-        f"the tuner has no argument '{name}'; it has {', '.join(hints)}." for name in arguments.keys() - hints.keys()
+        f"the tuner has no argument '{name}'; it has {', '.join(kinds)}."
+        for name in arguments
+        if name not in kinds and name not in wrong
     ]
+    needed = {one.name for one in fields(SearchSettings) if one.default is one.default_factory is MISSING}
     missing = [
         f"the tuner's argument '{name}' is missing; add it to classArgs."
-        for name in sorted(needed - arguments.keys())
+        for name in sorted((needed & kinds.keys() | {"budget"}) - arguments.keys())
         if name != "space" or "model" not in arguments
     ]
-    wrong = [
-        f"the tuner's argument {name} is {_spell(hints[name])}, not {value!r}."
+    return unknown + missing + list(wrong.values()) + ([] if wrong else _comparison_faults(arguments))
+
+
+def wrong_types(arguments: Mapping[Any, Any]) -> dict[Any, str]:
+    """By name, a sentence for each classArg that is none by its type."""
+    kinds = _kinds()
+    return {
+        name: f"the tuner's argument {name} is {_spell(kinds.get(name, str))}, not {shown(value)}."
         for name, value in arguments.items()
-        if name in hints and not _fits(value, hints[name])
-    ]
-    return unknown + missing + wrong + _comparison_faults(arguments)
+        if not isinstance(name, str) or (name in kinds and not _fits(value, kinds[name]))
+    }
+
+
+def _kinds() -> dict[str, Any]:
+    """The types of all classArgs; those of ``SearchSettings`` that the tuner calls otherwise are left out."""
+    kinds = {
+        name: kind for name, kind in get_type_hints(SearchSettings).items() if name not in ("budgets", "candidates")
+    }
+    kinds |= {"budget": str | int, "students": int, "comparison": dict, "library": str | dict}
+    return kinds | {"model": str, "model_args": dict, "input_size": list, "include": str | list, "exclude": str | list}
 
 
 def _comparison_faults(arguments: Mapping[str, Any]) -> list[str]:
@@ -88,13 +101,22 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) in (Union, types.UnionType):
         return any(_fits(value, part) for part in get_args(hint))
     kind = get_origin(hint) or hint
-    if kind in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, (int, float) if kind is float else kind)
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, Mapping):
+        return isinstance(value, kind) and all(isinstance(name, str) for name in value)
+    return isinstance(value, kind)
 
 
 def _spell(hint: Any) -> str:
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(_spell(part) for part in get_args(hint))
-    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
-    return names.get(hint, "a mapping")
+    names = {
+        str: "text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        type(None): "null",
+        list: "a list",
+    }
+    return names.get(hint, "a mapping of names to values")

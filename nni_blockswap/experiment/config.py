@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.errors import ConfigError
+from nni_blockswap.experiment.yaml_file import read_yaml
+from nni_blockswap.files import expanded
 from nni_blockswap.metric import Metric
 from nni_blockswap.trust import IMPORTED, packages_in
 
@@ -12,14 +14,7 @@ class Config:
     """An nnictl config: its content, its tuner's arguments, and what its paths are relative to."""
 
     def __init__(self, path: Path) -> None:
-        import yaml
-
-        try:
-            self.content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the config '{path}' cannot be read: {error}.") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the config '{path}' is not YAML: {' '.join(str(error).split())}.") from error
+        self.content = read_yaml(path)
         if not isinstance(self.content, dict):
             raise ConfigError(f"the config '{path}' maps fields to values, as in 'trialConcurrency: 1'.")
         self.path = path
@@ -30,7 +25,7 @@ class Config:
 
     def resolve(self, path: Any) -> Path:
         """A path of the config, relative to the config's folder."""
-        return (self.path.parent / Path(str(path)).expanduser()).resolve()
+        return (self.path.parent / expanded(str(path))).resolve()
 
     @property
     def code_directory(self) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.experiment.students import identity
-from nni_blockswap.files import read_json
+from nni_blockswap.files import expanded, read_json
 from nni_blockswap.results.trial import RESULT, read_result
 
 CHECKPOINT = "checkpoint"
@@ -94,7 +94,7 @@ def folder_of(name: str) -> Path:
             f"there is no experiment '{name}' and no such folder; "
             f"NNI knows {', '.join(known) or 'none'} (see nnictl experiment list --all)."
         )
-    return Path(known[name]["logDir"]).expanduser() / name
+    return expanded(known[name]["logDir"]) / name
 
 
 def known_experiments() -> dict[str, Any]:

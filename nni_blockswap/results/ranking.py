@@ -108,7 +108,9 @@ class Ranking:
                 )
                 for row in rows
             )
-        except (OSError, KeyError, ValueError) as error:
+            if not architectures:
+                raise ValueError("it has no rows")
+        except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise SpaceError(f"'{folder}/ranking.csv' is not a ranking: {error!r}; run the search again.") from error
         return cls(str(best.provenance.get("budget", "")), architectures)
 

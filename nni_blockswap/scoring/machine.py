@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nni_blockswap.errors import ConfigError
+from nni_blockswap.errors import ConfigError, first_line
 
 PRECISIONS = ("auto", "float32", "bf16", "float64")
 
@@ -18,8 +18,10 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "meta":
+            raise RuntimeError("nothing is computed there")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        message = str(error).splitlines()[0]
+        message = first_line(error)
         raise ConfigError(f"the device '{name}' cannot be used ({message}); choose auto, cpu or cuda.") from error
     return device
 

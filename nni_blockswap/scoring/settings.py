@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nni_blockswap.errors import ConfigError
+from nni_blockswap.errors import ConfigError, shown
 from nni_blockswap.seeds import check_seed
+
+LARGEST = {"batch_size": 2**20, "inits": 1000, "minibatches": 1000, "train_minibatches": 100_000, "processes": 1024}
+"""Beyond which nobody means it, and nobody would live to see the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +57,15 @@ class ScoreSettings:
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "inits", "minibatches", "train_minibatches"):
-            check_count(name, getattr(self, name))
-        if self.processes is not None:
-            check_count("processes", self.processes)
+        for name, most in LARGEST.items():
+            if name != "processes" or self.processes is not None:
+                check_count(name, getattr(self, name), most)
         check_seed(self.seed, "seed")
 
 
-def check_count(name: str, value: object) -> None:
-    """Raise ConfigError unless ``value`` is a whole number of at least 1."""
+def check_count(name: str, value: object, most: int | None = None) -> None:
+    """Raise ConfigError unless ``value`` is a whole number of at least 1, and no more than ``most``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name} is a whole number of at least 1, not {value!r}.")
+        raise ConfigError(f"{name} is a whole number of at least 1, not {shown(value)}.")
+    if most is not None and value > most:
+        raise ConfigError(f"{name} is at most {most:,}, not {shown(value)}.")

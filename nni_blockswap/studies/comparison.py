@@ -81,10 +81,8 @@ class Comparison:
     @classmethod
     def read(cls, arguments: Mapping[str, Any]) -> "Comparison":
         """A comparison from a config. Raises ConfigError for an argument that there is not."""
-        unknown = arguments.keys() - cls.__dataclass_fields__.keys()
-        if unknown:
-            known = ", ".join(cls.__dataclass_fields__)
-            raise ConfigError(f"a comparison has no '{min(unknown)}'; it has {known}.")
+        for name in sorted(map(str, arguments.keys() - cls.__dataclass_fields__.keys())):
+            raise ConfigError(f"a comparison has no '{name}'; it has {', '.join(cls.__dataclass_fields__)}.")
         return cls(**arguments)
 
 

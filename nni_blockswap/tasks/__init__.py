@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, cast, get_type_hints
 
-from nni_blockswap.errors import ConfigError, DataError
+from nni_blockswap.errors import BlockSwapError, ConfigError, DataError, first_line
 from nni_blockswap.metric import ACCURACY, Metric
 from nni_blockswap.registry import Registry
 from nni_blockswap.tasks.base import Batch, Task
@@ -26,7 +26,7 @@ TASKS: Registry[Callable[..., Task]] = Registry(
 """Functions that make them, from a folder and options."""
 
 
-def make_task(name: str, root: str | None = None, **options: Any) -> Task:
+def make_task(name: str, root: str | None = None, /, **options: Any) -> Task:
     """The task on data set ``name``, its files below ``root``.
 
     Raises:
@@ -41,10 +41,11 @@ def make_task(name: str, root: str | None = None, **options: Any) -> Task:
         )
     try:
         return make(root, **options)
-    except (TypeError, ValueError) as error:
-        given = " ".join(f"{option}={value}" for option, value in options.items())
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ConfigError(f"the data set '{name}' cannot take the options {given}: {reason}.") from error
+    except (BlockSwapError, OSError):
+        raise
+    except Exception as error:  # the function may be anybody's
+        given = " ".join(f"{option}={value}" for option, value in options.items())[:200]
+        raise ConfigError(f"the data set '{name}' cannot take the options {given}: {first_line(error)}.") from error
 
 
 def metric_of(name: str) -> Metric:

@@ -12,7 +12,7 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.points import equal_points
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.weights import seeded
-from nni_blockswap.errors import ConfigError
+from nni_blockswap.errors import ConfigError, shown
 from nni_blockswap.tasks import Task, make_task
 from nni_blockswap.training import options
 from nni_blockswap.training import pruning as sparse
@@ -28,7 +28,7 @@ from nni_blockswap.training.reporting import AttentionPictures, Description, Epo
 from nni_blockswap.training.running import Finished, fit
 from nni_blockswap.training.starting import FRESH, check_start, remembering, start
 from nni_blockswap.training.student import ARCHITECTURE, COMPARISON, begin
-from nni_blockswap.training.teachers import TeacherPlan, check_fit, find_teacher, original_of
+from nni_blockswap.training.teachers import TeacherPlan, check_fit, check_source, find_teacher, original_of
 
 
 def add_comparison(command: argparse.ArgumentParser) -> None:
@@ -50,6 +50,7 @@ def add_comparison(command: argparse.ArgumentParser) -> None:
 def check(given: argparse.Namespace) -> tuple[Recipe, Machine]:
     """The recipe and the machine in the command line. Raises ConfigError where nobody could train by it."""
     check_start(given.init)
+    check_source(given.teacher)
     return _recipe(given), options.machine_from(given)
 
 
@@ -88,7 +89,9 @@ def _assumed() -> dict[str, Any]:
 
 def _recipe(given: argparse.Namespace) -> Recipe:
     """The command line's, with what ``--recipe`` changes. Raises ConfigError for a field that there is not."""
-    changed = given.recipe or {}
+    changed = {} if given.recipe is None else given.recipe
+    if not isinstance(changed, dict):
+        raise ConfigError(f'--recipe maps fields to values, as in {{"lr": 0.05}}; not {shown(changed)}.')
     unknown = changed.keys() - Recipe.__dataclass_fields__.keys()
     if unknown:
         raise ConfigError(f"a recipe has no '{min(unknown)}'; it has {', '.join(Recipe.__dataclass_fields__)}.")

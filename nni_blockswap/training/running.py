@@ -11,11 +11,13 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from nni_blockswap.errors import BlockSwapError, CheckpointError, ConfigError, DataError, first_line
+from nni_blockswap.tasks import Task
 from nni_blockswap.training.checkpoints import BEST, LAST, AtomicCheckpoints, to_resume
 from nni_blockswap.training.machine import Machine
 from nni_blockswap.training.module import Training
 from nni_blockswap.training.nni_link import is_first_process
 from nni_blockswap.training.program import in_terminal, say
+from nni_blockswap.training.recipe import Optimisation
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,9 @@ def fit(
         callbacks=[*callbacks, *needed],
     )
     size = share(recipe.batch_size // recipe.accumulate, trainer)
+    check_batches(task, recipe)
     training = task.train_loader(size, workers=machine.workers)
     validation = task.val_loader(size, workers=machine.workers)
-    examples = getattr(training, "dataset", None)  # a user's own batches may have none
-    if examples is not None and len(examples) < recipe.batch_size:
-        raise DataError(f"the training set has {len(examples)} images, less than one batch; lower --batch-size.")
     try:
         trainer.fit(module, training, validation, ckpt_path=earlier.path if earlier else None, weights_only=True)
     except Exception as error:
@@ -155,6 +155,13 @@ def fit(
     score = best.best_model_score  # Lightning forgets it where a folder was moved
     last = module.figures[module.monitor.removeprefix("val/")]
     return Finished(trainer, last if score is None else float(score), timer.time_elapsed("train"))
+
+
+def check_batches(task: Task, recipe: Optimisation) -> None:
+    """Raise DataError where the training set is smaller than a batch."""
+    examples = getattr(task.train_loader(1), "dataset", None)  # a user's own batches may have none
+    if examples is not None and len(examples) < recipe.batch_size:
+        raise DataError(f"the training set has {len(examples)} images, less than one batch; lower --batch-size.")
 
 
 def evaluate(module: Training, machine: Machine) -> float:

@@ -182,13 +182,23 @@ def _given(source: str) -> Any:
     return _of_timm(source.removeprefix(TIMM)) if source.startswith(TIMM) else checkpoints.read(source)
 
 
-def _of_torchvision(name: str) -> Any:
+def check_source(source: str | None) -> None:
+    """Raise CheckpointError where torchvision has no weights that a teacher's ``source`` names."""
+    if source is not None and source.startswith(TORCHVISION):
+        _named_in_torchvision(source.removeprefix(TORCHVISION))
+
+
+def _named_in_torchvision(name: str) -> Any:
     from torchvision import models
 
     try:
-        weights = models.get_weight(name) if "_Weights." in name else models.get_model_weights(name).DEFAULT
+        return models.get_weight(name) if "_Weights." in name else models.get_model_weights(name).DEFAULT
     except (ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"torchvision has no weights called '{name}': {first_line(error)}.") from error
+
+
+def _of_torchvision(name: str) -> Any:
+    weights = _named_in_torchvision(name)
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:

@@ -153,18 +153,19 @@ def resumed(identity, environment):
 def test_a_killed_experiment_is_resumed_to_done_and_nothing_is_lost_or_done_twice(number, experiment, tmp_path):
     draw = random.Random(number)
     whom = WHOM[number % len(WHOM)]
-    training = "training", draw.randrange(STUDENTS * EPOCHS)
-    moment = training if whom == "trial" or draw.random() < 0.5 else ("search", draw.randrange(SAMPLES))
+    training = "training", draw.randrange(1, STUDENTS * EPOCHS)
+    moment = training if whom == "trial" or draw.random() < 0.5 else ("search", draw.randrange(1, SAMPLES))
     config, environment = experiment
     running, manager = begun(config, environment, moment)
     for process in wait_for(lambda: processes(manager, whom)):
         process.kill()
     before, results = scores(running.folder), finished(running.folder)
+    settled(running, environment)
     for _ in range(3):
+        running = resumed(running.id, environment)
         status = settled(running, environment)
         if status == "DONE":
             break
-        running = resumed(running.id, environment)
     assert (whom, moment, status) == (whom, moment, "DONE")
     after = scores(running.folder)
     assert after.startswith(before[: before.rfind(b"\n") + 1])
