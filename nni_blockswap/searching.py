@@ -134,7 +134,7 @@ def search(
     methods = [make_method(settings, table, budget, proxy.higher_is_better) for budget in budgets]
     scorer = Scorer(settings, make_task(settings.data, settings.data_root, **settings.data_options), proxy)
     journal = Journal(folder, _identity(settings, scorer))
-    with closing(journal), Board(folder, proxy.higher_is_better) as board:
+    with closing(journal), closing(scorer), Board(folder, proxy.higher_is_better) as board:
         check_overwrites(homes, extents)
         found = _converse(methods, _Scoring(scorer, journal, board, on_progress), table)
         rankings = [
@@ -203,7 +203,10 @@ def score(
         return [Score(value) for value in scores_of(settings.proxy, columns)]
     task = make_task(settings.data, settings.data_root, **settings.data_options)
     scorer = Scorer(settings, task, make_proxy(settings.proxy))
-    with closing(Journal(Path(out) if out is not None else None, _identity(settings, scorer))) as journal:
+    with (
+        closing(Journal(Path(out) if out is not None else None, _identity(settings, scorer))) as journal,
+        closing(scorer),
+    ):
         scoring = _Scoring(scorer, journal, Board(None, scorer.proxy.higher_is_better), on_progress)
         scoring.score(architectures, settings.inits)
     return [_mean(journal, choices, settings.inits) for choices in architectures]

@@ -6,7 +6,7 @@ minibatches (common random numbers), so that what differs between two scores is 
 is the ``engines``' affair.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -24,10 +24,13 @@ from nni_blockswap.scoring.machine import resolve_device, resolve_precision
 from nni_blockswap.scoring.proxies import Proxy, Score
 from nni_blockswap.scoring.proxies.fisher import FisherPotential
 from nni_blockswap.scoring.settings import ScoreSettings
-from nni_blockswap.scoring.workers import score_all
+from nni_blockswap.scoring.workers import Workers
 from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks import Batch, Task
 from nni_blockswap.tasks.classification import Classification
+
+Run = Callable[[Sequence[Mapping[str, str]]], Iterator[tuple[int, Score]]]
+"""From candidates to (position, score), as they come."""
 
 
 class Scorer:
@@ -58,23 +61,39 @@ class Scorer:
         dtype = torch.float64 if self.precision == "float64" else None
         batches = [task.to(batch, self.device, dtype) for batch in drawn]
         self.training, self.measured = batches[:trained], batches[trained:]
+        self._running: tuple[int, Run] | None = None
 
     def scores(self, init: int, candidates: Sequence[Mapping[str, str]]) -> Iterator[tuple[int, Score]]:
         """Score ``candidates`` (canonical choices by label) under the ``init``-th draw of the weights.
 
+        Super-network, engine and processes are kept for the next call, unless that is for another draw.
+
         Yields:
             (position in ``candidates``, score), as they come.
         """
+        if self._running is None or self._running[0] != init:
+            self.close()
+            self._running = init, self._started(init)
+        try:
+            yield from self._running[1](candidates)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the processes that scored, and free the super-network."""
+        self._running = None
+
+    def _started(self, init: int) -> Run:
+        """What scores candidates under the ``init``-th draw; super-network, engine and processes last until it goes."""
         work = self.work(init)
         engine = choose(work)
         start = engine.start(work)
-        if not engine.parallel:
-            measured = start()
-            for position, choices in enumerate(candidates):
-                yield position, measured(choices)
-            return
-        del work  # with the super-network that the engine was chosen by: it has one of its own
-        yield from score_all(start, start(), candidates, self._processes() - 1)
+        if engine.parallel:
+            del work  # with the super-network that the engine was chosen by: it has one of its own
+            return Workers(start, start(), self._processes() - 1).score
+        measure = start()
+        return lambda candidates: ((position, measure(choices)) for position, choices in enumerate(candidates))
 
     def work(self, init: int) -> Work:
         """What is to be measured under the ``init``-th draw of the weights."""

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import torch
@@ -29,34 +30,45 @@ Piece = list[tuple[int, Mapping[str, str]]]
 LONGEST_PIECE = 8
 
 
-def score_all(
-    start: Callable[[], Measure], measure: Measure, candidates: Sequence[Mapping[str, str]], helpers: int
-) -> Iterator[tuple[int, Score]]:
-    """Score ``candidates``, in an order that keeps neighbours together.
+class Workers:
+    """This process and its helpers; they live until they are closed, from one call to the next.
 
     Args:
         start: gives a helper what it measures with; it can be pickled.
         measure: what this process measures with.
-        candidates: choices by label.
-        helpers: processes beside this one.
-
-    Yields:
-        (position in ``candidates``, score), as they come.
-
-    Raises:
-        WorkerError: a helper died.
+        helpers: at most so many processes beside this one.
     """
-    pieces = _pieces(candidates, helpers + 1)
-    with ExitStack() as stack:
-        team = _Team(start, min(helpers, len(pieces) - 1))
-        stack.callback(team.close)
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
+
+    def __init__(self, start: Callable[[], Measure], measure: Measure, helpers: int) -> None:
+        self._measure, self._helpers = measure, helpers
+        self._team = _Team(start)
+        self.close = weakref.finalize(self, self._team.close)  # also where nobody does
+
+    def score(self, candidates: Sequence[Mapping[str, str]]) -> Iterator[tuple[int, Score]]:
+        """Score ``candidates``, choices by label, in an order that keeps neighbours together.
+
+        Yields:
+            (position in ``candidates``, score), as they come.
+
+        Raises:
+            WorkerError: a helper died.
+        """
+        pieces = _pieces(candidates, self._helpers + 1)
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        while pieces or team.busy:
-            for position, choices in pieces.popleft() if pieces else ():
-                yield position, measure(choices)
-                yield from team.results(pieces, wait=False)
-            yield from team.results(pieces, wait=not pieces)
+        try:
+            self._team.grow(min(self._helpers, len(pieces) - 1))
+            self._team.hand_out(pieces)
+            while pieces or self._team.busy:
+                for position, choices in pieces.popleft() if pieces else ():
+                    yield position, self._measure(choices)
+                    yield from self._team.results(pieces, wait=False)
+                yield from self._team.results(pieces, wait=not pieces)
+        except BaseException:
+            self.close()  # the helpers are at work that nobody waits for
+            raise
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _pieces(candidates: Sequence[Mapping[str, str]], processes: int) -> "deque[Piece]":
@@ -73,16 +85,31 @@ def _pieces(candidates: Sequence[Mapping[str, str]], processes: int) -> "deque[P
 class _Team:
     """The helpers, and what they say."""
 
-    def __init__(self, start: Callable[[], Measure], size: int) -> None:
+    def __init__(self, start: Callable[[], Measure]) -> None:
+        self._start = start
         self._said: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-        self._processes = [_start_process() for _ in range(size)]
-        self._left = [0] * size  # scores that each still owes
-        for index in range(size):
-            threading.Thread(target=self._listen, args=(index, start), daemon=True).start()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._left: list[int] = []  # scores that each still owes
+        self._ready: list[bool] = []
+
+    def grow(self, size: int) -> None:
+        """Start helpers until there are ``size``."""
+        for index in range(len(self._processes), size):
+            self._processes.append(_start_process())
+            self._left.append(0)
+            self._ready.append(False)
+            threading.Thread(target=self._listen, args=(index,), daemon=True).start()
 
     @property
     def busy(self) -> bool:
         return any(self._left)
+
+    def hand_out(self, pieces: "deque[Piece]") -> None:
+        """Give a piece to each helper that is ready and has none."""
+        for index, ready in enumerate(self._ready):
+            if ready and pieces and not self._left[index]:
+                self._left[index] = len(pieces[0])
+                self._send(index, pieces.popleft())
 
     def results(self, pieces: "deque[Piece]", *, wait: bool) -> Iterator[tuple[int, Score]]:
         """The scores that have come in; helpers that are ready get the next piece."""
@@ -90,12 +117,12 @@ class _Team:
             index, message = self._said.get()
             if message is None:
                 raise WorkerError(_obituary(self._processes[index].wait()))
-            if message != _READY:
+            if message == _READY:
+                self._ready[index] = True
+            else:
                 self._left[index] -= 1
                 yield message
-            if pieces and not self._left[index]:
-                self._left[index] = len(pieces[0])
-                self._send(index, pieces.popleft())
+            self.hand_out(pieces)
 
     def close(self) -> None:
         """End the helpers, at work or not."""
@@ -109,9 +136,9 @@ class _Team:
             pickle.dump(message, stream)  # type: ignore[arg-type]
             stream.flush()  # type: ignore[union-attr]
 
-    def _listen(self, index: int, start: Callable[[], Measure]) -> None:
+    def _listen(self, index: int) -> None:
         """In a thread: pass on what a helper says; None when it says no more."""
-        self._send(index, start)  # here, as it takes until the helper has started to read
+        self._send(index, self._start)  # here, as it takes until the helper has started to read
         try:
             while True:
                 answer = pickle.load(self._processes[index].stdout)  # type: ignore[arg-type]

@@ -13,10 +13,12 @@ import torch
 
 from nni_blockswap.errors import WorkerError
 from nni_blockswap.results.journal import Journal
-from nni_blockswap.scoring.engines import cpu_layers
+from nni_blockswap.scoring import scorer as scoring
+from nni_blockswap.scoring import workers
+from nni_blockswap.scoring.engines import choose, cpu_layers
 from nni_blockswap.scoring.proxies import Score
 from nni_blockswap.scoring.scorer import draw
-from nni_blockswap.scoring.workers import score_all
+from nni_blockswap.scoring.workers import Workers
 from tests.scoring.engines.test_chain import WRN, batch, covering, scorer, super_network
 
 
@@ -63,9 +65,37 @@ def test_helpers_find_the_same_scores_as_this_process(tmp_path: Path) -> None:
             time.sleep(0.02)
         return mine(choices)
 
-    shared = dict(score_all(partial(_leaving_a_mark, start, mark), patient, candidates * 8, 1))
+    shared = dict(Workers(partial(_leaving_a_mark, start, mark), patient, 1).score(candidates * 8))
     assert mark.exists()
     assert shared == {position: alone[position % len(candidates)] for position in range(8 * len(candidates))}
+
+
+def test_helpers_live_from_one_call_to_the_next_and_end_with_what_has_them(monkeypatch) -> None:
+    candidates = covering(super_network(WRN, torch.float32))
+    started = []
+    start_process = workers._start_process
+    monkeypatch.setattr(workers, "_start_process", lambda: started.append(start_process()) or started[-1])
+    draws = []
+    monkeypatch.setattr(scoring, "choose", lambda work: draws.append(1) or choose(work))
+    one = scorer(processes=2)
+    first, again = dict(one.scores(0, candidates)), dict(one.scores(0, candidates))
+    assert first == again
+    assert (len(started), len(draws)) == (1, 1)
+    assert dict(one.scores(1, candidates)) != first
+    assert (len(started), len(draws)) == (2, 2)
+    assert started[0].poll() is not None  # the first draw's
+    assert started[1].poll() is None
+    one.close()
+    assert started[1].poll() is not None
+
+
+def test_what_is_left_half_done_ends_its_helpers_and_can_be_begun_again() -> None:
+    candidates = covering(super_network(WRN, torch.float32))
+    one = scorer(processes=2)
+    half = one.scores(0, candidates * 4)
+    next(half)
+    half.close()
+    assert dict(one.scores(0, candidates)) == dict(scorer().scores(0, candidates))
 
 
 def _dies(code: int):
@@ -88,7 +118,7 @@ def test_a_killed_helper_is_told_in_one_sentence_and_keeps_what_was_found(tmp_pa
         return Score(1.0)
 
     def score_and_record() -> None:
-        for position, score in score_all(partial(_dies, signal.SIGKILL), patient, candidates, 1):
+        for position, score in Workers(partial(_dies, signal.SIGKILL), patient, 1).score(candidates):
             journal.add(0, str(position), score)
 
     with pytest.raises(WorkerError, match=r"a scoring process was killed by signal 9; .* start the same search again"):
