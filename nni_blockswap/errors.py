@@ -43,6 +43,10 @@ class TrainingError(BlockSwapError):
     """A training run diverged or could not go on."""
 
 
+class MachineError(BlockSwapError):
+    """A machine of NNI's remote training service cannot be reached, or does not do what it is asked."""
+
+
 class ExportError(BlockSwapError):
     """A network cannot be written in the format that was asked for."""
 

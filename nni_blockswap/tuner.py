@@ -22,7 +22,8 @@ from nni_blockswap.experiment.dispatcher import (
     share_cores,
     tell,
 )
-from nni_blockswap.experiment.recovery import Words, allow_for
+from nni_blockswap.experiment.fetching import Fetcher, fetch
+from nni_blockswap.experiment.recovery import Words, allow_for, held
 from nni_blockswap.experiment.service import Experiment
 from nni_blockswap.experiment.signature import secret_of, signed
 from nni_blockswap.experiment.students import Students, identity, result_of
@@ -64,7 +65,8 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         self._search_space: Any = {}
         self._chosen: Students | None = None
         self._handed_out: dict[int, str] = {}
-        self._words = Words(self._folder().parent)
+        self._words = Words(self._experiment())
+        self._fetcher: Fetcher | None = None
         self._dispatcher: Any = None
 
     def update_search_space(self, search_space: Any) -> None:
@@ -83,8 +85,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
                 self._chosen = self._earlier_students() or self._search(dispatcher)
             if os.environ.get("NNI_MODE") == "resume":
                 self._make_up_for_lost_trials(self._chosen)
-            rerun = [identity(entry) for entry in getattr(dispatcher, "recovered_trial_params", {}).values()]
-            parameters = self._chosen.next(rerun)
+            parameters = self._chosen.next(self._rerun(dispatcher))
         except StoppedError:
             raise
         except BlockSwapError as error:
@@ -94,6 +95,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
             self._give_up(
                 f"the search failed unexpectedly, {type(error).__name__}: {error}; see dispatcher.log.", dispatcher
             )
+        self._fetch()
         if parameters is None:
             raise NoMoreTrialError("every selected student has its trial")
         self._handed_out[parameter_id] = identity(parameters)
@@ -101,7 +103,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
 
     def receive_trial_result(self, parameter_id: int, parameters: Any, value: Any, **kwargs: Any) -> None:
         """Note a student's accuracy."""
-        self.import_data([{"parameter": parameters, "value": value}])
+        self.import_data([{"parameter": parameters or {}, "value": value}])  # NNI's "no more" overwrites some by ""
 
     def trial_end(self, parameter_id: int, success: bool, **kwargs: Any) -> None:
         """Note a student that failed, or hand out again one whose trial was killed: NNI does neither."""
@@ -109,6 +111,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
             chosen, student = self._chosen, self._handed_out.get(parameter_id)
             if success or chosen is None or student is None:
                 return
+            fetch(self._experiment())
             words = self._words.new()
             for word in words:
                 if word.final:
@@ -136,6 +139,27 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
             if self._chosen is not None:
                 for entry in data:
                     self._chosen.succeeded(*result_of(entry["parameter"], entry["value"]))
+
+    def _on_exit(self) -> None:
+        """Bring back what ended last; NNI calls it when the experiment is stopped."""
+        if self._fetcher is not None:
+            self._fetcher.stop()
+
+    def _fetch(self) -> None:
+        """Bring back what trials on other machines write, from now on."""
+        if self._fetcher is None:
+            self._fetcher = Fetcher(self._experiment(), _log.warning)
+            self._fetcher.start()
+
+    def _rerun(self, dispatcher: Any) -> list[str]:
+        """The students of the trials that NNI itself starts again, after a resume, and of those that run."""
+        recorded = [identity(entry) for entry in getattr(dispatcher, "recovered_trial_params", {}).values()]
+        port = manager_port()
+        if recorded and port is not None:
+            if self._fetcher is None:  # which began where is told by their folders
+                fetch(self._experiment())
+            return held(self._experiment(), Experiment(port).trials())
+        return recorded
 
     def _earlier_students(self) -> Students | None:
         """Those that an earlier process of this experiment selected."""
@@ -209,6 +233,9 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
 
     def _folder(self) -> Path:
         return Path(self.get_checkpoint_path() or ".")
+
+    def _experiment(self) -> Path:
+        return self._folder().absolute().parent
 
 
 class StoppedError(Exception):

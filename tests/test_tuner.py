@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import nni
 import pytest
@@ -329,3 +330,40 @@ def test_arguments_of_every_kind_are_checked():
         "samples is a whole number, not True",
     ]
     assert all(any(text in fault for fault in faults) for text in expected)
+
+
+def test_a_trial_that_nni_starts_again_holds_the_student_in_its_folder(folder, monkeypatch):
+    """NNI recorded two trials with each other's parameters, and the third before it had begun."""
+    monkeypatch.setenv("NNI_MODE", "resume")
+    given = ask(started(students=4), 0, 1, 2)
+    for trial, student in (("t0", given[1]), ("t1", given[0])):
+        write_json(folder.parent / "environments" / "worker" / "trials" / trial / "parameters.json", student)
+    recorded = [
+        {"trialJobId": f"t{number}", "status": status, "hyperParameters": [json.dumps({"parameters": parameters})]}
+        for number, (status, parameters) in enumerate(
+            [("SUCCEEDED", given[0]), ("ADD_RESUMED", given[1]), ("ADD_RESUMED", given[1])]
+        )
+    ]
+    profile = {"params": {"maxTrialNumber": 3}}
+    raised = []
+    manager = SimpleNamespace(
+        folder=folder.parent,
+        trials=lambda: recorded,
+        get=lambda what: profile,
+        put=lambda what, content: raised.append(content["params"]["maxTrialNumber"]),
+    )
+    monkeypatch.setattr("nni_blockswap.tuner.manager_port", lambda: 1)
+    monkeypatch.setattr("nni_blockswap.tuner.Experiment", lambda port: manager)
+    write_json(folder / "max_trials.json", 3)
+    after = started(students=4)
+    rest = ask(after, 3, 4, dispatcher=Dispatcher(rerun=[given[1], given[1]]))
+    assert [parameters["rank"] for parameters in rest] == [3, 4]  # t1 has the first, t2 is given the second
+    assert raised == [4, 4]
+
+
+def test_a_result_whose_parameters_nni_has_overwritten_counts(folder):
+    """With trials side by side NNI answers "no more" under the id of the last student."""
+    tuner = started()
+    (first,) = ask(tuner, 0)
+    tuner.receive_trial_result(0, "", {"default": 0.75, "architecture_id": first["architecture_id"]})
+    assert read_json(folder / "students.json")[0]["accuracy"] == 0.75

@@ -52,20 +52,20 @@ def find_faults(path: Path) -> list[Fault]:
     """
     config = Config(path)
     with _importable(config.code_directory, config.trial_directory):
-        found = [fault for check in (_fields, _limits, _tuner, _search, _trial) for fault in check(config)]
+        found = [fault for check in CHECKS for fault in check(config)]
     return sorted(dict.fromkeys(found), key=lambda fault: not fault.fatal)
 
 
 def _fields(config: Config) -> Iterator[Fault]:
     """NNI's own fields and types."""
-    from nni.experiment.config import ExperimentConfig, LocalConfig, utils
+    from nni.experiment.config import ExperimentConfig, LocalConfig, RemoteConfig, RemoteMachineConfig, utils
     from nni.experiment.config.algorithm import _AlgorithmConfig
 
-    service = config.content.get("trainingService")
-    service = service if isinstance(service, dict) else {}
     kinds = {"": (config.content, ExperimentConfig), "tuner.": (config.tuner, _AlgorithmConfig)}
-    if service.get("platform", "local") == "local":
-        kinds["trainingService."] = service, LocalConfig
+    if config.platform in ("local", "remote"):
+        kinds["trainingService."] = config.service, LocalConfig if config.platform == "local" else RemoteConfig
+    for number, machine in enumerate(config.machines):
+        kinds[f"trainingService.machineList[{number}]."] = machine, RemoteMachineConfig
     for where, (content, kind) in kinds.items():
         known = {_camel(one.name) for one in fields(kind)}
         for name in content.keys() - known:
@@ -114,10 +114,8 @@ def _limits(config: Config) -> Iterator[Fault]:
             "each other's parameters (microsoft/nni issue 5726); the students' files and blockswap's table stay right.",
             fatal=False,
         )
-    service = content.get("trainingService")
-    service = service if isinstance(service, dict) else {}
-    gpus = service.get("trialGpuNumber", content.get("trialGpuNumber"))
-    if gpus and service.get("maxTrialNumberPerGpu", 1) == 1 and service.get("platform", "local") == "local":
+    gpus = config.service.get("trialGpuNumber", content.get("trialGpuNumber"))
+    if gpus and config.service.get("maxTrialNumberPerGpu", 1) == 1 and config.platform == "local":
         yield Fault(
             f"trialGpuNumber is {gpus}, which NNI cannot schedule on a machine with as many GPUs, and fills its memory "
             "trying; leave it out (trials use the GPU all the same), or add maxTrialNumberPerGpu: 2 to trainingService."
@@ -223,6 +221,17 @@ def _fitting(arguments: Mapping[str, Any], config: Config) -> None:
 def _trial(config: Config) -> Iterator[Fault]:
     """The trial's command: its program is there, its options are understood, and it could train by them."""
     yield from map(Fault, command_faults(config))
+
+
+def _machines(config: Config) -> Iterator[Fault]:
+    """The machines of the remote training service: reached, and ready for the trials."""
+    from nni_blockswap.experiment import readiness
+
+    yield from map(Fault, readiness.faults(config))
+    yield from (Fault(sentence, fatal=False) for sentence in readiness.warnings(config))
+
+
+CHECKS = (_fields, _limits, _tuner, _search, _trial, _machines)
 
 
 def _attempt(action: Callable[[], object]) -> Iterator[Fault]:

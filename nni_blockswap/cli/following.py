@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from nni_blockswap.errors import StateError
+from nni_blockswap.experiment.fetching import fetch
 from nni_blockswap.experiment.service import CHECKPOINT, Experiment
 from nni_blockswap.files import read_json
 from nni_blockswap.metric import Metric
@@ -110,9 +111,9 @@ class Follower:
             final = result_of(trial)
             self._line.say(f"{name_of(trial)}: done{'' if final is None else f', {self._judged(final)}'}")
         elif status == "FAILED":
-            self._line.say(
-                f"{name_of(trial)}: FAILED: {last_line(self._experiment.trial_folder(identity) / 'trial.stderr')}"
-            )
+            faults = fetch(self._experiment.folder)
+            said = last_line(self._experiment.trial_folder(identity) / "trial.stderr")
+            self._line.say(f"{name_of(trial)}: FAILED: {faults[0] if faults else said}")
         elif status in OVER:
             self._line.say(f"{name_of(trial)}: stopped, by hand or for want of memory ({status})")
 

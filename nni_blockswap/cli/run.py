@@ -19,10 +19,11 @@ from nni_blockswap.cli.following import Follower, Line
 from nni_blockswap.cli.summary import print_students
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.experiment.config import Config
+from nni_blockswap.experiment.fetching import fetch
 from nni_blockswap.experiment.service import Experiment, nnictl
 
 ATTEMPTS = 4
-"""nnictl gives NNI's manager three seconds to come up, too few on a busy machine."""
+"""The machine may be too busy for NNI's manager to come up in time, or somebody else take its port meanwhile."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +64,8 @@ def _watch(experiment: Experiment, manager: Any, config: Config) -> int:
     )
     with Line() as line:
         good = Follower(experiment, line, config.metric).follow()
+    for fault in fetch(experiment.folder):
+        print(fault, file=sys.stderr)
     good = print_students(experiment.folder, config) and good
     print(f"All of it: {experiment.folder}; again in the browser: nnictl view {experiment.id}")
     if sys.stdout.isatty() and sys.stdin.isatty():

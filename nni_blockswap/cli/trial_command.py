@@ -40,7 +40,8 @@ def command_faults(config: Config) -> Iterator[str]:
     if not simple:
         yield "trialCommand is empty; write one, as in python -m trial.distill."
     for words in simple:
-        yield from _program_faults(words, folder)
+        if config.platform == "local":  # elsewhere it is on the machines
+            yield from _program_faults(words, folder)
         yield from _module_faults(words, config)
 
 
@@ -127,7 +128,7 @@ def _option_faults(trial: Any, words: list[str], config: Config) -> Iterator[str
         if getattr(given, name, None) is not None and not str(getattr(given, name)).startswith(NO_PATHS):
             path = config.trial_directory / getattr(given, name)
             setattr(given, name, str(path))
-            if name == "teacher" and not path.exists() and not is_made_first:
+            if name == "teacher" and config.platform == "local" and not path.exists() and not is_made_first:
                 yield f"there is no checkpoint '{path}'."
     try:
         recipe = trial.check(given) if callable(getattr(trial, "check", None)) else None
@@ -136,7 +137,7 @@ def _option_faults(trial: Any, words: list[str], config: Config) -> Iterator[str
     data = getattr(given, "data", None)
     if data is not None and data != config.arguments.get("data", data):
         yield f"the tuner searches on {config.arguments['data']} and the trial trains on {data}; set both alike."
-    elif data is not None:
+    elif data is not None and (config.platform == "local" or not given.data_root):
         try:
             _check_data(given, recipe, config)
         except BlockSwapError as error:

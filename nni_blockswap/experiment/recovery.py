@@ -4,7 +4,8 @@ A trial that fails by its student's own fault leaves a word in its folder before
 What ended without one was ended from outside.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from nni_blockswap.experiment.students import Student, ended, identity
 from nni_blockswap.files import read_json
 from nni_blockswap.results.trial import GIVEN, WORD
 
-_OPEN = ("WAITING", "RUNNING", "UNKNOWN")
-"""States of a trial that has not ended, as NNI has them."""
+_OPEN = ("WAITING", "RUNNING", "UNKNOWN", "ADD_RESUMED")
+"""States of a trial that has not ended, as NNI has them; the last from a resume on until the trial is started again."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,29 @@ def _student(trial: Path) -> str | None:
     return identity(given) if isinstance(given, dict) else None
 
 
+def held(experiment: Path, trials: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The student of each of ``trials`` that has not ended, as the manager lists them.
+
+    A trial that has begun goes on with what is in its folder, even where NNI has recorded it with the parameters of one
+    beside it; one that has not is given what is recorded.
+    """
+    found = []
+    for trial in trials:
+        if trial["status"] in _OPEN:
+            folder = next(experiment.glob(f"environments/*/trials/{trial['trialJobId']}"), experiment)
+            found.append(_student(folder) or _recorded(trial))
+    return found
+
+
+def _recorded(trial: Mapping[str, Any]) -> str:
+    given = json.loads(trial["hyperParameters"][0])["parameters"]
+    return identity(given)
+
+
 def allow_for(students: Sequence[Student], planned: int, manager: Experiment) -> None:
     """Let NNI start as many trials as it takes to have one for each of the students that have not ended.
 
-        maxTrialNumber = trials that have ended + students that have not
+        maxTrialNumber = trials so far + students that have neither ended nor an open trial
 
     Args:
         students: best first.
@@ -69,8 +89,9 @@ def allow_for(students: Sequence[Student], planned: int, manager: Experiment) ->
     Raises:
         StateError: NNI's manager does not answer.
     """
-    over = [trial for trial in manager.trials() if trial["status"] not in _OPEN or trial.get("finalMetricData")]
-    wanted = len(over) + sum(not ended(student) for student in students[:planned])
+    trials = manager.trials()
+    busy = held(manager.folder, trials)
+    wanted = len(trials) + sum(not ended(student) and student.id not in busy for student in students[:planned])
     profile: Mapping[str, Any] = manager.get("experiment")
     if wanted > profile["params"].get("maxTrialNumber", wanted):
         changed = {**profile, "params": {**profile["params"], "maxTrialNumber": wanted}}

@@ -1,6 +1,7 @@
 """An NNI experiment from outside: its manager's web service while it runs, and its folder at any time."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.errors import ConfigError, StateError
+from nni_blockswap.experiment.fetching import fetch
 from nni_blockswap.experiment.students import identity
 from nni_blockswap.files import expanded, read_json
 from nni_blockswap.results.trial import RESULT, read_result
 
 CHECKPOINT = "checkpoint"
+_log = logging.getLogger(__name__)
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -83,6 +86,8 @@ class Experiment:
 def folder_of(name: str) -> Path:
     """Where results are: ``name`` itself where it is a folder, else the folder of the experiment with that id.
 
+    What an experiment's trials wrote on other machines is brought there first.
+
     Raises:
         ConfigError: it is neither a folder nor an experiment that ran on this machine.
     """
@@ -94,7 +99,10 @@ def folder_of(name: str) -> Path:
             f"there is no experiment '{name}' and no such folder; "
             f"NNI knows {', '.join(known) or 'none'} (see nnictl experiment list --all)."
         )
-    return expanded(known[name]["logDir"]) / name
+    folder = expanded(known[name]["logDir"]) / name
+    for fault in fetch(folder):
+        _log.warning("%s", fault)
+    return folder
 
 
 def known_experiments() -> dict[str, Any]:
@@ -119,6 +127,16 @@ def results(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     return found
 
 
+NNICTL = """
+import sys
+from nni.experiment import launcher
+from nni.tools.nnictl.nnictl import parse_args
+launcher._check_rest_server.__defaults__ = (20, None)
+sys.exit(parse_args())
+"""
+"""Gives NNI's manager twenty seconds to come up: nnictl by itself gives it three, too few on a busy machine."""
+
+
 def nnictl(*arguments: str) -> "subprocess.Popen[str]":
     """Start nnictl, its output readable.
 
@@ -129,12 +147,7 @@ def nnictl(*arguments: str) -> "subprocess.Popen[str]":
     search = os.pathsep.join([str(programs), os.environ.get("PATH", os.defpath)])
     local = ",".join(filter(None, [os.environ.get("no_proxy"), "localhost", "127.0.0.1"]))
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from nni.tools.nnictl.nnictl import parse_args; sys.exit(parse_args())",
-            *arguments,
-        ],
+        [sys.executable, "-c", NNICTL, *arguments],
         env={**os.environ, "PATH": search, "no_proxy": local},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -20,6 +20,21 @@ KINDS: Mapping[str, type] = {
 """Of what a result may say."""
 
 
+def link_curves(output: Path) -> None:
+    """Make the web page's TensorBoard button find the curves of the trial that writes to ``output``.
+
+    The button looks in <experiment>/trials/<trial>/output/tensorboard; trials write below
+    <experiment>/environments/<environment>/trials/<trial> (microsoft/nni issue 5609).
+    """
+    trial, folders = output.name, output.parents
+    if len(folders) < 4 or folders[0].name != "trials" or folders[2].name != "environments":
+        return
+    looked_at = folders[3] / "trials" / trial / "output" / "tensorboard"
+    looked_at.parent.mkdir(parents=True, exist_ok=True)
+    if not looked_at.is_symlink():
+        looked_at.symlink_to(output / "tensorboard")
+
+
 def read_result(path: str | Path) -> dict[str, Any]:
     """A trial's result: at least a value of its metric, ``params``, and all of the kind that it should be.
 

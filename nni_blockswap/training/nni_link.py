@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.experiment.signature import is_signed
-from nni_blockswap.files import write_json
+from nni_blockswap.files import read_json, write_json
 from nni_blockswap.results.trial import GIVEN, WORD
 
 Metrics = Mapping[str, float | int | str]
@@ -34,11 +34,22 @@ class NNILink:
         import nni.trial
 
         self._trial = nni.trial
-        self.parameters: dict[str, Any] = dict(nni.get_next_parameter() or {})
         self.output = Path(os.environ["NNI_OUTPUT_DIR"])
+        handed_out = dict(nni.get_next_parameter() or {})  # asked for in any case: no report comes before that
+        self.parameters: dict[str, Any] = self._earlier() or handed_out
         self.signed = is_signed(self.parameters, self.output.absolute())
         (self.output / WORD).unlink(missing_ok=True)  # of an earlier process
         write_json(self.output / GIVEN, self.parameters)
+
+    def _earlier(self) -> dict[str, Any]:
+        """What this trial was given before it was stopped; empty where it is new.
+
+        NNI may have recorded a trial with the parameters of one beside it, and hands it those when it is resumed
+        (microsoft/nni issues 5693 and 5726).
+        """
+        with suppress(OSError, ValueError):
+            return dict(read_json(self.output / GIVEN))
+        return {}
 
     def report_epoch(self, epoch: int, metrics: Metrics) -> None:
         """Report the metrics of ``epoch``, counted from 0; a resumed trial goes on in its old curve."""
@@ -48,20 +59,6 @@ class NNILink:
     def report_final(self, metrics: Metrics) -> None:
         """Report the trial's result."""
         self._trial.report_final_result(dict(metrics))
-
-    def link_tensorboard(self) -> None:
-        """Make the web page's TensorBoard button find this trial's curves.
-
-        The button looks in <experiment>/trials/<trial>/output/tensorboard; trials write below
-        <experiment>/environments/<environment>/trials/<trial> (microsoft/nni issue 5609).
-        """
-        trial, folders = self.output.name, self.output.parents
-        if len(folders) < 4 or folders[0].name != "trials" or folders[2].name != "environments":
-            return
-        looked_at = folders[3] / "trials" / trial / "output" / "tensorboard"
-        looked_at.parent.mkdir(parents=True, exist_ok=True)
-        if not looked_at.is_symlink():
-            looked_at.symlink_to(self.output / "tensorboard")
 
 
 def leave_word(sentence: str, *, final: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError
+from nni_blockswap.results.trial import link_curves
 from nni_blockswap.training import options
 from nni_blockswap.training.folder import settings_in, take_over
 from nni_blockswap.training.nni_link import NNILink, is_first_process, under_nni
@@ -32,7 +33,7 @@ def begin(given: argparse.Namespace) -> tuple[Architecture, Path, NNILink | None
         raise ConfigError("--out DIR says where results go.")
     out = Path(where)
     if link is not None:
-        link.link_tensorboard()
+        link_curves(link.output)
         take_over(out, link.parameters)
     if link is not None and given.architecture is None:
         _take(given, link.parameters)

@@ -51,7 +51,12 @@ def test_nobody_sets_trial_gpu_number():
         assert "trialGpuNumber:" not in path.read_text(), path
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    # the machines of remote.yml are no more than examples: see tests/experiment/test_readiness.py
+    [path for path in sorted((ROOT / "experiments").glob("*.yml")) if path.name != "remote.yml"],
+    ids=lambda path: path.name,
+)
 def test_the_papers_experiments_lack_nothing_but_data(path, tmp_path):
     """Their data is not here, but for the digits; nothing else may be wrong."""
     config = Config(path)

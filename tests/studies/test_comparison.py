@@ -282,7 +282,7 @@ def test_in_an_experiment_a_contestants_parameters_outweigh_the_command(
     method, variant, compared, tmp_path, monkeypatch
 ):
     wanted = one(compared, method, variant, 1)
-    link = SimpleNamespace(parameters=wanted, signed=True, link_tensorboard=lambda: None)
+    link = SimpleNamespace(parameters=wanted, signed=True, output=tmp_path)
     monkeypatch.setattr("nni_blockswap.training.student.NNILink", lambda: link)
     monkeypatch.setenv("NNI_PLATFORM", "local")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
