@@ -2,8 +2,9 @@
 
 Draws architectures of a small wide ResNet's space, trains each from fresh weights by cross-entropy (the trial's own
 program, a process a core), and a few of them from three seeds, so that it is known what is noise; then correlates every
-proxy's scores with the errors, as ``blockswap rank-study`` does, from one draw of the weights and from five. All of it
-is kept in OUT: the same command goes on where it was stopped.
+proxy's scores with the errors, as ``blockswap rank-study`` does, from one draw of the weights and from five, and those
+of a library, taught by the original, which is trained like the others. All of it is kept in OUT: the same command goes
+on where it was stopped.
 
     nice python benchmarks/rank_quality.py --data-root data/cifar10 --out out
 
@@ -20,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -31,12 +33,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from nni_blockswap.architecture import Architecture, complete_args, cost_table  # noqa: E402
 from nni_blockswap.cost.budget import Budget  # noqa: E402
 from nni_blockswap.files import read_json, write_text  # noqa: E402
+from nni_blockswap.library import choosing  # noqa: E402
+from nni_blockswap.library.building import build  # noqa: E402
+from nni_blockswap.library.library import Library  # noqa: E402
+from nni_blockswap.library.settings import LibrarySettings  # noqa: E402
 from nni_blockswap.methods.sampler import Sampler  # noqa: E402
 from nni_blockswap.scoring.proxies import PROXIES  # noqa: E402
 from nni_blockswap.scoring.settings import ScoreSettings  # noqa: E402
 from nni_blockswap.studies.rank_study import Correlation, Trained, rank_study, table  # noqa: E402
 
-SPACE, ARGUMENTS = "search_spaces.wide_resnet:WideResNetSpace", {"depth": 16, "width": 1}
+SPACE = "search_spaces.wide_resnet:WideResNetSpace"
+SIZES = ("width", "image_size", "images", "epochs", "budget", "architectures")
 TOLERANCE = 0.025
 REPEATED, SEEDS = 5, 3
 """Architectures that are trained several times, and how often."""
@@ -47,24 +54,31 @@ DRAWS = (1, 5)
 
 def main() -> None:
     """Train, score, correlate, and write."""
-    command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_argument("--data-root", required=True, metavar="DIR", help="folder of CIFAR-10")
-    command.add_argument("--out", required=True, type=Path, metavar="DIR")
-    command.add_argument("--budget", default="60K", help="parameters of all of them, within 2.5 %% (60K)")
-    command.add_argument("--architectures", type=int, default=60)
-    command.add_argument("--epochs", type=int, default=12)
-    command.add_argument("--images", type=int, default=20_000, help="of CIFAR-10's training set (20,000)")
-    command.add_argument("--proxies", nargs="+", default=[*PROXIES, *COMBINATIONS], metavar="NAME")
-    command.add_argument("--jobs", type=int, default=os.cpu_count(), help="trained side by side, a core each")
-    given = command.parse_args()
-    chosen = draw(given.budget, given.architectures)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", required=True, metavar="DIR", help="folder of CIFAR-10")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--budget", default="60K", help="parameters of all of them, within 2.5 %% (60K)")
+    parser.add_argument("--architectures", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--width", type=int, default=1, help="of WRN-16 (1)")
+    parser.add_argument("--image-size", type=int, default=32, help="pixels that images are scaled to (32)")
+    parser.add_argument("--images", type=int, default=20_000, help="of CIFAR-10's training set (20,000)")
+    parser.add_argument("--proxies", nargs="+", default=[*PROXIES, *COMBINATIONS, *choosing.PROXIES], metavar="NAME")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trained side by side, a core each")
+    given = parser.parse_args()
+    arguments = complete_args(SPACE, {"depth": 16, "width": given.width, "image_size": given.image_size})
+    chosen = draw(arguments, given.budget, given.architectures)
     errors = train_all(chosen, given)
+    library = learn(chosen[0].teacher(), given)
     trained = [Trained(one, errors[one.id, 0]) for one in chosen]
-    settings = ScoreSettings(space=SPACE, space_args=ARGUMENTS, data="cifar10", data_root=given.data_root)
+    size = {"image_size": given.image_size}
+    settings = ScoreSettings(
+        space=SPACE, space_args=arguments, data="cifar10", data_root=given.data_root, data_options=size
+    )
     studies = {}
     for inits in DRAWS:
         several = replace(settings, inits=inits)
-        studies[inits] = rank_study(trained, several, given.proxies, [1], given.out / f"draws-{inits}")
+        studies[inits] = rank_study(trained, several, given.proxies, [1], given.out / f"draws-{inits}", library=library)
     text = report(given, trained, errors, studies)
     write_text(given.out / "correlations.md", text)
     if given.architectures >= 60:
@@ -72,9 +86,8 @@ def main() -> None:
     print(text)
 
 
-def draw(budget: str, count: int) -> list[Architecture]:
+def draw(arguments: Mapping[str, Any], budget: str, count: int) -> list[Architecture]:
     """Random architectures within the budget; more of them begin with the same."""
-    arguments = complete_args(SPACE, ARGUMENTS)
     costs = cost_table(SPACE, arguments)
     sampler = Sampler(costs, Budget.parse(budget, TOLERANCE))
     found = [sampler.sample(1, np.random.default_rng([0, number]))[0] for number in range(2 * count)]
@@ -100,7 +113,8 @@ def train(architecture: Architecture, seed: int, given: argparse.Namespace) -> f
         architecture.save(out / "asked.json")
         asked = ["--architecture", out / "asked.json", "--out", out, "--seed", seed, "--epochs", given.epochs]
         data = ["--data", "cifar10", "--data-root", given.data_root, "--data-option", f"limit={given.images}"]
-        recipe = ["--data-option", "augment=crop+flip", "--beta", 0, "--batch-size", 128]
+        data += ["--data-option", f"image_size={given.image_size}", "--data-option", "augment=crop+flip"]
+        recipe = ["--beta", 0, "--batch-size", 128]
         with (out / "log").open("a") as log:
             subprocess.run(
                 [sys.executable, "-m", "trial.distill", *map(str, asked + data + recipe)],
@@ -113,10 +127,31 @@ def train(architecture: Architecture, seed: int, given: argparse.Namespace) -> f
     return 100 - 100 * float(read_json(out / "result.json")["accuracy"])
 
 
+def learn(teacher: Architecture, given: argparse.Namespace) -> Library:
+    """The library whose errors are two of the proxies."""
+    train(teacher, 0, given)
+    weights = given.out / "trials" / f"{teacher.id}-0" / "weights.pt"
+    settings = LibrarySettings(
+        space=SPACE,
+        space_args=teacher.space_args,
+        teacher=str(weights),
+        data="cifar10",
+        data_root=given.data_root,
+        data_options={"image_size": given.image_size, "limit": given.images},
+    )
+    return build(settings, given.out / "library")
+
+
 def noise(trained: Sequence[Trained], errors: Mapping[tuple[str, int], float]) -> tuple[float, float]:
     """Standard deviation of the errors between architectures, and between seeds of one."""
     repeated = [[errors[one.architecture.id, seed] for seed in range(SEEDS)] for one in trained[:REPEATED]]
     return stdev(one.error for one in trained), mean(stdev(one) ** 2 for one in repeated) ** 0.5
+
+
+def command(given: argparse.Namespace) -> str:
+    """What gives the same tables."""
+    asked = [f"--{name.replace('_', '-')} {getattr(given, name)}" for name in SIZES]
+    return " ".join(["nice python benchmarks/rank_quality.py --data-root data/cifar10 --out out", *asked])
 
 
 def report(
@@ -134,13 +169,14 @@ def report(
     parts = [
         f"""# How well each proxy ranks networks of the paper's kind
 
-{len(trained)} random architectures of WRN-16-1's space, {given.budget} parameters within {TOLERANCE:.1%}.
-Trained for {given.epochs} epochs on {given.images:,} images of CIFAR-10 from fresh weights by cross-entropy.
+{len(trained)} random architectures of WRN-16-{given.width}'s space, {given.budget} parameters within {TOLERANCE:.1%}.
+Trained for {given.epochs} epochs on {given.images:,} images of CIFAR-10, scaled to {given.image_size} pixels, from fresh weights by cross-entropy.
+The proxies `library` and `library_log` are the errors of a library that the original, trained like that, has taught.
 
 * Error in percent: {min(final):.1f} to {max(final):.1f}.
 * Its standard deviation: {between:.2f} between architectures, {within:.2f} between {SEEDS} seeds of one; {verdict}.
 * The number of blocks that keep `S` has {rho:+.2f} with the error.
-* Command: `nice python benchmarks/rank_quality.py --data-root data/cifar10 --out out`.
+* Command: `{command(given)}`.
 """
     ]
     for inits, found in studies.items():

@@ -8,10 +8,13 @@ and OUT/table_1.md and .csv. Scores are on disk as they come: the same command g
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nni_blockswap.cli.options import add_score_options, add_space_options, score_settings
 from nni_blockswap.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nni_blockswap.library.library import Library
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(1, 10, 100),
         metavar="T",
         help="score on the T-th minibatch of training (default: 1 10 100; 1 is untrained)",
+    )
+    parser.add_argument(
+        "--library", metavar="DIR", help="of the space and data, for the proxies library and library_log"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for scores, tables and scatter plot")
 
@@ -52,7 +58,9 @@ def _of_trials(options: argparse.Namespace, given: dict[str, Any], proxies: list
     folder = Path(options.trained)
     folders = [folder if folder.is_dir() else folder_of(options.trained)]
     settings = {name: value for name, value in given.items() if value not in (None, {})}  # those are the trials'
-    return study_experiment(folders, settings, proxies, options.train_minibatches, options.out, ProgressLine())
+    return study_experiment(
+        folders, settings, proxies, options.train_minibatches, options.out, ProgressLine(), _library(options)
+    )
 
 
 def _of_csv(options: argparse.Namespace, given: dict[str, Any], proxies: list[str]) -> str:
@@ -65,5 +73,13 @@ def _of_csv(options: argparse.Namespace, given: dict[str, Any], proxies: list[st
         raise ConfigError(f"a file does not say what space and data its architectures are of; give {missing[0]}.")
     settings = ScoreSettings(**given)
     trained = read_trained(options.trained, settings.space, settings.space_args)
-    found = rank_study(trained, settings, proxies, options.train_minibatches, options.out, ProgressLine())
+    found = rank_study(
+        trained, settings, proxies, options.train_minibatches, options.out, ProgressLine(), _library(options)
+    )
     return f"{table(found)}\n\nrank correlation with the error of {len(trained)} architectures"
+
+
+def _library(options: argparse.Namespace) -> "Library | None":
+    from nni_blockswap.library.library import Library
+
+    return Library.load(options.library) if options.library else None

@@ -3,7 +3,7 @@
 score(k) = sum_b value(error_b[k_b])          value: as it is, or the logarithm
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +57,12 @@ def choose(
     for home, ranking in zip(homes, rankings, strict=False):
         ranking.save(home)
     return rankings
+
+
+def sums(library: Library, proxy: str, table: Table, architectures: Sequence[Mapping[str, str]]) -> list[float]:
+    """The score of each of these architectures, given as canonical choices by label; low is good."""
+    values = library.values(table, PROXIES[proxy])
+    return [
+        sum(block[index] for block, index in zip(values, table.index(choices), strict=True))
+        for choices in architectures
+    ]

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import permutation_test, rankdata
 
-from nni_blockswap.architecture import Architecture
-from nni_blockswap.errors import DataError
+from nni_blockswap.architecture import Architecture, complete_args, cost_table
+from nni_blockswap.errors import ConfigError, DataError
 from nni_blockswap.files import write_text
+from nni_blockswap.library import choosing
+from nni_blockswap.library.library import Library
 from nni_blockswap.results.tables import markdown, write_csv, write_png
 from nni_blockswap.scoring.proxies.combination import is_high_good, parts, scores_of
 from nni_blockswap.scoring.settings import ScoreSettings
@@ -116,6 +118,7 @@ def rank_study(
     train_minibatches: Sequence[int],
     out: str | Path,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    library: Library | None = None,
 ) -> list[Correlation]:
     """Correlate every proxy's scores after every number of training minibatches with the errors.
 
@@ -124,24 +127,41 @@ def rank_study(
 
     Args:
         settings: of the scores; its proxy and train_minibatches give way to those of the study.
+        library: whose errors the proxies "library" and "library_log" add up, whatever the number of minibatches.
     """
     found = []
+    summed = _sums(trained, settings, [name for name in proxies if name in choosing.PROXIES], library)
     choices = [one.architecture.choices for one in trained]
     errors = [one.error for one in trained]
     for steps in train_minibatches:
         singles = {}
-        for proxy in dict.fromkeys(part for name in proxies for part in parts(name)):
+        for proxy in dict.fromkeys(part for name in proxies if name not in summed for part in parts(name)):
             measured = replace(settings, proxy=proxy, train_minibatches=steps)
             scores = score(measured, choices, Path(out) / "scores" / f"{proxy}-{steps}", on_progress)
             singles[proxy] = [one.value for one in scores]
-        found += [correlate(name, steps, scores_of(name, singles), errors) for name in proxies]
+        found += [correlate(name, steps, summed.get(name) or scores_of(name, singles), errors) for name in proxies]
     _write(Path(out), trained, found)
     return found
 
 
+def _sums(
+    trained: Sequence[Trained], settings: ScoreSettings, proxies: Sequence[str], library: Library | None
+) -> dict[str, list[float]]:
+    """The scores by a library, by the proxy's name."""
+    if library is None:
+        if proxies:
+            raise ConfigError(f"'{proxies[0]}' adds up a library's errors; name its folder.")
+        return {}
+    library.check_space(settings.space, settings.space_args)
+    library.check_data(settings.data)
+    table = cost_table(settings.space, complete_args(settings.space, settings.space_args))
+    choices = [one.architecture.choices for one in trained]
+    return {name: choosing.sums(library, name, table, choices) for name in proxies}
+
+
 def correlate(proxy: str, steps: int, scores: Sequence[float], errors: Sequence[float]) -> Correlation:
     """Spearman's coefficient of ``scores`` with ``errors``, its p-value and its spread over bootstrap resamples."""
-    worst = -math.inf if is_high_good(proxy) else math.inf
+    worst = -math.inf if proxy not in choosing.PROXIES and is_high_good(proxy) else math.inf
     values = np.array([one if math.isfinite(one) else worst for one in scores])
     if len(set(values.tolist())) == 1 or len(set(errors)) == 1:
         return Correlation(proxy, steps, tuple(scores), math.nan, math.nan, (math.nan, math.nan))

@@ -8,6 +8,7 @@ from typing import Any
 
 from nni_blockswap.errors import StateError
 from nni_blockswap.files import read_json, write_text
+from nni_blockswap.library.library import Library
 from nni_blockswap.results.tables import markdown, write_csv
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.searching import Progress
@@ -36,6 +37,7 @@ def study_experiment(
     train_minibatches: Sequence[int],
     out: str | Path,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    library: Library | None = None,
 ) -> str:
     """A rank study of the random architectures at each budget, in a folder of ``out`` each, and all as one table.
 
@@ -44,6 +46,7 @@ def study_experiment(
     Args:
         folders: with an experiment's trials below them.
         settings: fields of ``ScoreSettings``; space and data are those of the trials where they are not given.
+        library: see ``rank_study``.
 
     Returns:
         The table in Markdown.
@@ -60,9 +63,8 @@ def study_experiment(
             continue
         first = trained[0].architecture
         given = {"space": first.space, "space_args": first.space_args, **data_of(folders), **settings}
-        study = rank_study(
-            trained, ScoreSettings(**given), proxies, train_minibatches, Path(out) / point.variant, on_progress
-        )
+        home = Path(out) / point.variant
+        study = rank_study(trained, ScoreSettings(**given), proxies, train_minibatches, home, on_progress, library)
         found.append(Studied(point.variant, point.params / first.teacher().params, tuple(study)))
     if not found:
         raise StateError(

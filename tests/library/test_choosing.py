@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from nni_blockswap.cli import main
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.library.library import Library
+from nni_blockswap.scoring.settings import ScoreSettings
+from nni_blockswap.studies.rank_study import Trained, rank_study
 from tests.conftest import WRN
 from tests.library.conftest import SPACE_ARGS
 
@@ -76,3 +79,19 @@ def test_what_does_not_belong_together_is_refused(library: Library) -> None:
 def test_without_library_data_must_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--space", WRN, "--budget", "40%", "--out", str(tmp_path)]) == 2
     assert "--data NAME says" in capsys.readouterr().err
+
+
+def test_a_rank_study_adds_up_the_errors_of_the_networks_that_were_trained(library: Library, tmp_path: Path) -> None:
+    named = [["S", "S", "S"], ["W(1/2)", "S", "B(2)"], ["W(1/4)", "W(1/4)", "W(1/4)"], ["B(4)", "S", "G(2)"]]
+    networks = [Architecture.from_choices(WRN, names, SPACE_ARGS) for names in named]
+    by_hand = [sum(library.errors[label][name].value for label, name in one.choices.items()) for one in networks]
+    trained = [Trained(one, 10 + error) for one, error in zip(networks, by_hand, strict=True)]
+    settings = ScoreSettings(space=WRN, space_args=SPACE_ARGS, data="digits", data_options={"image_size": 8})
+    plain, costs = rank_study(trained, settings, ["library", "params"], [1], tmp_path, library=library)
+    assert plain.scores == pytest.approx(by_hand)
+    assert plain.rho == pytest.approx(1)  # a low sum of errors promises a low error
+    assert costs.rho < 0
+    with pytest.raises(ConfigError, match="'library_log' adds up a library's errors; name its folder"):
+        rank_study(trained, settings, ["library_log"], [1], tmp_path)
+    with pytest.raises(StateError, match="learned from digits, not from cifar10"):
+        rank_study(trained, replace(settings, data="cifar10"), ["library"], [1], tmp_path, library=library)
