@@ -170,7 +170,8 @@ def report(
         f"""# How well each proxy ranks networks of the paper's kind
 
 {len(trained)} random architectures of WRN-16-{given.width}'s space, {given.budget} parameters within {TOLERANCE:.1%}.
-Trained for {given.epochs} epochs on {given.images:,} images of CIFAR-10, scaled to {given.image_size} pixels, from fresh weights by cross-entropy.
+Trained from fresh weights for {given.epochs} epochs by cross-entropy, on {given.images:,} images of CIFAR-10.
+Images are scaled to {given.image_size} x {given.image_size} pixels.
 The proxies `library` and `library_log` are the errors of a library that the original, trained like that, has taught.
 
 * Error in percent: {min(final):.1f} to {max(final):.1f}.

@@ -1,8 +1,8 @@
 """BlockSwap beside its alternatives (section 5): which networks an experiment trains, by which method, how often.
 
-At each budget: the best by Fisher potential or by another proxy, the best of fewer samples (section 4.3), random
-architectures, and the original pruned to as many non-zero parameters. At no budget of their own: one substitute in
-every block, or in one block at a time (appendix B), narrower or shallower originals, and networks of other kinds.
+At each budget: the best by Fisher potential or by another proxy, the best of fewer samples (section 4.3), the front's,
+random architectures, and the original pruned to as many non-zero parameters. At no budget of their own: one substitute
+in every block, or in one block at a time (appendix B), narrower or shallower originals, and networks of other kinds.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,13 +22,14 @@ from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.scoring.proxies import PAPER
 from nni_blockswap.scoring.settings import check_count
 from nni_blockswap.searching import Progress, SearchSettings, search, table_of
+from nni_blockswap.studies.front import front, spaced
 from nni_blockswap.studies.sensitivity import one_swap
 
-BLOCKSWAP, RANDOM = "blockswap", "random"
+BLOCKSWAP, FRONT, RANDOM = "blockswap", "front", "random"
 BEST_OF, SINGLE, ONE_SWAP, REDUCED = "best of", "single", "one swap", "reduced"
 PRUNED = ("l1-pruning", "snip")
-METHODS = (BLOCKSWAP, *PAPER[1:], RANDOM, *PRUNED)
-"""Methods that meet a budget; those between the first and ``random`` take the best by another metric of the paper."""
+METHODS = (BLOCKSWAP, *PAPER[1:], FRONT, RANDOM, *PRUNED)
+"""Methods that meet a budget; those between the first and ``front`` take the best by another metric of the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,9 @@ class Comparison:
 
     Attributes:
         methods: of ``METHODS``, or of ``library.choosing.PROXIES``: the best by the errors of the search's library.
-        budgets: at which they are compared; empty: at the search's own.
+            ``front`` is the best by the search's own proxy of all that was scored for any of the budgets.
+        budgets: at which they are compared; empty: at the search's own. A range, ``10%..60%``, is ``points`` of them.
+        points: budgets of a range.
         random: architectures of the method ``random`` at each budget; every seed has others.
         best_of: numbers of samples; of the search's, in the order of their draw, the best of the first so many.
         single: substitutes, each to be tried in every block at once.
@@ -51,6 +54,7 @@ class Comparison:
 
     methods: Sequence[str] = (BLOCKSWAP, RANDOM)
     budgets: Sequence[str] = ()
+    points: int = 12
     random: int = 1
     best_of: Sequence[int] = ()
     single: Sequence[str] = ()
@@ -83,7 +87,11 @@ class Comparison:
         """A comparison from a config. Raises ConfigError for an argument that there is not."""
         for name in sorted(map(str, arguments.keys() - cls.__dataclass_fields__.keys())):
             raise ConfigError(f"a comparison has no '{name}'; it has {', '.join(cls.__dataclass_fields__)}.")
-        return cls(**arguments)
+        budgets, points = arguments.get("budgets", ()), arguments.get("points", cls.points)
+        check_count("points", points)
+        if isinstance(budgets, str):
+            budgets = spaced(budgets, points)
+        return cls(**{**arguments, "budgets": budgets})
 
 
 def contestants(
@@ -167,6 +175,9 @@ def _compared(
             for text in settings.budgets:
                 kept = _count(text, settings)
                 yield method, text, [[{**original.to_parameters(), "params": kept, "nonzero": kept}]]
+        elif method == FRONT:
+            for text, best in front(settings, out / FRONT, on_progress).chosen.items():
+                yield method, text, [[best.to_parameters(1)]]
         else:
             proxy = "fisher" if method == BLOCKSWAP else method
             for text, ranking in _rankings(proxy, settings, out, on_progress):

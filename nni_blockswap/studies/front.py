@@ -6,7 +6,7 @@ better.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,8 @@ from nni_blockswap.cost.budget import Budget
 from nni_blockswap.cost.resources import RESOURCES
 from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import BudgetError
+from nni_blockswap.library import choosing
+from nni_blockswap.library.library import Library
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.results.tables import write_csv, write_png
 from nni_blockswap.scoring.proxies import make_proxy
@@ -25,6 +27,8 @@ from nni_blockswap.searching import OnProgress, SearchSettings, score, search, t
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+FRONT_TABLE = "front.csv"
 
 _RANGE = re.compile(r"(?:(?P<resource>[\w.:]+)=)?(?P<low>[\w.%]+?)\.\.(?P<high>[\w.%]+)")
 
@@ -79,7 +83,7 @@ def front(settings: SearchSettings, out: str | Path, on_progress: OnProgress = l
         BlockSwapError: as ``search`` does.
     """
     rankings = search(settings, out, on_progress)
-    higher = make_proxy(settings.proxy).higher_is_better
+    higher = settings.library is None and make_proxy(settings.proxy).higher_is_better
     known = {one.id: one for ranking in rankings for one in ranking.top(len(ranking.architectures))}
     table = table_of(settings)
     found = Front(
@@ -89,7 +93,7 @@ def front(settings: SearchSettings, out: str | Path, on_progress: OnProgress = l
         *_references(settings, out),
         settings.proxy,
     )
-    write_csv(Path(out) / "front.csv", _rows(found))
+    write_csv(Path(out) / FRONT_TABLE, _rows(found))
     write_png(Path(out) / "front.png", draw(found))
     return found
 
@@ -118,12 +122,20 @@ def _references(settings: SearchSettings, out: str | Path) -> tuple[Architecture
     common = [name for name in table.candidates[0] if all(name in names for names in table.candidates)]
     rows = {name: table.index([name] * len(table.labels)) for name in common}
     rows = {"teacher": table.teacher(), **{name: row for name, row in rows.items() if row != table.teacher()}}
-    scores = score(settings, [table.names(row) for row in rows.values()], out)
+    scores = _scores(settings, table, [table.names(row) for row in rows.values()], out)
     found = {
-        name: Architecture.from_indices(settings.space, settings.space_args, table, row).scored(one.value, {})
+        name: Architecture.from_indices(settings.space, settings.space_args, table, row).scored(one, {})
         for (name, row), one in zip(rows.items(), scores, strict=True)
     }
     return found.pop("teacher"), found
+
+
+def _scores(
+    settings: SearchSettings, table: Table, choices: Sequence[Mapping[str, str]], out: str | Path
+) -> list[float]:
+    if settings.library is not None:
+        return choosing.sums(Library.load(settings.library), settings.proxy, table, choices)
+    return [one.value for one in score(settings, choices, out)]
 
 
 def _labels(found: Front) -> dict[str, str]:

@@ -1,12 +1,15 @@
 """Experiments side by side: a table of errors and costs, and error against each cost."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from nni_blockswap.files import write_text
 from nni_blockswap.results.tables import markdown, write_csv, write_png
 from nni_blockswap.studies.error_figure import figure, title_of
+from nni_blockswap.studies.front import FRONT_TABLE
 from nni_blockswap.studies.latency import Latency, measure
 from nni_blockswap.studies.trials import Point, Trial, points, read_trials, teacher_point
 from nni_blockswap.training.checkpoints import stored_bytes
@@ -15,12 +18,15 @@ from nni_blockswap.training.checkpoints import stored_bytes
 def report(folders: Iterable[str | Path], out: str | Path, latency_batch: int | None = 1) -> str:
     """Compare all trials below ``folders``. Writes ``out``/report.md, report.csv, trials.csv and report.png.
 
+    Where an experiment searched a front, its front.csv is written there too, with the errors that were reached.
+
     Args:
         latency_batch: images a forward pass when latency is measured; None does not measure it.
 
     Returns:
         The table in Markdown.
     """
+    folders = list(folders)
     trials = read_trials(folders)
     teacher = teacher_point(trials)
     compared = [*points(trials), *([teacher] if teacher is not None else [])]
@@ -39,6 +45,8 @@ def report(folders: Iterable[str | Path], out: str | Path, latency_batch: int | 
     )
     write_csv(folder / "report.csv", rows)
     write_csv(folder / "trials.csv", _trial_rows(trials))
+    for name, rows in _fronts(folders, trials):
+        write_csv(folder / name, rows)
     write_png(folder / "report.png", figure(compared, latencies, title))
     return table
 
@@ -76,3 +84,18 @@ def _trial_rows(trials: Sequence[Trial]) -> list[list[object]]:
         rows.append([one.method, one.variant, one.seed, network.id, spelled, one.params, network.macs])
         rows[-1] += [one.error, one.teacher_error]
     return rows
+
+
+def _fronts(folders: Iterable[str | Path], trials: Sequence[Trial]) -> Iterator[tuple[str, list[list[object]]]]:
+    """Name and rows of each front's table below ``folders``, with the mean error of each network that was trained."""
+    reached: dict[str, list[float]] = {}
+    for one in trials:
+        reached.setdefault(one.architecture.id, []).append(one.error)
+    for number, path in enumerate(sorted(path for folder in folders for path in Path(folder).rglob(FRONT_TABLE))):
+        head, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines())
+        place = head.index("score") + 1
+        rows: list[list[object]] = [[*head[:place], "error", *head[place:]]]
+        for line in lines:
+            errors = reached.get(line[head.index("id")])
+            rows.append([*line[:place], mean(errors) if errors else None, *line[place:]])
+        yield f"{path.stem}{f'_{number + 1}' if number else ''}{path.suffix}", rows

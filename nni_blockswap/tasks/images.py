@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nni_blockswap.errors import DataError
@@ -57,6 +58,22 @@ class FileImages:
                 raise DataError(f"'{path}' is {width}x{height}; every image must be {self._size[1]}x{self._size[0]}.")
             images.append(image)
         return torch.stack(images)
+
+
+class ScaledImages:
+    """Images of another set at another size, each pixel the mean of those that it covers."""
+
+    def __init__(self, images: Images, size: int) -> None:
+        self.labels = images.labels
+        self._images, self._size = images, size
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Sequence[int]) -> Tensor:
+        """Bytes (n, C, size, size)."""
+        parts = self._images.take(indices).split(4096)  # so many at a time that their floats take little memory
+        return torch.cat([F.interpolate(one.float(), self._size, mode="area").round().byte() for one in parts])
 
 
 def decoded(path: str) -> Tensor:

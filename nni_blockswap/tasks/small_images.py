@@ -18,7 +18,19 @@ from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.augmentation import Augmentation
 from nni_blockswap.tasks.base import Batches
 from nni_blockswap.tasks.classification import Classification, Labelled, minibatch_indices
-from nni_blockswap.tasks.images import FileImages, Images, InMemoryImages, class_names, labelled_files, limited
+from nni_blockswap.tasks.images import (
+    FileImages,
+    Images,
+    InMemoryImages,
+    ScaledImages,
+    class_names,
+    labelled_files,
+    limited,
+)
+
+_CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+"""Mean and standard deviation of each channel of the training set."""
 
 
 class SmallImages(Classification):
@@ -97,17 +109,29 @@ def digits(root: str | None, image_size: int = 16, held_out: int = 360) -> Small
 
 
 def cifar10(
-    root: str | None, augment: str = "crop+flip+cutout", limit: int | None = None, held_out: int | None = None
+    root: str | None,
+    augment: str = "crop+flip+cutout",
+    limit: int | None = None,
+    held_out: int | None = None,
+    image_size: int = 32,
 ) -> SmallImages:
     """CIFAR-10 (Krizhevsky, 2009), 32x32; see ``_cifar``."""
-    return _cifar("CIFAR10", root, augment, limit, held_out, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    return _cifar(
+        "CIFAR10", root, augment, limit, held_out, image_size, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    )
 
 
 def cifar100(
-    root: str | None, augment: str = "crop+flip+cutout", limit: int | None = None, held_out: int | None = None
+    root: str | None,
+    augment: str = "crop+flip+cutout",
+    limit: int | None = None,
+    held_out: int | None = None,
+    image_size: int = 32,
 ) -> SmallImages:
     """CIFAR-100 (Krizhevsky, 2009), 32x32; see ``_cifar``."""
-    return _cifar("CIFAR100", root, augment, limit, held_out, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+    return _cifar(
+        "CIFAR100", root, augment, limit, held_out, image_size, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+    )
 
 
 def _cifar(
@@ -116,6 +140,7 @@ def _cifar(
     augment: str,
     limit: int | None,
     held_out: int | None,
+    image_size: int,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> SmallImages:
@@ -124,13 +149,17 @@ def _cifar(
     Args:
         augment: what training images go through, of crop, flip and cutout, joined by "+", or "none".
         limit, held_out: use only so many training and test images, drawn once, evenly over the classes.
+        image_size: side that images are scaled to, a power of two up to 32; crop and cutout are scaled alike.
     """
+    if image_size not in (4, 8, 16, 32):
+        raise DataError(f"{name} is used at an image_size of 4, 8, 16 or 32, not {image_size!r}.")
     steps = set() if augment == "none" else set(augment.split("+"))
     if steps - {"crop", "flip", "cutout"}:
         raise DataError(f"augment is made of crop, flip and cutout joined by '+', or 'none', not '{augment}'.")
     if root is None:
         raise DataError(f"{name} needs a folder: give the one that holds it, or that it may be downloaded to.")
-    augmentation = Augmentation(4 if "crop" in steps else 0, "flip" in steps, 16 if "cutout" in steps else 0)
+    pad, hole = image_size // 8, image_size // 2
+    augmentation = Augmentation(pad if "crop" in steps else 0, "flip" in steps, hole if "cutout" in steps else 0)
     folder = Path(root)
     read: Callable[[bool], Images]
     if (folder / "train").is_dir():
@@ -139,7 +168,12 @@ def _cifar(
     else:
         read = lambda train: _from_torchvision(name, folder, train)  # noqa: E731
     classes = int(name.removeprefix("CIFAR"))
-    sets = cache(lambda: limited(read(True), limit)), cache(lambda: limited(read(False), held_out))
+
+    def chosen(train: bool) -> Images:
+        images = limited(read(train), limit if train else held_out)
+        return images if image_size == 32 else ScaledImages(images, image_size)
+
+    sets = cache(lambda: chosen(True)), cache(lambda: chosen(False))
     return SmallImages(name.lower(), classes, *sets, mean, std, augmentation)
 
 

@@ -148,6 +148,17 @@ def test_cifar_limit_takes_the_same_images_evenly(tiny_cifar: Path) -> None:
     assert torch.bincount(labels).tolist() == [2] * 10
 
 
+def test_cifar_is_scaled_by_means_of_pixels(tiny_cifar: Path) -> None:
+    ((whole, labels),) = make_task("cifar10", str(tiny_cifar)).val_loader(20)
+    ((scaled, same),) = make_task("cifar10", str(tiny_cifar), image_size=8, limit=20).val_loader(20)
+    assert torch.equal(labels, same)
+    assert scaled.dtype == torch.uint8
+    by_hand = whole.double().view(20, 3, 8, 4, 8, 4).mean((3, 5))
+    assert (scaled.double() - by_hand).abs().max() <= 0.5
+    with pytest.raises(DataError, match="an image_size of 4, 8, 16 or 32, not 20"):
+        make_task("cifar10", str(tiny_cifar), image_size=20)
+
+
 @pytest.mark.parametrize("limit", [0, 9, 21, 25, "many", 20.0])
 def test_cifar_limits_that_cannot_be_met(tiny_cifar: Path, limit: object) -> None:
     task = make_task("cifar10", str(tiny_cifar), limit=limit)
