@@ -16,6 +16,7 @@ from nni_blockswap.cost.budget import Budget
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.library.library import Library
 from nni_blockswap.scoring.settings import ScoreSettings
+from nni_blockswap.studies.front import front
 from nni_blockswap.studies.rank_study import Trained, rank_study
 from tests.conftest import WRN
 from tests.library.conftest import SPACE_ARGS
@@ -95,3 +96,15 @@ def test_a_rank_study_adds_up_the_errors_of_the_networks_that_were_trained(libra
         rank_study(trained, settings, ["library_log"], [1], tmp_path)
     with pytest.raises(StateError, match="learned from digits, not from cifar10"):
         rank_study(trained, replace(settings, data="cifar10"), ["library"], [1], tmp_path, library=library)
+
+
+def test_a_librarys_sums_make_a_front_too(library: Library, tmp_path: Path) -> None:
+    settings = SearchSettings(
+        space=WRN, space_args=SPACE_ARGS, data="digits", budgets=["30%", "60%"], samples=3, proxy="library",
+        library=str(library.folder),
+    )  # fmt: skip
+    found = front(settings, tmp_path)
+    assert found.teacher.score == 0
+    assert found.single["B(2)"].score == pytest.approx(sum(errors["B(2)"].value for errors in library.errors.values()))
+    scores = [one.score for one in found.architectures]  # cheapest first in parameters, but MACs count as well
+    assert min(scores) == found.chosen["60%"].score  # type: ignore[type-var]

@@ -1,5 +1,6 @@
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,12 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.cli import main
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.errors import BudgetError
+from nni_blockswap.files import write_json
+from nni_blockswap.results.tables import write_csv
 from nni_blockswap.searching import SearchSettings, table_of
+from nni_blockswap.studies.comparison import Comparison, contestants
 from nni_blockswap.studies.front import front, nondominated, spaced
+from nni_blockswap.studies.report import report
 from tests.conftest import WRN
 from tests.test_searching import SETTINGS, SPACE_ARGS
 
@@ -63,6 +68,32 @@ def test_one_run_finds_the_best_for_each_budget(tmp_path: Path) -> None:
     assert [row["id"] for row in rows[: len(found.architectures)]] == [one.id for one in found.architectures]
     assert {"teacher", "B(2) in every block"} <= {row["network"] for row in rows}
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_experiment_trains_the_best_at_each_budget_of_a_range(tmp_path: Path) -> None:
+    compared = Comparison.read({"methods": ["front"], "budgets": "20%..60%", "points": 3, "seeds": 1})
+    assert compared.size(3) == 3
+    settings = SearchSettings(**{**SETTINGS, "budgets": ["40%"]})  # type: ignore[arg-type]
+    trials = contestants(compared, settings, tmp_path)
+    alone = front(replace(settings, budgets=["20%", "40%", "60%"]), tmp_path / "alone")
+    assert [(one["method"], one["variant"]) for one in trials] == [("front", label) for label in alone.chosen]
+    assert [one["architecture_id"] for one in trials] == [one.id for one in alone.chosen.values()]
+    assert (tmp_path / "front/front.csv").read_bytes() == (tmp_path / "alone/front.csv").read_bytes()
+
+
+def test_the_report_sets_errors_beside_a_front(tmp_path: Path) -> None:
+    here, there = (Architecture.from_choices(WRN, names, SPACE_ARGS) for names in (["S", "S", "B(2)"], ["B(2)"] * 3))
+    experiment = tmp_path / "experiment"
+    for name, accuracy in (("first", 0.9), ("second", 0.8)):
+        here.save(experiment / name / "architecture.json")
+        write_json(experiment / name / "result.json", {"accuracy": accuracy, "params": here.params, "macs": here.macs})
+        write_json(experiment / name / "settings.json", {"seed": 0 if name == "first" else 1})
+    write_csv(experiment / "front.csv", [("network", "score", "id"), ("20%", 3.5, here.id), ("30%", 4.5, there.id)])
+    report([experiment], tmp_path / "report", latency_batch=None)
+    rows = list(csv.reader((tmp_path / "report/front.csv").read_text().splitlines()))
+    assert rows[0] == ["network", "score", "error", "id"]
+    assert float(rows[1][2]) == pytest.approx(15)
+    assert rows[2] == ["30%", "4.5", "", there.id]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
