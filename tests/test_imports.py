@@ -9,11 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "errors", "files", "seeds", "metric", "key_values", "trust", "registry",
+    "errors", "files", "seeds", "metric", "key_values", "trust", "registry", "exporting",
     "cost", "architecture", "methods", "blocks", "tasks", "scoring", "results",
     "training.checkpoints", "training.unwrapping", "library",
     "searching", "own", "training.attention", "experiment.students", "studies", "experiment", "training",
-    "exporting", "tuner", "strategy", "cli", "__main__",
+    "tuner", "strategy", "cli", "__main__",
 ]  # fmt: skip
 """Rooms, or parts of a room, from the bottom up: each imports itself and what stands before it."""
 

@@ -1,6 +1,7 @@
 """Measure whole networks on this machine, side by side."""
 
 import argparse
+from importlib.metadata import version
 from typing import Any
 
 from nni_blockswap.trust import add_allow
@@ -13,6 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once (default 1)")
     parser.add_argument("--threads", type=int, metavar="N", help="on a CPU (default: as many as torch takes)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
+    parser.add_argument(
+        "--runtime", default="torch", choices=("torch", "onnxruntime"), help="what runs them (default torch)"
+    )
     parser.add_argument("--no-teacher", dest="teacher", action="store_false", help="leave the original network out")
 
 
@@ -36,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         names = ["teacher"] if len(teachers) == 1 else [f"teacher of {one.space}" for one in teachers.values()]
         found = {**dict(zip(names, teachers.values(), strict=True)), **found}
     networks: dict[str, Any] = {name: one.build() for name, one in found.items()}
-    taken = measure(networks, options.batch_size, options.device)
+    taken = measure(networks, options.batch_size, options.device, options.runtime)
     first = next(iter(taken.values())).mean
     rows: list[tuple[str, ...]] = [("network", "parameters", "MACs", "ms", "+-", "faster")]
     rows += [
@@ -46,5 +50,6 @@ def run(options: argparse.Namespace) -> int:
     ]  # fmt: skip
     print(markdown(rows))
     where = "GPU" if options.device == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"\nBatches of {options.batch_size}, {where}, torch {torch.__version__}: mean and spread over rounds.")
+    what = f"torch {torch.__version__}" if options.runtime == "torch" else f"onnxruntime {version('onnxruntime')}"
+    print(f"\nBatches of {options.batch_size}, {where}, {what}: mean and spread over rounds.")
     return 0

@@ -17,6 +17,17 @@ def write(snapshot: Snapshot, path: Path) -> tuple[Path, ...]:
     """Write the graph to ``path``. The exporter folds BN into convolutions in any case.
 
     Raises:
+        ConfigError, ExportError: see ``graph``.
+    """
+    content = graph(snapshot)
+    write_atomically(path, lambda stream: stream.write(content))
+    return (path,)
+
+
+def graph(snapshot: Snapshot) -> bytes:
+    """The graph, as a file of it holds it.
+
+    Raises:
         ConfigError: the packages that torch.onnx needs are not installed.
         ExportError: the network has an operation that cannot be exported.
     """
@@ -32,9 +43,8 @@ def write(snapshot: Snapshot, path: Path) -> tuple[Path, ...]:
     # The exporter notes at every node the stack trace and the modules that it came from: in a network of 165,722
     # parameters 1.6 of its 5.7 bytes a parameter, and the paths of the machine that wrote it.
     passes.ClearMetadataAndDocStringPass()(made.model)
-    content = made.model_proto.SerializeToString()
-    write_atomically(path, lambda stream: stream.write(content))
-    return (path,)
+    content: bytes = made.model_proto.SerializeToString()
+    return content
 
 
 def _passes() -> Any:

@@ -39,7 +39,7 @@ class Front:
 
     Attributes:
         architectures: that are on the front, cheapest first.
-        chosen: the best that meets each budget, of all that were scored, by its label.
+        chosen: the best that meets each budget, of all that were scored, by the budget's text.
         everything: all that was scored within the budgets.
         teacher: with its score.
         single: by substitute, the network that has it in every block, with its score.
@@ -88,7 +88,10 @@ def front(settings: SearchSettings, out: str | Path, on_progress: OnProgress = l
     table = table_of(settings)
     found = Front(
         tuple(nondominated(list(known.values()), higher)),
-        {str(budget): _best(known.values(), budget, table, higher) for budget in settings.parsed()},
+        {
+            text: _best(known.values(), budget, table, higher)
+            for text, budget in zip(settings.budgets, settings.parsed(), strict=True)
+        },
         tuple(known.values()),
         *_references(settings, out),
         settings.proxy,

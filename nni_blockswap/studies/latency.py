@@ -1,13 +1,18 @@
 """Latency of networks on this machine, side by side: in rounds, so that what disturbs the machine disturbs them all."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean, stdev
 
 import torch
 
 from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.exporting.onnx_session import session
 from nni_blockswap.scoring.machine import resolve_device
+
+RUNTIMES = ("torch", "onnxruntime")
 
 ROUNDS = 5
 SECONDS = 0.2
@@ -22,20 +27,30 @@ class Latency:
     spread: float
 
 
-def measure(networks: Mapping[str, BlockSpace], batch_size: int = 1, device: str = "auto") -> dict[str, Latency]:
+def measure(
+    networks: Mapping[str, BlockSpace], batch_size: int = 1, device: str = "auto", runtime: str = "torch"
+) -> dict[str, Latency]:
     """Latency of each of ``networks`` on a batch of images of its ``input_size``, in evaluation mode.
 
     Each runs ``SECONDS`` in each of ``ROUNDS``; a GPU is waited for before the clock is read.
+
+    Args:
+        runtime: one of ``RUNTIMES``; ONNX Runtime runs on the CPU.
     """
-    where = resolve_device(device)
-    from torch.utils.benchmark import Timer  # it looks for a CUDA compiler, and says so
+    where = resolve_device(device) if runtime == "torch" else torch.device("cpu")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # the timer's: no GPU for a CUDA compiler
+    from torch.utils.benchmark import Timer
 
-    def timer(network: BlockSpace) -> Timer:
+    def run(network: BlockSpace) -> Callable[[], object]:
         images = torch.zeros(batch_size, *network.input_size, device=where)
-        variables = {"network": network, "images": images}
-        return Timer("network(images)", globals=variables, num_threads=torch.get_num_threads())
+        if runtime == "torch":
+            return partial(network, images)
+        return session(network, images, torch.get_num_threads())
 
-    timers = {name: timer(network.to(where).eval()) for name, network in networks.items()}
+    timers = {
+        name: Timer("run()", globals={"run": run(network.to(where).eval())}, num_threads=torch.get_num_threads())
+        for name, network in networks.items()
+    }
     times: dict[str, list[float]] = {name: [] for name in networks}
     with torch.inference_mode():
         for one in timers.values():

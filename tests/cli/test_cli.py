@@ -178,6 +178,8 @@ def test_latency_lays_networks_beside_their_teacher(
         "network", "teacher", str(tmp_path / "one.json"),
     ]  # fmt: skip
     assert lines[2].split("|")[6].strip() == "1.00"
+    assert main(["latency", str(tmp_path / "one.json"), "--runtime", "onnxruntime", "--no-teacher"]) == 0
+    assert "onnxruntime 1." in capsys.readouterr().out
     assert main(["latency", str(tmp_path / "one.json"), "--threads", "0"]) == 2
     assert "--threads is a whole number of at least 1, not 0" in capsys.readouterr().err
 

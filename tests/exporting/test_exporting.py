@@ -9,6 +9,7 @@ from torch import nn
 
 from nni_blockswap import export
 from nni_blockswap.errors import ConfigError, ExportError
+from nni_blockswap.exporting.onnx_session import session
 from search_spaces.wide_resnet import WideResNetSpace
 from tests.exporting.networks import NETWORKS, Elsewhere, assert_equal_to_rounding, make
 
@@ -167,3 +168,13 @@ def test_a_write_that_fails_leaves_the_older_file(form, tmp_path, monkeypatch):
         export(nn.Conv2d(3, 4, 3), path, IMAGES)
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
     assert path.read_text() == "older"
+
+
+def test_a_session_of_onnx_runtime_gives_the_networks_outputs():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    network(torch.randn(16, 3, 8, 8))  # statistics that are not those of a new BN
+    images = torch.randn(2, 3, 6, 6)
+    run = session(network, images, threads=1)
+    with torch.no_grad():
+        (found,) = run()
+        assert_equal_to_rounding(network.eval()(images), torch.from_numpy(found))

@@ -12,6 +12,7 @@ RESOURCES: Registry[Resource | Measured] = Registry(
         "params": f"{__name__}.params:PARAMS",
         "macs": f"{__name__}.macs:MACS",
         "latency": f"{__name__}.latency:LATENCY",
+        "onnx_latency": f"{__name__}.latency:ONNX_LATENCY",
     },
     BudgetError,
 )

@@ -15,9 +15,10 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +33,7 @@ from nni_blockswap.cost.resources.base import RealNetwork
 from nni_blockswap.cost.resources.timing import interleaved
 from nni_blockswap.cost.table import Column, Indices, Table
 from nni_blockswap.errors import BudgetError
+from nni_blockswap.exporting.onnx_session import session
 from nni_blockswap.files import read_json, write_json
 
 _log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class Conditions:
         precision: ``float32`` or ``bf16``.
         channels_last: whether tensors are laid out so.
         batch_size: images at once.
+        runtime: ``torch``, or ``onnxruntime``, in float32 on a CPU, as students are often deployed.
     """
 
     device: str = "cpu"
@@ -58,6 +61,7 @@ class Conditions:
     precision: str = "float32"
     channels_last: bool = False
     batch_size: int = 1
+    runtime: str = "torch"
 
     def here(self) -> dict[str, Any]:
         """These, and the machine: a time is true of nothing else."""
@@ -65,7 +69,10 @@ class Conditions:
             raise BudgetError("latency is to be measured on cuda, and this machine has none; measure it on cpu.")
         chip = torch.cuda.get_device_name() if self.device == "cuda" else _processor()
         own = {**asdict(self), "threads": self.threads or len(os.sched_getaffinity(0))}
-        return {**own, "chip": chip, "host": platform.node(), "torch": torch.__version__}
+        versions = {"torch": torch.__version__}
+        if self.runtime != "torch":
+            versions[self.runtime] = version(self.runtime)
+        return {**own, "chip": chip, "host": platform.node(), **versions}
 
 
 class Latency:
@@ -89,15 +96,17 @@ class Latency:
         name = hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:16]
         path = folder() / f"{name}.json"
         if not path.exists():
+            conditions = replace(self.conditions, threads=where["threads"])
             _log.info("Measuring the latency of %d candidates.", sum(map(len, counted.candidates)))
             with _threads(where["threads"]):
-                write_json(path, {"where": where, **_measured(build(), counted, self.conditions)})
+                write_json(path, {"where": where, **_measured(build(), counted, conditions)})
         kept = read_json(path)
         costs = tuple(np.array(block, dtype=np.int64) for block in kept.pop("costs"))
         return Column(self.unit, kept.pop("fixed"), costs, source=kept)
 
 
 LATENCY = Latency()
+ONNX_LATENCY = Latency(Conditions(runtime="onnxruntime"), "onnx_latency")
 
 
 def folder() -> Path:
@@ -121,6 +130,8 @@ def _measured(network: RealNetwork, counted: Table, conditions: Conditions) -> d
             run_whole()
 
         runs |= {row: partial(run, row) for row in whole}
+        if conditions.runtime == "onnxruntime":
+            runs = _in_onnx_runtime(network, counted, runs, conditions)
         seconds = {name: median(times) for name, times in interleaved(runs, ROUNDS, device).items()}
     times = [np.array([1e6 * seconds[key] for key in keys]) for keys in parts.keys]
     sums = np.array([sum(float(block[i]) for block, i in zip(times, row, strict=True)) for row in whole])
@@ -190,6 +201,25 @@ def spread(table: Table, count: int) -> list[Indices]:
 def _fingerprint(table: Table) -> str:
     content = [table.candidates, *([c.fixed, *(b.tolist() for b in c.costs)] for c in table.columns.values())]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _in_onnx_runtime(
+    network: RealNetwork, counted: Table, runs: Mapping[Any, Any], conditions: Conditions
+) -> dict[Any, Callable[[], object]]:
+    """The same candidates and whole networks as sessions of ONNX Runtime."""
+    if getattr(network, "detects", False):
+        raise BudgetError("a detector is not run in ONNX Runtime here; limit its latency in torch, latency=120ms.")
+    sessions = {}
+    threads = conditions.threads or 1
+    with torch.inference_mode(False), torch.no_grad():  # torch.export takes no tensors made for inference
+        images = torch.zeros(conditions.batch_size, *network.input_size)
+        for key, run in runs.items():
+            if isinstance(key[0], int):
+                network.select(counted.names(key))
+                sessions[key] = session(network, images, threads)
+            else:
+                sessions[key] = session(run.func, run.args[0].clone(), threads)
+    return sessions
 
 
 @contextmanager

@@ -105,6 +105,28 @@ def test_what_is_timed_is_what_enters_in_place(monkeypatch: pytest.MonkeyPatch, 
     assert seen == {((3, 16, 8, 8), True, True), ((3, 32, 4, 4), True, True)}
 
 
+def test_in_onnx_runtime_sessions_are_timed_in_place_of_modules(
+    clock: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[torch.nn.Module, torch.Size, int]] = []
+
+    def session(network: torch.nn.Module, images: torch.Tensor, threads: int) -> Callable[[], object]:
+        assert not torch.is_inference(images)  # which torch.export refuses
+        made.append((network, images.shape, threads))
+        return lambda: network(images)
+
+    monkeypatch.setattr(latency, "session", session)
+    column = measured(Conditions(threads=1, batch_size=2, runtime="onnxruntime"))
+    whole = [shape for network, shape, _ in made if isinstance(network, WideResNetSpace)]
+    assert whole == [(2, 1, 8, 8)] * 42
+    branches = {shape for network, shape, _ in made if not isinstance(network, WideResNetSpace)}
+    assert branches == {(2, 16, 8, 8), (2, 32, 4, 4)}
+    assert clock == [len(made)]
+    assert {threads for _, _, threads in made} == {1}
+    assert column.source["where"]["onnxruntime"]
+    assert column.source["held_out"]["median_error"] == 0
+
+
 def test_networks_to_fit_to_reach_from_the_cheapest_to_the_dearest() -> None:
     params = [TABLE.total("params", row) for row in spread(TABLE, 42)]
     low, high = TABLE.column("params").reach
