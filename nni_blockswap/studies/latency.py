@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ def measure(
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # the timer's: no GPU for a CUDA compiler
     from torch.utils.benchmark import Timer
 
-    def run(network: BlockSpace) -> Callable[[], object]:
+    def run(network: Any) -> Callable[[], object]:
         images = torch.zeros(batch_size, *network.input_size, device=where)
         if runtime == "torch":
             return partial(network, images)

@@ -72,7 +72,7 @@ class ScaledImages:
 
     def take(self, indices: Sequence[int]) -> Tensor:
         """Bytes (n, C, size, size)."""
-        parts = self._images.take(indices).split(4096)  # so many at a time that their floats take little memory
+        parts = torch.split(self._images.take(indices), 4096)  # so many at a time that their floats take little memory
         return torch.cat([F.interpolate(one.float(), self._size, mode="area").round().byte() for one in parts])
 
 

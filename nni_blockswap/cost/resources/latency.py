@@ -69,7 +69,7 @@ class Conditions:
             raise BudgetError("latency is to be measured on cuda, and this machine has none; measure it on cpu.")
         chip = torch.cuda.get_device_name() if self.device == "cuda" else _processor()
         own = {**asdict(self), "threads": self.threads or len(os.sched_getaffinity(0))}
-        versions = {"torch": torch.__version__}
+        versions: dict[str, str] = {"torch": torch.__version__}
         if self.runtime != "torch":
             versions[self.runtime] = version(self.runtime)
         return {**own, "chip": chip, "host": platform.node(), **versions}
@@ -204,7 +204,7 @@ def _fingerprint(table: Table) -> str:
 
 
 def _in_onnx_runtime(
-    network: RealNetwork, counted: Table, runs: Mapping[Any, Any], conditions: Conditions
+    network: Any, counted: Table, runs: Mapping[Any, Any], conditions: Conditions
 ) -> dict[Any, Callable[[], object]]:
     """The same candidates and whole networks as sessions of ONNX Runtime."""
     if getattr(network, "detects", False):
