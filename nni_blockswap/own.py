@@ -1,6 +1,6 @@
 """A search over a network and data that a program holds: the settings of ``searching`` from live objects."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -10,9 +10,12 @@ from nni_blockswap.architecture import named_arguments
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.results.ranking import Ranking
-from nni_blockswap.searching import OnProgress, SearchSettings
+from nni_blockswap.searching import OnProgress, Progress, SearchSettings
 from nni_blockswap.tasks import TASKS, Task
-from nni_blockswap.tasks.loader import LoaderTask, Loss, LossTask
+from nni_blockswap.tasks.loader import LoaderTask, Loss, LossTask, is_data_module, loaders_of
+
+OWN_DATA = LoaderTask.name
+"""What the data that is handed over is called."""
 
 
 def search(what: Any, data: Any = None, on_progress: OnProgress | None = None, **given: Any) -> Any:
@@ -46,7 +49,7 @@ def search_own(
 
     Args:
         space: what ``swap_blocks`` made, or any other space.
-        loader: batches (images, labels), see ``tasks.loader``.
+        loader: batches (images, labels), see ``tasks.loader``; a LightningDataModule; or a task, such as a detector's.
         budget: as ``Budget.parse`` reads it; a list of them gives a list of rankings.
         samples: architectures to score at each budget.
         seed: of samples, weights and minibatch.
@@ -64,18 +67,18 @@ def search_own(
     if unknown := settings.keys() - known:
         raise ConfigError(f"a search has no setting '{min(unknown)}'; it has {', '.join(sorted(known))}.")
     kind: Any = type(space)
-    task = LoaderTask(loader) if loss is None else LossTask(loader, loss)
+    task = _task(loader, loss)
 
-    def given(root: str | None) -> LoaderTask:
+    def given(root: str | None) -> Task:
         return task
 
-    TASKS.register(task.name, cast(Callable[..., Task], given))
+    TASKS.register(OWN_DATA, given)
     several = isinstance(budget, Sequence) and not isinstance(budget, str)
     budgets = [str(one) for one in budget] if several else [str(budget)]  # type: ignore[union-attr]
     asked = SearchSettings(
         space=f"{kind.__module__}:{kind.__qualname__}",
         space_args=named_arguments(kind, *space.trace_args, **space.trace_kwargs),
-        data=task.name,
+        data=OWN_DATA,
         budgets=budgets,
         samples=samples,
         seed=seed,
@@ -89,16 +92,30 @@ def search_own(
     return rankings if several else rankings[0]
 
 
+def _task(loader: Any, loss: Loss | None) -> Task:
+    if hasattr(loader, "minibatch"):
+        if loss is not None:
+            raise ConfigError(f"the task {loader.name} has a loss already; leave loss out.")
+        return cast(Task, loader)
+    if is_data_module(loader):
+        loader, _ = loaders_of(loader)
+    return cast(Task, LoaderTask(loader) if loss is None else LossTask(loader, loss))
+
+
 class _Bar:
-    """A progress bar, in a terminal or a notebook."""
+    """A progress bar, in a terminal or a notebook; above it, what scores and how long a candidate takes it."""
 
     def __enter__(self) -> "_Bar":
         from tqdm.auto import tqdm
 
         self._bar = tqdm(unit="architecture", leave=True)
+        self._told = ""
         return self
 
-    def __call__(self, progress: Any) -> None:
+    def __call__(self, progress: Progress) -> None:
+        if progress.engine != self._told and (progress.fresh > 1 or progress.done == progress.total):
+            self._told = progress.engine
+            self._bar.write(progress.spelled_engine)
         self._bar.total = progress.total
         self._bar.update(progress.done - self._bar.n)
         if progress.best is not None:

@@ -1,5 +1,6 @@
 """A search over a network and data of one's own."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,33 @@ def test_a_loss_of_ones_own_is_searched_with() -> None:
         assert one.score == pytest.approx(4 * plain[one.id], rel=1e-9)
 
 
+def test_it_is_told_what_scores_and_how_long_a_candidate_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    def own(outputs: Tensor, labels: Tensor) -> Tensor:
+        return outputs.square().mean()
+
+    given = {name: value for name, value in QUICK.items() if name != "on_progress"}
+    bs.search(bs.swap_blocks(network(), EXAMPLE), loader(), budget="70%", loss=own, **given)
+    said = capsys.readouterr().out
+    assert re.search(r"engine: plain \(network by network, as the loss is one's own\); [\d.e-]+ s a candidate", said), (
+        said
+    )
+
+
+def test_two_networks_of_one_class_are_kept_apart() -> None:
+    first, second = network(), network()
+    with torch.no_grad():
+        second[0].weight.add_(1.0)
+    spaces = [bs.swap_blocks(one, EXAMPLE) for one in (first, second)]
+    for one, space in zip((first, second), spaces, strict=True):
+        built = bs.search(space, loader(), budget="70%", **QUICK).best.build()
+        assert torch.equal(built[0].weight, one[0].weight)
+
+
+def test_costs_are_those_of_one_image_however_many_the_example_has() -> None:
+    tables = [str(bs.swap_blocks(network(), EXAMPLE.expand(count, 1, 8, 8))) for count in (1, 6)]
+    assert tables[0] == tables[1]
+
+
 def test_minibatches_do_not_overlap() -> None:
     task = LoaderTask(loader())
     assert task.num_classes == 3
@@ -111,11 +139,49 @@ def test_regression_needs_no_classes() -> None:
         ([(IMAGES.repeat(1, 3, 1, 1), LABELS)], {}, "images of 1x8x8 and loader has 3x8x8"),
         ([(IMAGES, LABELS + 4)], {}, "loader has 7 classes and the network 3"),
         ([(IMAGES, LABELS)], {"loss": lambda outputs, labels: outputs}, "a scalar tensor"),
+        (
+            LoaderTask([(IMAGES, LABELS)]),
+            {"loss": lambda outputs, labels: outputs},
+            "the task loader has a loss already",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told_in_a_sentence(data: object, settings: dict[str, object], sentence: str) -> None:
     with pytest.raises(BlockSwapError, match=sentence):
         bs.search(bs.swap_blocks(network(), EXAMPLE), data, **{"budget": "70%", **QUICK, **settings})
+
+
+class Named(nn.Module):
+    """Answers with a dictionary, as segmentation networks do; in training mode alone, if asked to."""
+
+    def __init__(self, training_alone: bool = False) -> None:
+        super().__init__()
+        self.inner, self.training_alone = network(), training_alone
+
+    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
+        outputs: Tensor = self.inner(images)
+        return {"out": outputs} if self.training or not self.training_alone else outputs
+
+
+@pytest.mark.parametrize("training_alone", [False, True])
+def test_answers_that_are_no_tensor_need_a_loss_of_ones_own(training_alone: bool) -> None:
+    space = bs.swap_blocks(Named(training_alone), EXAMPLE)
+    with pytest.raises(BlockSwapError, match="the network answers with a dict, and cross-entropy takes a tensor; give"):
+        bs.search(space, loader(), budget="70%", **QUICK)
+    own = bs.search(space, loader(), budget="70%", loss=lambda out, labels: out["out"].square().mean(), **QUICK)
+    assert len(list(own)) == 5
+
+
+def test_a_network_that_runs_in_eval_mode_alone_is_told() -> None:
+    class Untrainable(nn.Sequential):
+        def forward(self, images: Tensor) -> Tensor:
+            if self.training:
+                raise RuntimeError("no targets")
+            return super().forward(images)  # type: ignore[no-any-return]
+
+    space = bs.swap_blocks(Untrainable(*network()), EXAMPLE)
+    with pytest.raises(BlockSwapError, match="runs in eval mode and not in training mode: no targets"):
+        bs.search(space, loader(), budget="70%", **QUICK)
 
 
 def test_a_module_is_no_space() -> None:

@@ -13,7 +13,7 @@ from nni_blockswap.blocks.conditions import Patterns, obstacle_alone, obstacles
 from nni_blockswap.blocks.flow import Flow, convolutions, under, watch
 from nni_blockswap.blocks.found import Findings, Found, Kept
 from nni_blockswap.blocks.surgery import extract, replace
-from nni_blockswap.errors import SpaceError
+from nni_blockswap.errors import SpaceError, first_line
 
 
 def find(model: nn.Module, example_input: Any, include: Patterns = None, exclude: Patterns = None) -> Findings:
@@ -72,12 +72,12 @@ def _forward(model: nn.Module, arguments: tuple[Any, ...]) -> Flow:
     try:
         network, arguments = copy.deepcopy((model, arguments))
     except Exception as error:
-        raise SpaceError(f"{type(model).__name__} cannot be copied: {_first_line(error)}.") from error
+        raise SpaceError(f"{type(model).__name__} cannot be copied: {first_line(error)}.") from error
     try:
         return watch(network.eval(), arguments)
     except Exception as error:
         hint = "; give all that its forward takes, as a tuple" if isinstance(error, TypeError) else ""
-        message = f"{type(model).__name__} does not run on the example input: {_first_line(error)}{hint}."
+        message = f"{type(model).__name__} does not run on the example input: {first_line(error)}{hint}."
         raise SpaceError(message) from error
 
 
@@ -101,12 +101,8 @@ def _trial(model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[Found])
         with torch.no_grad():
             network.eval()(*arguments)
     except Exception as error:
-        return f"the network needs it as it is: {_first_line(error)}"
+        return f"the network needs it as it is: {first_line(error)}"
     return None if all(ran[site] == 1 for site in sites) else "the network does not run what stands in its place"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _kept(model: nn.Module, flow: Flow, sites: Sequence[Found], against: Mapping[str, str]) -> list[Kept]:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -17,6 +16,7 @@ from nni_blockswap.blocks.finding import find
 from nni_blockswap.blocks.flow import under
 from nni_blockswap.blocks.found import Findings, Found, reasons
 from nni_blockswap.blocks.imitation import activation_like, norm_like
+from nni_blockswap.blocks.origin import example_of, hold, image_size, make, repeated
 from nni_blockswap.blocks.points import attention_points
 from nni_blockswap.blocks.pricing import price
 from nni_blockswap.blocks.shells import Block
@@ -27,13 +27,7 @@ from nni_blockswap.blocks.substitutes.paper import PAPER
 from nni_blockswap.blocks.surgery import extract, replace
 from nni_blockswap.blocks.weights import initialise
 from nni_blockswap.cost.table import ORIGINAL, Table
-from nni_blockswap.errors import BlockSwapError, SpaceError, first_line, shown
-from nni_blockswap.registry import load
-
-LIVE = "live:"
-"""In front of the name of a network that this process holds, and that no import path leads to."""
-
-_live: dict[str, tuple[nn.Module, Any]] = {}
+from nni_blockswap.errors import BlockSwapError, SpaceError, first_line
 
 
 class NetworkBlock(Block):
@@ -75,7 +69,7 @@ class NetworkSpace(BlockSpace):
         look = _look(model, json.dumps(model_args or {}), self.input_size, _tuple(include), _tuple(exclude))
         self.findings, self.points = look
         self.model = model
-        self.network = _make(model, model_args or {})
+        self.network = make(model, model_args or {})
         chosen = current_model()
         sites = [site_of(self.network, found) for found in self.findings.sites]
         for index, (found, site) in enumerate(zip(self.findings.sites, sites, strict=True)):
@@ -91,8 +85,8 @@ class NetworkSpace(BlockSpace):
 
     def run_counted(self, batch_size: int = 1) -> None:
         """All of it, on ``batch_size`` times the example that the space was made with, or an empty image."""
-        example = _example(self.model, self.input_size, next(self.network.parameters()).device)
-        self.network(*(_repeated(one, batch_size) for one in example))
+        example = example_of(self.model, self.input_size, next(self.network.parameters()).device)
+        self.network(*(repeated(one, batch_size) for one in example))
 
     def redraw(self) -> None:
         """Fresh weights everywhere, as their classes draw them, but convolutions as ``initialise`` does."""
@@ -113,6 +107,16 @@ class NetworkSpace(BlockSpace):
         network = space.network
         vars(network).update(input_size=space.input_size, attention_points=space.points)
         return network
+
+    @classmethod
+    def interface(cls, choices: Mapping[str, str], **space_args: Any) -> tuple[tuple[int, ...], Any]:
+        """Of the network itself, in training mode, in which it is scored; of a detector, what it gives in eval mode.
+
+        Raises:
+            SpaceError: it does not run in training mode.
+        """
+        size = tuple(space_args["input_size"])
+        return size, _answer(space_args["model"], json.dumps(space_args["model_args"] or {}), size)
 
     @classmethod
     def cost_table(cls, resources: Sequence[str] = ("params", "macs"), **space_args: Any) -> Table:
@@ -156,7 +160,7 @@ def swap_blocks(
     Args:
         model: any convolutional network.
         example_input: what its forward takes, in the size that costs are counted at: a tensor (N, C, H, W), a list of
-            images, or a tuple of positional arguments.
+            images, or a tuple of positional arguments. Costs are those of one image.
         include: patterns over module paths ("layer3.*"); nothing else is swapped.
         exclude: patterns over module paths; these stay.
         extra: substitutes to offer beside those of each site's kind.
@@ -171,9 +175,7 @@ def swap_blocks(
         ('S', 'B(2)', 'B(4)', 'G(2)', 'G(4)', 'G(8)', 'G(1)', 'BG(2,2)', 'BG(2,4)')
     """
     find(model, example_input, include, exclude)  # says what is wrong, before anything is kept
-    name = f"{LIVE}{type(model).__name__}-{zlib.crc32(repr(model).encode()):08x}"
-    _live[name] = model, example_input
-    return NetworkSpace(name, None, _image_size(example_input), include, exclude, extra)
+    return NetworkSpace(hold(model, example_input), None, image_size(example_input), include, exclude, extra)
 
 
 def site_of(network: nn.Module, found: Found) -> Site:
@@ -197,35 +199,6 @@ def site_of(network: nn.Module, found: Found) -> Site:
     )
 
 
-def is_live(space_args: Mapping[str, Any]) -> bool:
-    """Whether a space's network lives in this process alone."""
-    return str(space_args.get("model", "")).startswith((LIVE, "__main__:"))
-
-
-def _make(model: str, model_args: Mapping[str, Any]) -> nn.Module:
-    """A network of its own."""
-    if model.startswith(LIVE):
-        if model not in _live:
-            raise SpaceError(
-                f"the network '{model}' lives in the process that called swap_blocks; for nnictl, and for other "
-                "processes, give the import path of a function that returns it: --model my_package.nets:make."
-            )
-        network = copy.deepcopy(_live[model][0])
-        return network if torch.empty(0).device.type == "cpu" else network.to(torch.empty(0).device)
-    try:
-        network = load(model, "model", SpaceError)(**model_args)
-    except BlockSwapError:
-        raise
-    except (Exception, SystemExit) as error:  # the function is anybody's
-        reason = f"{first_line(error)} ({type(error).__name__})"
-        raise SpaceError(f"{model} does not take the arguments {shown(dict(model_args))}: {reason}.") from error
-    if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
-        raise SpaceError(
-            f"{model} gives a {type(network).__name__}; it has to return a network, an nn.Module with weights."
-        )
-    return network
-
-
 @lru_cache(maxsize=16)
 def _look(
     model: str,
@@ -234,43 +207,31 @@ def _look(
     include: tuple[str, ...] | None,
     exclude: tuple[str, ...] | None,
 ) -> tuple[Findings, tuple[str, ...]]:
-    """Sites of a network, and where attention is transferred: the ends of its stages."""
+    """Sites of a network, and where attention is transferred: the ends of its stages from the first site on."""
     with torch.device("cpu"), torch.no_grad():
-        network = _make(model, json.loads(model_args)).eval()
-        example = _example(model, input_size, next(network.parameters()).device)
+        network = make(model, json.loads(model_args)).eval()
+        example = example_of(model, input_size, next(network.parameters()).device)
         findings = find(network, example, include, exclude)
         gone = {part for site in findings.sites for part in site.parts[:-1]}
         try:
-            points = attention_points(network, example[0])
+            points = attention_points(network, example[0], findings.sites[0].parts[0])
         except (BlockSwapError, RuntimeError, TypeError, AttributeError):
             points = ()  # of a detector, say: whoever wants attention there names its points
     return findings, tuple(point for point in points if not any(under(point, part) for part in gone))
 
 
-def _example(model: str, input_size: tuple[int, int, int], device: torch.device) -> tuple[Any, ...]:
-    example = _live[model][1] if model in _live else torch.zeros(1, *input_size)
-    arguments = example if isinstance(example, tuple) else (example,)
-    return tuple(_moved(one, device) for one in arguments)
-
-
-def _repeated(value: Any, times: int) -> Any:
-    if isinstance(value, Tensor):
-        return value.repeat(times, *[1] * (value.dim() - 1))
-    return value * times if isinstance(value, list) else value
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    return [_moved(one, device) for one in value] if isinstance(value, list) else value
-
-
-def _image_size(example: Any) -> tuple[int, int, int]:
-    while isinstance(example, tuple | list) and example:
-        example = example[0]
-    if not isinstance(example, Tensor) or example.dim() < 3:
-        raise SpaceError("an example input is a batch of images (N, C, H, W), or a list of images (C, H, W).")
-    return cast(tuple[int, int, int], tuple(example.shape[-3:]))
+@lru_cache(maxsize=16)
+def _answer(model: str, model_args: str, input_size: tuple[int, ...]) -> Any:
+    with torch.device("cpu"), torch.no_grad():
+        network = make(model, json.loads(model_args)).eval()
+        example = example_of(model, input_size, next(network.parameters()).device)
+        found = network(*example)
+        if isinstance(found, list):
+            return found
+        try:
+            return network.train()(*(repeated(one, 2) for one in example))  # BN refuses single values
+        except Exception as error:  # a network of somebody else's
+            raise SpaceError(f"{model} runs in eval mode and not in training mode: {first_line(error)}.") from error
 
 
 def _one(sizes: tuple[int, ...] | str) -> Any:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_blockswap.blocks.capture import captured
+from nni_blockswap.blocks.flow import under
 from nni_blockswap.errors import ConfigError
 
 Size = tuple[int, int]
@@ -34,7 +35,7 @@ class _Call:
     inner: list["_Call"] = field(default_factory=list)
 
 
-def attention_points(network: nn.Module, example: Tensor) -> tuple[str, ...]:
+def attention_points(network: nn.Module, example: Tensor, since: str | None = None) -> tuple[str, ...]:
     """The paths of the modules that end a stage of ``network``, in forward order.
 
     The last map of all is one of them, as the stage that it ends does not go on. Maps of a single position say nothing
@@ -42,17 +43,29 @@ def attention_points(network: nn.Module, example: Tensor) -> tuple[str, ...]:
 
     Args:
         example: a batch of what the network takes; one image is enough. The network is left as it was.
+        since: path of the first module that is swapped: what ended before it, such as the stem, is no stage to imitate.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3), nn.Flatten())
         >>> attention_points(net, torch.zeros(1, 1, 32, 32))
         ('1', '3')
     """
-    return tuple(_ends(_path(_observed(network, example))))
+    ran = _observed(network, example)
+    ends = _ends(_path(ran))
+    if since is None:
+        return tuple(ends)
+    begun = [call.path for call in _flat(ran)]
+    before = set(begun[: begun.index(since)])  # by now these have ended, but for those that hold it
+    return tuple(point for point in ends if point not in before or under(since, point))
 
 
-def shared_points(student: nn.Module, teacher: nn.Module, example: Tensor) -> tuple[str, ...]:
+def shared_points(
+    student: nn.Module, teacher: nn.Module, example: Tensor, among: Sequence[str] | None = None
+) -> tuple[str, ...]:
     """The teacher's attention points whose modules the student has, too, with maps of the same height and width.
+
+    Args:
+        among: points that are known already, such as those of the space of both.
 
     Raises:
         ConfigError: there is none.
@@ -60,7 +73,8 @@ def shared_points(student: nn.Module, teacher: nn.Module, example: Tensor) -> tu
     ran = _observed(teacher, example)
     own = {call.path: call.size for call in _flat(_observed(student, example))}
     sizes = {call.path: call.size for call in _flat(ran)}
-    found = tuple(point for point in _ends(_path(ran)) if own.get(point) == sizes[point])
+    known = _ends(_path(ran)) if among is None else [point for point in among if sizes.get(point)]
+    found = tuple(point for point in known if own.get(point) == sizes[point])
     if not found:
         raise ConfigError(
             "student and teacher have no module of the same name that ends a stage in both; name some as attention "

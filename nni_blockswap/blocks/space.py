@@ -59,6 +59,14 @@ class BlockSpace(ModelSpace, disable_init_wrapper=True):  # type: ignore[misc, c
         return network
 
     @classmethod
+    def interface(cls, choices: Mapping[str, str], **space_args: Any) -> tuple[tuple[int, ...], Any]:
+        """Channels, height and width of an image, and what the network with ``choices`` gives for it; a detector []."""
+        with torch.device("meta"), torch.no_grad():
+            network: Any = cls.build(choices, **space_args).eval()
+            size = tuple(network.input_size)
+            return size, [] if cls.detects else network(torch.empty(1, *size))
+
+    @classmethod
     def cost_table(cls, resources: Sequence[str] = ("params", "macs"), **space_args: Any) -> Table:
         """What every candidate of every block takes of ``resources``, without allocating the network."""
         with torch.device("meta"):

@@ -80,11 +80,11 @@ def run(options: argparse.Namespace) -> int:
     """Search and print the winners."""
     from nni_blockswap.searching import search, table_of
 
-    start, settings = time.monotonic(), settings_of(options)
+    start, settings, line = time.monotonic(), settings_of(options), ProgressLine()
     table, budgets = table_of(settings), settings.parsed()
     for budget in budgets:
         print(f"{budget}: {budget.describe(table)}")
-    rankings = search(settings, options.out, ProgressLine())
+    rankings = search(settings, options.out, line)
     for ranking, budget in zip(rankings, budgets, strict=True):
         best = ranking.best
         unused = budget.unused(table, best.costs)
@@ -97,6 +97,8 @@ def run(options: argparse.Namespace) -> int:
     for name, column in table.columns.items():
         if column.source:
             print(f"{name}: {describe_source(column.source)}")
+    if line.last is not None and line.last.engine:
+        print(line.last.spelled_engine)
     print(f"{time.monotonic() - start:.1f} s")
     return 0
 
@@ -143,15 +145,19 @@ class ProgressLine:
     """One line on a terminal that is kept up to date; elsewhere a line every ten seconds."""
 
     def __init__(self) -> None:
-        self._last = 0.0
+        self.last: Progress | None = None
+        self._shown = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        """Show it, unless it was shown just now."""
+        """Show it, unless one was shown just now; the first one with what scores."""
         now, finished = time.monotonic(), progress.done == progress.total
+        if progress.engine and (self.last is None or self.last.engine != progress.engine):
+            print(f"engine: {progress.engine}", file=sys.stderr)
+        self.last = progress
         terminal = sys.stderr.isatty()
-        if not finished and now - self._last < (0.2 if terminal else 10):
+        if not finished and now - self._shown < (0.2 if terminal else 10):
             return
-        self._last = now
+        self._shown = now
         end = "\n" if finished or not terminal else ""
         print(f"{chr(13) if terminal else ''}{describe(progress)}", end=end, file=sys.stderr, flush=True)
 

@@ -13,12 +13,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from nni_blockswap.architecture import complete_args, cost_table, load_space
-from nni_blockswap.blocks.network import is_live
+from nni_blockswap.architecture import NETWORK, complete_args, cost_table, load_space
+from nni_blockswap.blocks.origin import is_live
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.scoring.engines import Work, choose
+from nni_blockswap.scoring.engines import Work, choose, described
 from nni_blockswap.scoring.engines.plain import measure
 from nni_blockswap.scoring.machine import resolve_device, resolve_precision
 from nni_blockswap.scoring.proxies import Proxy, Score
@@ -48,6 +48,7 @@ class Scorer:
 
     def __init__(self, settings: ScoreSettings, task: Task, proxy: Proxy) -> None:
         self.settings, self.task, self.proxy = settings, task, proxy
+        self.engine = ""  # which one scores, and why, as soon as it is chosen
         self.space_args = complete_args(settings.space, settings.space_args)
         self.device = resolve_device(settings.device)
         self.precision = resolve_precision(settings.precision, self.device, self._is_bf16_known())
@@ -88,6 +89,7 @@ class Scorer:
         """What scores candidates under the ``init``-th draw; super-network, engine and processes last until it goes."""
         work = self.work(init)
         engine = choose(work)
+        self.engine = self.engine or described(engine, work)
         start = engine.start(work)
         if engine.parallel:
             del work  # with the super-network that the engine was chosen by: it has one of its own
@@ -147,28 +149,35 @@ def check_fit(space: str, space_args: Mapping[str, Any], task: Task, batch: Batc
     Classifiers must take its images (N, C, H, W). A network has as many classes as the task: with more of them its
     labels mean something else. A task that does not know all its classes has to have no more than the network.
     """
-    classifies = isinstance(task, Classification)
-    detects = getattr(load_space(space), "detects", False)
+    arguments = complete_args(space, space_args)
+    table, kind = cost_table(space, arguments), cast(type[BlockSpace], load_space(space))
+    size, answer = kind.interface(table.names(table.teacher()), **arguments)
+    classifies, detects = isinstance(task, Classification), isinstance(answer, list)
     if classifies == detects:
         raise ConfigError(
             f"the networks of {space} {'detect' if detects else 'classify'}, and {task.name} is a data set for "
-            f"{'classification' if classifies else 'detection'}; change one of them, or the space's 'detects'."
+            f"{'classification' if classifies else 'detection'}; take another of them."
         )
-    if detects:
+    if not isinstance(task, Classification):
         _check_classes(task, space_args.get("num_classes", task.num_classes))
         return
     images: Tensor = batch[0]
-    table = cost_table(space, space_args)
-    with torch.device("meta"), torch.no_grad():
-        network: Any = load_space(space).build(table.names(table.teacher()), **space_args).eval()
-        classes = network(torch.empty(1, *network.input_size)).shape[1]
-    if tuple(images.shape[1:]) != tuple(network.input_size):
-        expected, given = ("x".join(map(str, size)) for size in (network.input_size, images.shape[1:]))
-        raise ConfigError(
-            f"the search space is for images of {expected} and {task.name} has {given}; "
-            "set in_channels and image_size in the space's arguments."
+    if tuple(images.shape[1:]) != size:
+        expected, given = ("x".join(map(str, one)) for one in (size, images.shape[1:]))
+        remedy = (
+            "give the network's example, or --input-size, the size of the images"
+            if space == NETWORK
+            else "set in_channels and image_size in the space's arguments"
         )
-    _check_classes(task, classes)
+        raise ConfigError(f"the search space is for images of {expected} and {task.name} has {given}; {remedy}.")
+    if not isinstance(answer, Tensor):
+        if type(task).loss is Classification.loss:  # type: ignore[comparison-overlap]  # not one of its own
+            raise ConfigError(
+                f"the network answers with a {type(answer).__name__}, and cross-entropy takes a tensor; give a loss of "
+                "your own, or wrap the network in a module that gives one tensor."
+            )
+    else:
+        _check_classes(task, answer.shape[1])
 
 
 def _check_classes(task: Task, classes: int) -> None:

@@ -2,12 +2,14 @@
 
 import inspect
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, cast, get_type_hints
 
 from nni_blockswap.errors import BlockSwapError, ConfigError, DataError, first_line
 from nni_blockswap.metric import ACCURACY, Metric
 from nni_blockswap.registry import Registry
 from nni_blockswap.tasks.base import Batch, Task
+from nni_blockswap.tasks.loader import ModuleTask, is_data_module
 
 __all__ = ["TASKS", "Batch", "Task", "make_task", "metric_of"]
 
@@ -27,13 +29,15 @@ TASKS: Registry[Callable[..., Task]] = Registry(
 
 
 def make_task(name: str, root: str | None = None, /, **options: Any) -> Task:
-    """The task on data set ``name``, its files below ``root``.
+    """The task on data set ``name``, its files below ``root``; of a LightningDataModule, options are its arguments.
 
     Raises:
         DataError: no such data set, or its files are not there.
         ConfigError: the data set has no such option, or cannot take its value.
     """
     make = TASKS[name]
+    if is_data_module(make):
+        make = _of_module(name, make)
     known = inspect.signature(make).parameters.keys() - {"root"}
     for option in options.keys() - known:
         raise ConfigError(
@@ -46,6 +50,20 @@ def make_task(name: str, root: str | None = None, /, **options: Any) -> Task:
     except Exception as error:  # the function may be anybody's
         given = " ".join(f"{option}={value}" for option, value in options.items())[:200]
         raise ConfigError(f"the data set '{name}' cannot take the options {given}: {first_line(error)}.") from error
+
+
+def _of_module(name: str, kind: Callable[..., Any]) -> Callable[..., Task]:
+    """What makes the task on a LightningDataModule; it takes ``root`` where its class does."""
+
+    @wraps(kind)
+    def make(root: str | None, **arguments: Any) -> Task:
+        if root is None:
+            return cast(Task, ModuleTask(name, kind(**arguments)))
+        if "root" not in inspect.signature(kind).parameters:
+            raise ConfigError(f"the data module '{name}' takes no argument 'root' to give its folder to; leave it out.")
+        return cast(Task, ModuleTask(name, kind(root=root, **arguments)))
+
+    return make
 
 
 def metric_of(name: str) -> Metric:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from nni_blockswap.errors import DataError
+from nni_blockswap.errors import DataError, first_line
 from nni_blockswap.metric import Metric
 from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.classification import Classification, Labelled
@@ -148,6 +148,37 @@ class LossTask(LoaderTask):
     def loss(self, network: nn.Module, batch: Labelled) -> Tensor:
         """``criterion`` of the network's answers, as they are."""
         return self.criterion(network(batch[0]), batch[1])
+
+
+class ModuleTask(LoaderTask):
+    """What a LightningDataModule gives, in the batches that it makes; it may be anybody's Lightning.
+
+    Args:
+        name: its import path.
+        module: not yet set up.
+
+    Raises:
+        DataError: it cannot be set up, or gives no batches.
+    """
+
+    def __init__(self, name: str, module: Any) -> None:
+        self.name = name
+        super().__init__(*loaders_of(module))
+
+
+def is_data_module(what: Any) -> bool:
+    """Whether it is a LightningDataModule, or a class of them."""
+    return all(hasattr(what, hook) for hook in ("prepare_data", "setup", "train_dataloader", "val_dataloader"))
+
+
+def loaders_of(module: Any) -> tuple[Any, Any]:
+    """Batches to learn from and to be judged on, of a LightningDataModule. Raises DataError where it fails."""
+    try:
+        module.prepare_data()
+        module.setup("fit")
+        return module.train_dataloader(), module.val_dataloader()
+    except Exception as error:  # somebody else's code
+        raise DataError(f"the data module {type(module).__name__} fails: {first_line(error)}.") from error
 
 
 def own_batches(

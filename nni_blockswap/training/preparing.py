@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,7 +14,18 @@ from nni_blockswap.blocks.points import equal_points, moved, shared_points, undi
 from nni_blockswap.errors import ConfigError, DataError, first_line
 from nni_blockswap.metric import ACCURACY, Metric
 from nni_blockswap.tasks.base import fingerprint
-from nni_blockswap.tasks.loader import BY_LOSS, Judge, LoaderTask, Loss, LossTask, OwnBatches, is_sized, own_batches
+from nni_blockswap.tasks.loader import (
+    BY_LOSS,
+    Judge,
+    LoaderTask,
+    Loss,
+    LossTask,
+    OwnBatches,
+    is_data_module,
+    is_sized,
+    loaders_of,
+    own_batches,
+)
 from nni_blockswap.training.recipe import TERMS, Recipe
 
 RESERVED = ("loss", "top5", "params", "epochs", "seconds", "metric", "versions")
@@ -35,12 +45,10 @@ def recipe_of(epochs: int, train: Any, batch_size: int | None, given: Mapping[st
 
 def batches_of(train: Any, val: Any, batch_size: int, workers: int) -> tuple[OwnBatches, OwnBatches]:
     """Those to learn from, and those to be judged on."""
-    if isinstance(train, LightningDataModule):
+    if is_data_module(train):
         if val is not None:
             raise ConfigError("a LightningDataModule has its own validation batches; leave val out.")
-        train.prepare_data()
-        train.setup("fit")
-        train, val = train.train_dataloader(), train.val_dataloader()
+        train, val = loaders_of(train)
     return (
         own_batches(train, "train", batch_size, shuffle=True, drop_last=True, workers=workers),
         own_batches(val, "val", batch_size, workers=workers),
@@ -148,7 +156,8 @@ def points_of(
         )
     if not (recipe.beta or recipe.features):
         return (), ()
-    points = shared_points(student, teacher, example) if named is None else tuple(named)
+    of_its_space = getattr(student, "attention_points", None)
+    points = shared_points(student, teacher, example, of_its_space) if named is None else tuple(named)
     return points, equal_points(student, teacher, points, example) if recipe.features else ()
 
 

@@ -1,148 +1,176 @@
-"""Any network as a space: what holds for all of them, over torchvision's classifiers and nets written here."""
+"""Any network as a space: what holds for all of them, over torchvision's, timm's and nets written in the tests."""
 
+import copy
 import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from nni_blockswap import Architecture, search, swap_blocks
-from nni_blockswap.architecture import NETWORK, cost_table, with_space
+from nni_blockswap import Architecture, export, search, swap_blocks
+from nni_blockswap.architecture import NETWORK, cost_table, named_arguments, with_space
 from nni_blockswap.blocks.network import NetworkSpace
-from nni_blockswap.errors import SpaceError
+from nni_blockswap.cost.table import Table
+from nni_blockswap.errors import ExportError, SpaceError
+from nni_blockswap.tasks.coco import Coco
+from tests.blocks.networks import NETWORKS, OWN, Network, Twice
 from tests.cost.test_table import count_macs, count_params
 
-
-class Functional(nn.Module):
-    """Nested modules, functional ReLU, pre-activation, a module used twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1)
-        self.inner = nn.ModuleDict({"a": nn.Sequential(nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32))})
-        self.norm1, self.conv1 = nn.BatchNorm2d(32), nn.Conv2d(32, 32, 3, padding=1, bias=False)
-        self.norm2, self.conv2 = nn.BatchNorm2d(32), nn.Conv2d(32, 32, 3, padding=1, bias=False)
-        self.twice = nn.Conv2d(32, 32, 3, padding=1)
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.inner["a"](F.relu(self.stem(x))))
-        x = x + self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
-        x = self.twice(F.relu(self.twice(x)))
-        logits: Tensor = self.head(x.mean((2, 3)))
-        return logits
-
-
-def vision(name: str, **arguments: object) -> nn.Module:
-    network: nn.Module = getattr(torchvision.models, name)(weights=None, num_classes=10, **arguments)
-    return network
-
-
-QUICK = ["resnet18", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5"]
-THOROUGH = [
-    "resnet50", "wide_resnet50_2", "resnext50_32x4d", "vgg11_bn", "densenet121", "mobilenet_v3_small",
-    "efficientnet_b0", "regnet_y_400mf",
-]  # fmt: skip
-NETWORKS = [
-    *QUICK,
-    "functional",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in THOROUGH),  # tens of seconds each
+QUICK = {"resnet18", "mobilenet_v2", "squeezenet1_1", "Nested", "Twice", "PreActivation"}
+SWAPPABLE = [
+    pytest.param(
+        network, id=str(network), marks=() if network.name in QUICK else pytest.mark.slow
+    )  # up to a minute each
+    for network in NETWORKS + OWN
+    if network.sites
 ]
+REFUSED = [pytest.param(network, id=str(network)) for network in NETWORKS if not network.sites]
 
 
-def network_of(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    network = Functional() if name == "functional" else vision(name)
-    images = torch.randn(8, 3, 64, 64)
-    network.train()(images)  # statistics of its own
-    return network.eval()
+@dataclass(frozen=True)
+class Own:
+    """A network with statistics of its own, and the space over it."""
+
+    network: Network
+    original: nn.Module
+    space: NetworkSpace
+
+    @property
+    def space_args(self) -> dict[str, Any]:
+        return arguments_of(self.space)
+
+    @property
+    def table(self) -> Table:
+        return cost_table(NETWORK, self.space_args)
+
+    def architecture(self, seed: int | None = None) -> Architecture:
+        """A random one, or all ``S``."""
+        draw = random.Random(seed)
+        choices = ["S" if seed is None else draw.choice(names) for names in self.table.candidates]
+        return Architecture.from_choices(NETWORK, choices, self.space_args)
+
+    @property
+    def detects(self) -> bool:
+        return self.network.source.endswith("detection")
+
+    def outputs(self, network: nn.Module, training: bool) -> list[Tensor]:
+        torch.manual_seed(3)  # dropout, and a detector's choice of boxes
+        return list(tensors(network.train(training)(*self.network.arguments(training))))
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
-def own(request: pytest.FixtureRequest) -> tuple[nn.Module, NetworkSpace]:
-    network = network_of(request.param)
-    try:
-        return network, swap_blocks(network, torch.zeros(1, 3, 64, 64))
-    except SpaceError as refusal:
-        pytest.skip(f"refused: {refusal}")
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_all_s_is_the_original_to_the_bit(own: tuple[nn.Module, NetworkSpace], training: bool) -> None:
-    network, space = own
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    space.select({block.label: "S" for block in space.blocks()})
-    found = original_of(space)
-    teacher = found.build()
-    assert type(teacher) is type(network)
-    assert list(teacher.state_dict()) == list(before)
-    teacher.load_state_dict(network.state_dict())
-    answers = []
-    for one in (network, teacher, space):
-        one.train(training)
-        torch.manual_seed(3)  # dropout
-        with torch.no_grad():
-            answers.append(one(images))
-    network.eval().load_state_dict(before)
-    assert torch.equal(answers[0], answers[1])
-    assert torch.equal(answers[0], answers[2])
-
-
-def original_of(space: NetworkSpace) -> Architecture:
-    return Architecture.from_choices(NETWORK, dict.fromkeys((b.label for b in space.blocks()), "S"), args_of(space))
-
-
-def args_of(space: NetworkSpace) -> dict[str, object]:
-    from nni_blockswap.architecture import named_arguments
-
+def arguments_of(space: NetworkSpace) -> dict[str, Any]:
     return named_arguments(NetworkSpace, *space.trace_args, **space.trace_kwargs)
 
 
-def test_costs_are_those_of_the_built_network(own: tuple[nn.Module, NetworkSpace]) -> None:
-    network, space = own
-    table, draw = cost_table(NETWORK, args_of(space)), random.Random(0)
-    assert table.original("params") == count_params(network)
-    for _ in range(3):
-        one = Architecture.from_choices(NETWORK, [draw.choice(names) for names in table.candidates], args_of(space))
+@pytest.fixture(scope="module", params=SWAPPABLE)
+def own(request: pytest.FixtureRequest) -> Own:
+    network: Network = request.param
+    original = network.make()
+    with torch.no_grad():
+        original.train()(*network.arguments(training=True))  # statistics of its own
+    original.eval()
+    return Own(network, original, swap_blocks(original, network.arguments()))
+
+
+def tensors(given: Any) -> Iterator[Tensor]:
+    """Tensors in what a network gives: lists of dictionaries, named tuples, ..."""
+    if isinstance(given, Tensor):
+        yield given
+    elif given is not None:
+        for item in given.values() if isinstance(given, dict) else given:
+            yield from tensors(item)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_all_s_is_the_original_to_the_bit(own: Own, training: bool) -> None:
+    before = {name: value.clone() for name, value in own.original.state_dict().items()}
+    own.space.select({block.label: "S" for block in own.space.blocks()})
+    teacher = own.architecture().build()
+    assert type(teacher) is type(own.original)
+    assert list(teacher.state_dict()) == list(before)
+    teacher.load_state_dict(own.original.state_dict())
+    expected, *others = ([*own.outputs(copy.deepcopy(one), training)] for one in (own.original, teacher, own.space))
+    assert expected
+    for found in others:
+        assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
+    assert all(torch.equal(value, before[name]) for name, value in own.original.state_dict().items())
+
+
+def test_costs_are_those_of_the_built_network(own: Own) -> None:
+    assert own.table.original("params") == count_params(own.original)
+    for seed in range(3):
+        one = own.architecture(seed)
         built = one.build()
         assert one.params == count_params(built)
-        assert one.macs == count_macs(built, torch.zeros(1, 3, 64, 64))
+        if not own.detects:  # its heads run once a proposal, and their MACs differ from image to image
+            assert one.macs == count_macs(built, own.network.arguments()[0][:1])
 
 
-def test_a_student_keeps_what_is_not_swapped_and_learns(own: tuple[nn.Module, NetworkSpace]) -> None:
-    network, space = own
-    table = cost_table(NETWORK, args_of(space))
-    student = Architecture.from_choices(NETWORK, [names[-1] for names in table.candidates], args_of(space)).build()
-    theirs = network.state_dict()
-    swapped = {part for site in space.findings.sites for part in site.parts}
+def test_a_student_keeps_what_is_not_swapped_and_learns(own: Own) -> None:
+    student, theirs = own.architecture(seed=4).build(), own.original.state_dict()
+    swapped = {part for site in own.space.findings.sites for part in site.parts}
     for name, value in student.state_dict().items():
         if name in theirs and not any(name.startswith(f"{part}.") for part in swapped):
             assert torch.equal(value, theirs[name]), name
-    student.train()
-    loss = F.cross_entropy(student(torch.randn(4, 3, 64, 64)), torch.arange(4))
-    loss.backward()
-    assert all(weight.grad is not None for weight in student.parameters() if weight.requires_grad)
+    before = {name: weight.detach().clone() for name, weight in student.named_parameters()}
+    reached = [weight.requires_grad for weight in student.parameters()]
+    sum(output.float().square().mean() for output in own.outputs(student, training=True)).backward()
+    torch.optim.SGD(student.parameters(), lr=1e-3).step()
+    moved = [not torch.equal(weight, before[name]) for name, weight in student.named_parameters()]
+    assert sum(moved) > 0.8 * sum(reached)
+    again = own.architecture(seed=4).build()
+    again.load_state_dict(student.state_dict())
+    assert all(torch.equal(*pair) for pair in zip(*(own.outputs(one, False) for one in (student, again)), strict=True))
 
 
-def test_a_search_of_a_few_candidates(own: tuple[nn.Module, NetworkSpace]) -> None:
-    _, space = own
-    batches = [(torch.randn(4, 3, 64, 64), torch.arange(4))] * 2
+def test_a_search_of_a_few_candidates_within_a_budget(own: Own, coco_folder: Path) -> None:
+    """Classifiers by cross-entropy, a segmenter by a loss of its own, a detector by its own losses on COCO."""
+    batches = [(own.network.arguments()[0], torch.arange(2))] * 2
+    data, given = (Coco(str(coco_folder)), {"batch_size": 1}) if own.detects else (batches, {"batch_size": 4})
+    if own.network.name in ("deeplabv3_resnet50",) or own.network.settings.get("aux_logits"):
+        given["loss"] = lambda outputs, labels: sum(one.mean() for one in tensors(outputs))
+    cheapest = sum(int(costs.min()) for costs in own.table.columns["params"].costs)
+    budget = own.table.columns["params"].fixed + (cheapest + own.table.original("params")) // 2
     told: list[int] = []
-    ranking = search(space, batches, budget="99%", samples=2, batch_size=8, device="cpu", precision="float32",
-                     on_progress=lambda progress: told.append(progress.done))  # fmt: skip
+    ranking = search(own.space, data, budget=budget, at_most=True, samples=2, device="cpu", precision="float32",
+                     on_progress=lambda progress: told.append(progress.done), **given)  # fmt: skip
     assert told == [1, 2]
-    assert len(list(ranking)) == 2
+    assert all(count_params(one.build()) <= budget for one in ranking)
     assert ranking.best.score == max(one.score for one in ranking)
+
+
+def test_a_student_is_exported_and_read_again(own: Own, tmp_path: Path) -> None:
+    student = own.architecture(seed=5).build()
+    if own.detects:
+        with pytest.raises(ExportError, match="a detector, which takes its images as a list, is not exported"):
+            export(student, tmp_path / "student.pt2", own.network.arguments()[0])
+        return
+    own.outputs(student, training=True)
+    (path,) = export(student, tmp_path / "student.pt2", own.network.arguments()[0])
+    reloaded = torch.export.load(path).module()
+    with torch.no_grad():
+        found = list(tensors(reloaded(*own.network.arguments())))
+        for one, two in zip(own.outputs(student, training=False), found, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", REFUSED)
+def test_a_network_without_a_site_is_refused_in_a_sentence(network: Network) -> None:
+    with pytest.raises(SpaceError, match=r"^no convolution of \w+ can be swapped: the stem \(1, as [^\n]+\.$"):
+        swap_blocks(network.make(), network.arguments())
 
 
 def test_a_network_by_its_import_path_is_the_same_space() -> None:
     named = with_space({"model": "torchvision.models:resnet18", "model_args": {"num_classes": 10},
                         "input_size": [3, 64, 64], "exclude": "layer4*"})  # fmt: skip
-    live = swap_blocks(vision("resnet18"), torch.zeros(1, 3, 64, 64), exclude="layer4*")
-    here, there = cost_table(NETWORK, args_of(live)), cost_table(named["space"], named["space_args"])
+    network = torchvision.models.resnet18(num_classes=10)
+    live = swap_blocks(network, torch.zeros(1, 3, 64, 64), exclude="layer4*")
+    here, there = cost_table(NETWORK, arguments_of(live)), cost_table(named["space"], named["space_args"])
     assert here.candidates == there.candidates
     assert len(here.labels) == 6
     assert here.original("macs") == there.original("macs")
@@ -152,10 +180,10 @@ def test_a_network_by_its_import_path_is_the_same_space() -> None:
 
 
 def test_the_table_says_what_stays_and_why() -> None:
-    text = str(swap_blocks(network_of("functional"), torch.zeros(1, 3, 64, 64)))
-    assert "block_01" in text
+    text = str(swap_blocks(Twice(), torch.zeros(1, 3, 64, 64)))
+    assert "block_00  last" in text
     assert "the stem: stem" in text
-    assert "twice" in text.partition("Stays")[2]
+    assert "used 2 times in one forward pass: twice" in text.partition("Stays")[2]
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from nni_blockswap.architecture import Architecture
+from nni_blockswap.architecture import NETWORK, Architecture
 from nni_blockswap.blocks.points import attention_points, equal_points, shared_points
 from nni_blockswap.errors import ConfigError, SpaceError
+from search_spaces.resnet import ResNetSpace
 from tests.conftest import SMALL, WRN
 
 IMAGE = torch.zeros(1, 3, 64, 64)
@@ -54,6 +55,25 @@ def test_stages_of_known_networks(name: str, points: tuple[str, ...]) -> None:
 def test_a_wide_resnets_stages_are_its_own_though_the_next_block_normalises_first() -> None:
     found = attention_points(Architecture.from_choices(WRN, ["S"] * 3, SMALL).build(), torch.zeros(1, 1, 8, 8))
     assert found == ("stage1", "stage2", "relu")  # the last one goes on to the final ReLU
+
+
+def test_what_ends_before_the_first_swapped_module_is_no_stage_to_imitate() -> None:
+    network = models.get_model("resnet18", weights=None)
+    stages = ("layer1", "layer2", "layer3", "layer4")
+    assert attention_points(network, IMAGE, since="layer1.0.conv1") == stages  # not the stem's relu
+    assert attention_points(network, IMAGE, since="layer2.0.conv1") == stages[1:]
+    assert attention_points(Wrapped(network), IMAGE, since="model.layer1.0.conv1") == tuple(
+        f"model.{one}" for one in stages
+    )
+
+
+def test_the_stages_of_a_network_of_ones_own_are_those_of_the_papers_space() -> None:
+    given = {"model": "torchvision.models:resnet18", "model_args": {"num_classes": 10}, "input_size": [3, 64, 64]}
+    own = Architecture.from_choices(NETWORK, ["G(4)"] * 8, given)
+    student, teacher = own.build(), own.teacher().build()
+    assert student.attention_points == teacher.attention_points == ResNetSpace.attention_points
+    assert shared_points(student, teacher, IMAGE, student.attention_points) == student.attention_points
+    assert shared_points(student, teacher, IMAGE) == ("relu", *student.attention_points)  # the stem, if nobody knows
 
 
 def test_maps_of_one_position_and_modules_that_run_twice_are_no_points() -> None:

@@ -57,7 +57,10 @@ def test_search_says_nothing_but_progress(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nni_blockswap", "search", "--space", WRN, *SPACE_ARGS, "--data", "digits"]
     command += ["--budget", "30K", "--samples", "4", "--batch-size", "4", "--device", "cpu", "--processes", "2"]
     done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=True)
-    assert [line for line in done.stderr.splitlines() if "candidates" not in line] == []
+    engine, *progress = done.stderr.splitlines()
+    assert engine.startswith("engine: cpu-layers (block by block, ")
+    assert [line for line in progress if "candidates" not in line] == []
+    assert re.search(r"^engine: cpu-layers \(.*\); [\d.e-]+ s a candidate$", done.stdout, re.MULTILINE)
 
 
 def test_search_writes_ranking_and_best(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from nni_blockswap.registry import Registry
 from nni_blockswap.scoring.engines.base import Engine, Measure, Work
 
-__all__ = ["ENGINES", "Engine", "Measure", "Work", "choose"]
+__all__ = ["ENGINES", "Engine", "Measure", "Work", "choose", "described"]
 
 ENGINES: Registry[Engine] = Registry(
     "engine",
@@ -20,3 +20,14 @@ ENGINES: Registry[Engine] = Registry(
 def choose(work: Work) -> Engine:
     """The first engine that suits ``work``."""
     return next(engine for name in ENGINES if (engine := ENGINES[name]).suits(work))
+
+
+def described(engine: Engine, work: Work) -> str:
+    """For the user: which engine it is, and of the slowest why it is no faster one.
+
+    Such as ``plain (network by network, as the loss is one's own)``.
+    """
+    from nni_blockswap.scoring.engines.chain import CHAIN  # it imports this
+
+    reason = CHAIN.obstacle(work) if engine.name == "plain" else ""
+    return f"{engine.name} ({engine.about}{', as ' if reason else ''}{reason})"

@@ -53,6 +53,9 @@ class Engine(Protocol):
     """
 
     name: str
+    about: str
+    """How it goes about it, in a few words for the user."""
+
     parallel: bool
     """Whether helper processes may call ``start``, too, on a CPU, and neighbours are to be measured together."""
 

@@ -35,17 +35,26 @@ class Chain:
     """``FisherChain`` on any device, as the plain layers are."""
 
     name = "chain"
+    about = "block by block, what two candidates share once"
     parallel = True
 
     def suits(self, work: Work) -> bool:
-        """Fisher potential of a chain that classifies, by the common loss, at initialisation."""
-        return (
-            isinstance(work.proxy, FisherPotential)
-            and isinstance(work.task, Classification)
-            and type(work.task).loss is Classification.loss  # type: ignore[comparison-overlap]  # not one of its own
-            and not work.training
-            and is_chain(work.network, work.measured[0][0][:2])
-        )
+        """Where there is no ``obstacle``."""
+        return not self.obstacle(work)
+
+    def obstacle(self, work: Work) -> str:
+        """Why it is not Fisher potential of a chain that classifies, by the common loss, at initialisation; or ""."""
+        if not isinstance(work.proxy, FisherPotential):
+            return f"'{work.proxy.name}' is measured, and the fast ways are Fisher potential's"
+        if not isinstance(work.task, Classification):
+            return f"{work.task.name} is no task of classification"
+        if type(work.task).loss is not Classification.loss:  # type: ignore[comparison-overlap]  # one of its own
+            return "the loss is one's own"
+        if work.training:
+            return "scores are taken after training"
+        if not is_chain(work.network, work.measured[0][0][:2]):
+            return "the blocks do not run one after the other, each on nothing but what the one before gave"
+        return ""
 
     def start(self, work: Work) -> Callable[[], Measure]:
         return partial(start, work.draw, work.measured, work.precision, work.recompute)

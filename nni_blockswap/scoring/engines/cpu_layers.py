@@ -27,6 +27,7 @@ class CpuLayers:
     """A chain in these layers, in float32 or bfloat16."""
 
     name = "cpu-layers"
+    about = "block by block, what two candidates share once, in layers made for this processor"
     parallel = True
 
     def suits(self, work: Work) -> bool:

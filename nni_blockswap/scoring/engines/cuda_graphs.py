@@ -32,6 +32,7 @@ class CudaGraphs:
     """A chain on a GPU, from recordings."""
 
     name = "cuda-graphs"
+    about = "block by block, from recordings"
     parallel = True
 
     def suits(self, work: Work) -> bool:

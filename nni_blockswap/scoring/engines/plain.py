@@ -18,6 +18,7 @@ class Plain:
     """In this process alone."""
 
     name = "plain"
+    about = "network by network"
     parallel = False
 
     def suits(self, work: Work) -> bool:

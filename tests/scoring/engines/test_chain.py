@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.weights import seeded
-from nni_blockswap.scoring.engines import chain, choose
+from nni_blockswap.scoring.engines import chain, choose, described
 from nni_blockswap.scoring.engines.chain import FisherChain, is_chain
 from nni_blockswap.scoring.proxies import make_proxy
 from nni_blockswap.scoring.scorer import Scorer
@@ -112,15 +112,19 @@ def test_only_chains_go_the_fast_way(monkeypatch) -> None:
         skipping = _Skipping(**WRN[1])
     assert not is_chain(skipping.train(), images)
 
-    assert choose(scorer(precision="float64").work(0)).name == "chain"
+    def told(judge: Scorer) -> str:
+        work = judge.work(0)
+        return described(choose(work), work)
+
+    assert told(scorer(precision="float64")) == "chain (block by block, what two candidates share once)"
     assert choose(scorer(precision="float32").work(0)).name == "cpu-layers"
     for proxy in ("grad_norm", "l2_norm", "accuracy"):
         judge = scorer()
         judge.proxy = make_proxy(proxy)
-        assert choose(judge.work(0)).name == "plain"
-    assert choose(scorer(train_minibatches=2).work(0)).name == "plain"
+        assert told(judge).startswith(f"plain (network by network, as '{proxy}' is measured")
+    assert told(scorer(train_minibatches=2)) == "plain (network by network, as scores are taken after training)"
     monkeypatch.setattr(chain, "is_chain", lambda network, images: False)
-    assert choose(scorer().work(0)).name == "plain"
+    assert told(scorer()).startswith("plain (network by network, as the blocks do not run one after the other")
 
 
 def test_blocks_forward_is_given_back() -> None:

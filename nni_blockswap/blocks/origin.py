@@ -1,0 +1,126 @@
+"""Where a network of one's own comes from: the import path of what returns it, or a name that this process holds."""
+
+import copy
+import zlib
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from nni_blockswap.errors import BlockSwapError, SpaceError, first_line, shown
+from nni_blockswap.registry import load
+
+LIVE = "live:"
+"""In front of the name of a network that this process holds, and that no import path leads to."""
+
+_live: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {}
+
+
+def hold(model: nn.Module, example: Any) -> str:
+    """Keep ``model``, and what its forward takes for the first of the images of ``example``.
+
+    Returns:
+        A name that ``make`` knows it by; equal networks with equal weights have one name, in other processes, too.
+    """
+    name = f"{LIVE}{type(model).__name__}-{_digest(model):08x}"
+    image_size(example)  # says what is wrong, before anything is kept
+    _live[name] = model, _one_image(example)
+    return name
+
+
+def _digest(model: nn.Module) -> int:
+    found = zlib.crc32(repr(model).encode())
+    for value in model.state_dict().values():
+        if isinstance(value, Tensor):
+            found = zlib.crc32(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), found)
+    return found
+
+
+def is_live(space_args: Mapping[str, Any]) -> bool:
+    """Whether a space's network lives in this process alone."""
+    return str(space_args.get("model", "")).startswith((LIVE, "__main__:"))
+
+
+def make(model: str, model_args: Mapping[str, Any]) -> nn.Module:
+    """A network of its own, on torch's default device.
+
+    Raises:
+        SpaceError: there is none of the name in this process, or what is called returns none.
+    """
+    network = _held(model) if model.startswith(LIVE) else _called(model, model_args)
+    device = torch.empty(0).device
+    if device.type == "meta":
+        return _on_meta(network)
+    if model.startswith(LIVE):
+        network = copy.deepcopy(network)
+    return network if device.type == "cpu" else network.to(device)
+
+
+def _held(model: str) -> nn.Module:
+    if model not in _live:
+        raise SpaceError(
+            f"the network '{model}' lives in the process that called swap_blocks; for nnictl, and for other processes, "
+            "give the import path of a function that returns it: --model my_package.nets:make."
+        )
+    return _live[model][0]
+
+
+def _called(model: str, model_args: Mapping[str, Any]) -> nn.Module:
+    try:
+        network = load(model, "model", SpaceError)(**model_args)
+    except BlockSwapError:
+        raise
+    except (Exception, SystemExit) as error:  # the function is anybody's
+        reason = f"{first_line(error)} ({type(error).__name__})"
+        raise SpaceError(f"{model} does not take the arguments {shown(dict(model_args))}: {reason}.") from error
+    if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
+        raise SpaceError(
+            f"{model} gives a {type(network).__name__}; it has to return a network, an nn.Module with weights."
+        )
+    return network
+
+
+def _on_meta(network: nn.Module) -> nn.Module:
+    """A copy on the meta device in which modules share the weights that they share; ``Module.to`` would part them."""
+    weights = {id(one): nn.Parameter(one.to("meta"), one.requires_grad) for one in network.parameters()}
+    buffers = {id(one): one.to("meta") for one in network.buffers()}
+    return copy.deepcopy(network, {**weights, **buffers})
+
+
+def example_of(model: str, input_size: tuple[int, ...], device: torch.device) -> tuple[Any, ...]:
+    """What its forward takes for one image, on ``device``: as it was held, or an empty one."""
+    arguments = _live[model][1] if model in _live else (torch.zeros(1, *input_size),)
+    return tuple(_moved(one, device) for one in arguments)
+
+
+def _one_image(example: Any) -> tuple[Any, ...]:
+    """The positional arguments for the first image of a batch."""
+    arguments = example if isinstance(example, tuple) else (example,)
+    batch = len(arguments[0])
+    return tuple(
+        one[:1] if isinstance(one, list) or (isinstance(one, Tensor) and one.dim() and len(one) == batch) else one
+        for one in arguments
+    )
+
+
+def repeated(value: Any, times: int) -> Any:
+    """A batch, as a tensor or a list, so many times over."""
+    if isinstance(value, Tensor):
+        return value.repeat(times, *[1] * (value.dim() - 1))
+    return value * times if isinstance(value, list) else value
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return [_moved(one, device) for one in value] if isinstance(value, list) else value
+
+
+def image_size(example: Any) -> tuple[int, int, int]:
+    """Channels, height and width of the images of ``example``. Raises SpaceError where it holds none."""
+    while isinstance(example, tuple | list) and example:
+        example = example[0]
+    if not isinstance(example, Tensor) or example.dim() < 3:
+        raise SpaceError("an example input is a batch of images (N, C, H, W), or a list of images (C, H, W).")
+    return cast(tuple[int, int, int], tuple(example.shape[-3:]))
