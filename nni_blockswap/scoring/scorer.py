@@ -159,7 +159,8 @@ def check_fit(space: str, space_args: Mapping[str, Any], task: Task, batch: Batc
             f"{'classification' if classifies else 'detection'}; take another of them."
         )
     if not isinstance(task, Classification):
-        _check_classes(task, space_args.get("num_classes", task.num_classes))
+        told = {**arguments, **(arguments.get("model_args") or {})}  # of a network in hand nothing is told
+        _check_classes(task, told.get("num_classes", task.num_classes))
         return
     images: Tensor = batch[0]
     if tuple(images.shape[1:]) != size:

@@ -198,7 +198,9 @@ NETWORKS = [
     Network(VISION, "googlenet", {"conv": 19}, {**UNDRAWN, "aux_logits": False}),
     Network(VISION, "googlenet", {"conv": 19}, {**UNDRAWN, "aux_logits": True}),
     Network(SEGMENTATION, "deeplabv3_resnet50", {"conv": 20}, WHOLE),
-    Network(DETECTION, "fasterrcnn_resnet50_fpn", {"conv": 20}, {**WHOLE, "min_size": 64, "max_size": 64}),
+    Network(
+        DETECTION, "fasterrcnn_resnet50_fpn", {"conv": 20}, {**WHOLE, "num_classes": 91, "min_size": 64, "max_size": 64}
+    ),
     Network("timm", "resnet26d", {"conv": 10}),
     Network("timm", "resnetv2_50", {"conv": 16}),
     Network("timm", "resnetv2_50x1_bit", {"conv": 16}),

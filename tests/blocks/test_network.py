@@ -16,7 +16,7 @@ from nni_blockswap import Architecture, export, search, swap_blocks
 from nni_blockswap.architecture import NETWORK, cost_table, named_arguments, with_space
 from nni_blockswap.blocks.network import NetworkSpace
 from nni_blockswap.cost.table import Table
-from nni_blockswap.errors import ExportError, SpaceError
+from nni_blockswap.errors import BlockSwapError, SpaceError
 from nni_blockswap.tasks.coco import Coco
 from tests.blocks.networks import NETWORKS, OWN, Network, Twice
 from tests.cost.test_table import count_macs, count_params
@@ -117,12 +117,12 @@ def test_a_student_keeps_what_is_not_swapped_and_learns(own: Own) -> None:
     for name, value in student.state_dict().items():
         if name in theirs and not any(name.startswith(f"{part}.") for part in swapped):
             assert torch.equal(value, theirs[name]), name
-    before = {name: weight.detach().clone() for name, weight in student.named_parameters()}
-    reached = [weight.requires_grad for weight in student.parameters()]
+    learning = [weight for weight in student.parameters() if weight.requires_grad]
+    before = [weight.detach().clone() for weight in learning]
     sum(output.float().square().mean() for output in own.outputs(student, training=True)).backward()
-    torch.optim.SGD(student.parameters(), lr=1e-3).step()
-    moved = [not torch.equal(weight, before[name]) for name, weight in student.named_parameters()]
-    assert sum(moved) > 0.8 * sum(reached)
+    assert sum(weight.grad is not None for weight in learning) > 0.8 * len(learning)  # Twice has one that never runs
+    torch.optim.SGD(learning, lr=0.1).step()
+    assert not all(torch.equal(*pair) for pair in zip(before, learning, strict=True))
     again = own.architecture(seed=4).build()
     again.load_state_dict(student.state_dict())
     assert all(torch.equal(*pair) for pair in zip(*(own.outputs(one, False) for one in (student, again)), strict=True))
@@ -147,7 +147,7 @@ def test_a_search_of_a_few_candidates_within_a_budget(own: Own, coco_folder: Pat
 def test_a_student_is_exported_and_read_again(own: Own, tmp_path: Path) -> None:
     student = own.architecture(seed=5).build()
     if own.detects:
-        with pytest.raises(ExportError, match="a detector, which takes its images as a list, is not exported"):
+        with pytest.raises(BlockSwapError, match="a detector, which takes its images as a list, is not exported"):
             export(student, tmp_path / "student.pt2", own.network.arguments()[0])
         return
     own.outputs(student, training=True)

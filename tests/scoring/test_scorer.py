@@ -290,3 +290,16 @@ def test_auto_is_bf16_only_where_it_is_native_and_was_measured_to_rank_alike(
     assert resolve_precision("auto", cpu, bf16_known=False) == "float32"
     assert resolve_precision("auto", gpu, bf16_known=True) == "float32"
     assert resolve_precision("float64", cpu, bf16_known=True) == "float64"
+
+
+def test_a_detector_of_ones_own_has_the_classes_of_its_data(coco_folder: Path) -> None:
+    coco = make_task("coco", str(coco_folder))
+    given = {"model": "torchvision.models.detection:fasterrcnn_resnet50_fpn", "input_size": [3, 64, 64]}
+    arguments = {"weights": None, "weights_backbone": None, "min_size": 64, "max_size": 64}
+    batch = coco.minibatch(1, seed=0)
+    check_fit(NETWORK, {**given, "model_args": {**arguments, "num_classes": 91}}, coco, batch)
+    with pytest.raises(ConfigError, match="coco has 91 classes and the network 10"):
+        check_fit(NETWORK, {**given, "model_args": {**arguments, "num_classes": 10}}, coco, batch)
+    digits = make_task("digits")
+    with pytest.raises(ConfigError, match="detect, and digits is a data set for classification"):
+        check_fit(NETWORK, {**given, "model_args": arguments}, digits, digits.minibatch(2, seed=0))
