@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nni_blockswap.architecture import NETWORK
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError, DataError
 from nni_blockswap.scoring.machine import autocast, resolve_device, resolve_precision
