@@ -107,6 +107,12 @@ def test_two_networks_of_one_class_are_kept_apart() -> None:
         assert torch.equal(built[0].weight, one[0].weight)
 
 
+@pytest.mark.parametrize("example", [EXAMPLE[0], EXAMPLE[:0], EXAMPLE.numpy(), torch.tensor(1.0), [], "image"])
+def test_an_example_holds_images(example: object) -> None:
+    with pytest.raises(BlockSwapError, match=r"^an example input is a batch of images \(N, C, H, W\), or a list of im"):
+        bs.swap_blocks(network(), example)
+
+
 def test_costs_are_those_of_one_image_however_many_the_example_has() -> None:
     tables = [str(bs.swap_blocks(network(), EXAMPLE.expand(count, 1, 8, 8))) for count in (1, 6)]
     assert tables[0] == tables[1]
@@ -137,6 +143,8 @@ def test_regression_needs_no_classes() -> None:
         ([(IMAGES, LABELS)], {"sample": 3}, "a search has no setting 'sample'"),
         ([(IMAGES, LABELS)], {"budget": "a lot"}, "'a lot' is not a budget"),
         ([(IMAGES.repeat(1, 3, 1, 1), LABELS)], {}, "images of 1x8x8 and loader has 3x8x8"),
+        ([(IMAGES, LABELS[:-1])], {}, "a batch has a label an image; one of data has 40 images and labels of shape"),
+        ([(IMAGES, LABELS.float())], {}, "labels are torch.float32, and cross-entropy takes classes; give a loss"),
         ([(IMAGES, LABELS + 4)], {}, "loader has 7 classes and the network 3"),
         ([(IMAGES, LABELS)], {"loss": lambda outputs, labels: outputs}, "a scalar tensor"),
         (
@@ -181,6 +189,21 @@ def test_a_network_that_runs_in_eval_mode_alone_is_told() -> None:
 
     space = bs.swap_blocks(Untrainable(*network()), EXAMPLE)
     with pytest.raises(BlockSwapError, match="runs in eval mode and not in training mode: no targets"):
+        bs.search(space, loader(), budget="70%", **QUICK)
+
+
+def test_a_network_of_two_inputs_is_told() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, images: Tensor, scale: Tensor) -> Tensor:
+            outputs: Tensor = self.inner(images * scale)
+            return outputs
+
+    space = bs.swap_blocks(Scaled(), (EXAMPLE, torch.ones(1)))
+    with pytest.raises(BlockSwapError, match="takes 2 inputs, and a search has images alone for it; wrap it in"):
         bs.search(space, loader(), budget="70%", **QUICK)
 
 

@@ -33,7 +33,8 @@ def find(model: nn.Module, example_input: Any, include: Patterns = None, exclude
         exclude: patterns over module paths; these stay.
 
     Raises:
-        SpaceError: no site, a pattern that matches nothing, weights that are not finite, or a forward pass that fails.
+        SpaceError: no site, a pattern that matches nothing, weights that are not finite or not in float32, statistics
+            that are NaN, or a forward pass that fails.
 
     Example:
         >>> block = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 5, stride=2, padding=2))
@@ -65,6 +66,11 @@ def _check(model: nn.Module) -> None:
             raise SpaceError(f"'{name}' has no shape yet; run the network on an example once, then give it.")
         if not bool(weight.isfinite().all()):
             raise SpaceError(f"'{name}' holds numbers that are not finite; give a network with sound weights.")
+        if weight.dtype != torch.float32:
+            raise SpaceError(f"'{name}' is {weight.dtype}; give the network in float32: model.float().")
+    for name, value in model.named_buffers():
+        if bool(value.isnan().any()):  # a mask may be infinite
+            raise SpaceError(f"'{name}' holds NaN; give a network with sound statistics.")
 
 
 def _forward(model: nn.Module, arguments: tuple[Any, ...]) -> Flow:

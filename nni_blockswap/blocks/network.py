@@ -174,8 +174,9 @@ def swap_blocks(
         >>> space.blocks()[0].names
         ('S', 'B(2)', 'B(4)', 'G(2)', 'G(4)', 'G(8)', 'G(1)', 'BG(2,2)', 'BG(2,4)')
     """
+    size = image_size(example_input)
     find(model, example_input, include, exclude)  # says what is wrong, before anything is kept
-    return NetworkSpace(hold(model, example_input), None, image_size(example_input), include, exclude, extra)
+    return NetworkSpace(hold(model, example_input), None, size, include, exclude, extra)
 
 
 def site_of(network: nn.Module, found: Found) -> Site:
@@ -228,8 +229,13 @@ def _answer(model: str, model_args: str, input_size: tuple[int, ...]) -> Any:
         found = network(*example)
         if isinstance(found, list):
             return found
+        if len(example) > 1:
+            raise SpaceError(
+                f"{model} takes {len(example)} inputs, and a search has images alone for it; wrap it in a module whose "
+                "forward takes the images and makes the others."
+            )
         try:
-            return network.train()(*(repeated(one, 2) for one in example))  # BN refuses single values
+            return network.train()(repeated(example[0], 2))  # BN refuses single values
         except Exception as error:  # a network of somebody else's
             raise SpaceError(f"{model} runs in eval mode and not in training mode: {first_line(error)}.") from error
 

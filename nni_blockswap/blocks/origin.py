@@ -24,7 +24,6 @@ def hold(model: nn.Module, example: Any) -> str:
         A name that ``make`` knows it by; equal networks with equal weights have one name, in other processes, too.
     """
     name = f"{LIVE}{type(model).__name__}-{_digest(model):08x}"
-    image_size(example)  # says what is wrong, before anything is kept
     _live[name] = model, _one_image(example)
     return name
 
@@ -119,8 +118,8 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 def image_size(example: Any) -> tuple[int, int, int]:
     """Channels, height and width of the images of ``example``. Raises SpaceError where it holds none."""
-    while isinstance(example, tuple | list) and example:
-        example = example[0]
-    if not isinstance(example, Tensor) or example.dim() < 3:
+    batch = example[0] if isinstance(example, tuple) and example else example
+    images = list(batch) if isinstance(batch, list) or (isinstance(batch, Tensor) and batch.dim()) else []
+    if not images or not isinstance(images[0], Tensor) or images[0].dim() != 3:
         raise SpaceError("an example input is a batch of images (N, C, H, W), or a list of images (C, H, W).")
-    return cast(tuple[int, int, int], tuple(example.shape[-3:]))
+    return cast(tuple[int, int, int], tuple(images[0].shape))

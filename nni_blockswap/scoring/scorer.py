@@ -171,14 +171,20 @@ def check_fit(space: str, space_args: Mapping[str, Any], task: Task, batch: Batc
             else "set in_channels and image_size in the space's arguments"
         )
         raise ConfigError(f"the search space is for images of {expected} and {task.name} has {given}; {remedy}.")
-    if not isinstance(answer, Tensor):
-        if type(task).loss is Classification.loss:  # type: ignore[comparison-overlap]  # not one of its own
-            raise ConfigError(
-                f"the network answers with a {type(answer).__name__}, and cross-entropy takes a tensor; give a loss of "
-                "your own, or wrap the network in a module that gives one tensor."
-            )
-    else:
+    if isinstance(answer, Tensor):
         _check_classes(task, answer.shape[1])
+    if type(task).loss is Classification.loss:  # type: ignore[comparison-overlap]  # not one of its own
+        _check_cross_entropy(answer, batch[1])
+
+
+def _check_cross_entropy(answer: Any, labels: Tensor) -> None:
+    if not isinstance(answer, Tensor):
+        raise ConfigError(
+            f"the network answers with a {type(answer).__name__}, and cross-entropy takes a tensor; give a loss of "
+            "your own, or wrap the network in a module that gives one tensor."
+        )
+    if labels.dim() == 1 and labels.is_floating_point():
+        raise ConfigError(f"labels are {labels.dtype}, and cross-entropy takes classes; give a loss of your own.")
 
 
 def _check_classes(task: Task, classes: int) -> None:

@@ -43,7 +43,13 @@ class OwnBatches:
                 raise DataError(
                     f"a batch is (images (N, C, H, W), labels), not a {type(batch).__name__} like one of {self.name}."
                 )
-            yield images, torch.as_tensor(batch[1])
+            labels = torch.as_tensor(batch[1])
+            if labels.shape[:1] != images.shape[:1]:
+                raise DataError(
+                    f"a batch has a label an image; one of {self.name} has {len(images)} images and labels of shape "
+                    f"{tuple(labels.shape)}."
+                )
+            yield images, labels
 
     def __len__(self) -> int:
         """As many as ``batches`` says; TypeError where it does not."""

@@ -205,6 +205,12 @@ def nan() -> nn.Module:
     return network
 
 
+def statistics_of_nan() -> nn.Module:
+    network = sequential()
+    network[2][1].running_var[0] = torch.nan
+    return network
+
+
 class Pair(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -220,6 +226,8 @@ class Pair(nn.Module):
         (lambda: nn.Linear(3, 3), {}, "Linear has no convolution, so that there is nothing to swap."),
         (lambda: nn.Sequential(conv(3)), {}, r"no convolution of Sequential can be swapped: the stem \(1, as 0\)."),
         (nan, {}, "'3.weight' holds numbers that are not finite; give a network with sound weights."),
+        (statistics_of_nan, {}, r"'[\d.]+\.running_var' holds NaN; give a network with sound statistics."),
+        (lambda: sequential().double(), {}, "'0.weight' is torch.float64; give the network in float32: model.float"),
         (lambda: torch.jit.script(sequential()), {}, "a ScriptModule cannot be changed; give the network that it was"),
         (lambda: nn.Sequential(conv(4)), {}, "Sequential does not run on the example input: Given groups=1, weight of"),
         (
