@@ -1,16 +1,18 @@
-"""Does Fisher potential in lower precision rank as float64 does? WRN-40-2, batch 128 of CIFAR-10, three budgets.
+"""Does Fisher potential in lower precision rank as in higher? WRN-40-2, ResNet-34 and Mask R-CNN, random architectures.
 
-Scores the same random architectures in float64, float32 and bfloat16, all with the same weights and minibatch, and
-writes Spearman's correlation with float64 and the overlap of the ten best to benchmarks/results/precision.md, anew
-after every thirty. The work folder keeps all scores; the same command goes on where it was stopped. An hour on two
-cores.
+Each architecture is scored in each precision, one after the other, all with the same weights and minibatch. Spearman's
+correlation with the highest precision, the overlap of the ten best and the processor time go to
+benchmarks/results/precision.md, anew after every ten. The work folder keeps scores and times; the same command goes on
+where it was stopped.
 
-    nice python benchmarks/precision.py --data-root data/cifar10 --work /tmp/precision
+    nice python benchmarks/precision.py --network resnet34 --data-root data/imagenet --work /tmp/precision --samples 40
 """
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,63 +28,117 @@ from nni_blockswap.cost.budget import Budget  # noqa: E402
 from nni_blockswap.files import write_text  # noqa: E402
 from nni_blockswap.methods.sampler import Sampler  # noqa: E402
 from nni_blockswap.results.journal import Journal  # noqa: E402
+from nni_blockswap.scoring.engines import Measure, choose  # noqa: E402
 from nni_blockswap.scoring.proxies import make_proxy  # noqa: E402
 from nni_blockswap.scoring.scorer import Scorer  # noqa: E402
 from nni_blockswap.scoring.settings import ScoreSettings  # noqa: E402
 from nni_blockswap.tasks import make_task  # noqa: E402
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
-BUDGETS, TOLERANCE, CHUNK = ("200K", "400K", "800K"), 0.025, 30
-PRECISIONS = ("float64", "float32", "bf16")
+RESULTS = ROOT / "benchmarks" / "results" / "precision.md"
+EVERY, BEST = 10, 10
+COLUMNS = """
+| budget | architectures | precision | Spearman with {highest} | of the 10 best in common | error | processor s |
+|---|---|---|---|---|---|---|
+"""
 HEADER = """# Precision
 
-Fisher potential in lower precision against float64: WRN-40-2, parameters within 2.5 % of the budget, batch 128 of
-CIFAR-10 with training augmentation, one draw of the weights, seed 0. Weights and minibatch are shared by all.
+Fisher potential in lower precision against higher: random architectures, one draw of the weights, seed 0. Weights and
+minibatch are shared by all. `auto` takes bfloat16 only where every correlation is at least 0.99.
 
-`auto` takes bfloat16 only where every correlation is at least 0.99.
-
-| budget | architectures | precision | Spearman with float64 | of the 10 best in common | median error of a score |
-|---|---|---|---|---|---|
 """
 
 
+@dataclass(frozen=True)
+class Case:
+    """A network with its data; the first of the precisions is the one that others are compared with."""
+
+    title: str
+    space: str
+    data: str
+    budgets: tuple[str, ...]
+    tolerance: float
+    batch_size: int
+    precisions: tuple[str, ...] = ("float32", "bf16")
+
+
+CASES = {
+    "wrn": Case("WRN-40-2", SPACE, "cifar10", ("200K", "400K", "800K"), 0.025, 128, ("float64", "float32", "bf16")),
+    "resnet34": Case("ResNet-34", "search_spaces.resnet:ResNetSpace", "imagenet", ("3.08M",), 0.025, 64),
+    "mask_rcnn": Case("Mask R-CNN over ResNet-34", "search_spaces.mask_rcnn:MaskRCNNSpace", "coco", ("60%",), 0.025, 2),
+}
+
+
 def main() -> None:
-    """Score, chunk after chunk, and keep the table up to date."""
+    """Score, one architecture after the other, and keep the table up to date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=CASES, default="wrn")
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--work", required=True, help="folder for the scores")
     parser.add_argument("--samples", type=int, default=300, help="architectures a budget")
-    parser.add_argument("--processes", type=int, help="side by side; default one a core")
+    parser.add_argument("--batch-size", type=int, help="default: that of the network's search")
     options = parser.parse_args()
-    table = cost_table(SPACE)
-    task = make_task("cifar10", options.data_root)
-    scorers, journals = {}, {}
-    for precision in PRECISIONS:
-        settings = ScoreSettings(
-            space=SPACE, data="cifar10", device="cpu", precision=precision, processes=options.processes
-        )
-        scorers[precision] = Scorer(settings, task, make_proxy("fisher"))
-        folder = Path(options.work) / precision
-        folder.mkdir(parents=True, exist_ok=True)
-        journals[precision] = Journal(folder, {"batch": scorers[precision].fingerprint, "precision": precision})
+    case = CASES[options.network]
+    case = replace(case, batch_size=options.batch_size or case.batch_size)
+    torch.set_num_threads(1)
+    table = cost_table(case.space)
     samples = {
-        budget: Sampler(table, Budget.parse(budget, TOLERANCE)).sample(options.samples, np.random.default_rng(0))
-        for budget in BUDGETS
+        budget: [
+            table.names(indices)
+            for indices in Sampler(table, Budget.parse(budget, case.tolerance)).sample(
+                options.samples, np.random.default_rng(0)
+            )
+        ]
+        for budget in case.budgets
     }
-    for start in range(0, options.samples, CHUNK):
-        chunk = [table.names(indices) for budget in BUDGETS for indices in samples[budget][start : start + CHUNK]]
-        for precision, scorer in scorers.items():
-            score(scorer, journals[precision], chunk)
-        done = {budget: [spell(table.names(i)) for i in found[: start + CHUNK]] for budget, found in samples.items()}
-        write_text(ROOT / "benchmarks" / "results" / "precision.md", report(done, journals))
-        print(f"{min(start + CHUNK, options.samples)} of {options.samples} architectures a budget", flush=True)
+    ways = {
+        precision: Way(case, precision, options.data_root, Path(options.work) / options.network / precision)
+        for precision in case.precisions
+    }
+    for done in range(1, options.samples + 1):
+        for candidates in samples.values():
+            for way in ways.values():
+                way.score(candidates[done - 1])
+        if done % EVERY == 0 or done == options.samples:
+            names = {budget: [spell(one) for one in candidates[:done]] for budget, candidates in samples.items()}
+            write_section(section(case, names, ways))
+            print(f"{done} of {options.samples} architectures a budget", flush=True)
 
 
-def score(scorer: Scorer, journal: Journal, candidates: Sequence[dict[str, str]]) -> None:
-    """Bring what is missing into the journal."""
-    missing = [choices for choices in candidates if (0, spell(choices)) not in journal]
-    for position, found in scorer.scores(0, missing) if missing else ():
-        journal.add(0, spell(missing[position]), found)
+class Way:
+    """One precision: what measures in it, and what was found."""
+
+    def __init__(self, case: Case, precision: str, data_root: str, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = ScoreSettings(
+            space=case.space, data=case.data, data_root=data_root, device="cpu", precision=precision,
+            batch_size=case.batch_size,
+        )  # fmt: skip
+        self._scorer = Scorer(settings, make_task(case.data, data_root), make_proxy("fisher"))
+        self._measure: Measure | None = None
+        self._scores = Journal(folder, {"batch": self._scorer.fingerprint, "precision": precision})
+        self._times = folder / "seconds.txt"
+
+    def score(self, choices: dict[str, str]) -> None:
+        """Bring it into the journal, if it is not there, and into the times."""
+        if (0, spell(choices)) in self._scores:
+            return
+        if self._measure is None:
+            work = self._scorer.work(0)
+            self._measure = choose(work).start(work)()
+        start = time.process_time()
+        self._scores.add(0, spell(choices), self._measure(choices))
+        with self._times.open("a") as stream:
+            stream.write(f"{time.process_time() - start:.3f}\n")
+
+    def values(self, names: Sequence[str]) -> np.ndarray:
+        """The scores of ``names``."""
+        return np.array([self._scores[0, name].value for name in names])
+
+    @property
+    def seconds(self) -> float:
+        """Of the processor for one architecture: the median."""
+        return float(np.median([float(line) for line in self._times.read_text().split()]))
 
 
 def spell(choices: dict[str, str]) -> str:
@@ -90,21 +146,36 @@ def spell(choices: dict[str, str]) -> str:
     return " ".join(choices.values())
 
 
-def report(done: dict[str, list[str]], journals: dict[str, Journal]) -> str:
-    """The table, in Markdown."""
+def section(case: Case, names: dict[str, list[str]], ways: dict[str, Way]) -> str:
+    """The network's part of the page, in Markdown."""
+    highest, *lower = case.precisions
     rows = []
-    for budget, names in done.items():
-        exact = np.array([journals["float64"][0, name].value for name in names])
-        for precision in PRECISIONS[1:]:
-            found = np.array([journals[precision][0, name].value for name in names])
-            common = len(set(np.argsort(-exact)[:10]) & set(np.argsort(-found)[:10]))
-            correlation = spearmanr(exact, found).statistic
-            error = np.median(np.abs(found / exact - 1))
+    for budget, found in names.items():
+        exact = ways[highest].values(found)
+        rows.append(f"| {budget} | {len(found)} | {highest} | | | | {ways[highest].seconds:.2f} |")
+        for precision in lower:
+            values = ways[precision].values(found)
+            common = len(set(np.argsort(-exact)[:BEST]) & set(np.argsort(-values)[:BEST]))
             rows.append(
-                f"| {budget} | {len(names)} | {precision} | {correlation:.5f} | {common} | {100 * error:.2f} % |"
+                f"| {budget} | {len(found)} | {precision} | {spearmanr(exact, values).statistic:.5f} | {common} "
+                f"| {100 * np.median(np.abs(values / exact - 1)):.2f} % | {ways[precision].seconds:.2f} |"
             )
-    machine = f"{processor()}, PyTorch {torch.__version__}"
-    return HEADER + "\n".join(rows) + f"\n\nMachine: {machine}. Written by `benchmarks/precision.py`.\n"
+    about = (
+        f"Parameters within {100 * case.tolerance:g} % of the budget, batch {case.batch_size} of {case.data}; "
+        "errors of a score and seconds are medians.\n"
+        f"{processor()}; PyTorch {torch.__version__}; one thread, each architecture in each precision in turn.\n"
+    )
+    return f"## {case.title}\n\n{about}{COLUMNS.format(highest=highest)}" + "\n".join(rows) + "\n"
+
+
+def write_section(section: str) -> None:
+    """Replace the part with the heading of ``section``, and leave the others."""
+    found: dict[str, str] = {}
+    text = RESULTS.read_text() if RESULTS.exists() else ""
+    for part in ("\n" + text).split("\n## ")[1:]:
+        found[part.splitlines()[0]] = f"## {part.rstrip()}\n"
+    found[section.splitlines()[0].removeprefix("## ")] = section
+    write_text(RESULTS, HEADER + "\n".join(found.values()))
 
 
 if __name__ == "__main__":

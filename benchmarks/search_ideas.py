@@ -111,7 +111,7 @@ def super_network(judge: Scorer) -> Measure:
 def chained(judge: Scorer) -> Measure:
     """Block after block, in PyTorch's own layers."""
     network = judge.super_network(0)
-    return FisherChain(network.to(memory_format=torch.channels_last), judge.measured).measure
+    return FisherChain(network.to(memory_format=torch.channels_last), judge.task, judge.measured).measure
 
 
 def keeping(judge: Scorer) -> Measure:

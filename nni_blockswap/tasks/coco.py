@@ -58,6 +58,10 @@ class Coco:
         """The validation set; its ``index`` is the truth that COCO's metrics compare with."""
         return Instances(self.root, "val2017", training=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The folder alone: a process that wants annotations reads them."""
+        return {"root": self.root}
+
     def train_loader(self, batch_size: int, *, seed: int = 0, workers: int = 0) -> "DataLoader[Detection]":
         """Shuffled batches, images as bytes; the last, incomplete one is dropped."""
         if len(self._train) < batch_size:

@@ -1,5 +1,6 @@
 """MaskRCNNSpace: torchvision's Mask R-CNN to the bit, costs equal to built networks, Fisher potential of its losses."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.blocks.shells import Block
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import SpaceError
+from nni_blockswap.scoring.engines import choose
+from nni_blockswap.scoring.engines.chain import feeding
 from nni_blockswap.scoring.proxies import make_proxy
 from nni_blockswap.scoring.scorer import Scorer
 from nni_blockswap.scoring.settings import ScoreSettings
@@ -164,6 +167,30 @@ def test_fisher_potential_of_the_summed_losses(coco_folder: Path) -> None:
             for c in range(output.shape[1])
         ]
         assert found == pytest.approx(sum(by_channel), rel=1e-6)
+
+
+@pytest.mark.parametrize("frozen_bn", [False, True])
+def test_the_chain_of_a_detector_equals_the_plain_way(coco_folder: Path, frozen_bn: bool) -> None:
+    settings = ScoreSettings(
+        space=SPACE, space_args={**TINY, "frozen_bn": frozen_bn}, data="coco", batch_size=2, device="cpu",
+        precision="float64", processes=1,
+    )  # fmt: skip
+    scorer = Scorer(settings, Coco(str(coco_folder)), make_proxy("fisher"))
+    network = scorer.super_network(init=0)
+    assert feeding(network, scorer.task, scorer.measured[0]) == (1, 3, 5, 7)  # the last of each stage
+    assert choose(scorer.work(0)).name == "chain"
+    rows = [MIXED, [*MIXED[:5], "S", "S", "S"], ["S"] * 8]
+    candidates = [Architecture.from_choices(SPACE, row, TINY).choices for row in rows]
+    found = dict(scorer.scores(0, candidates))
+    for position, choices in enumerate(candidates):
+        # The same sums in another order; the forward pass, which chooses the proposals, is the same to the last bit.
+        assert found[position].blocks == pytest.approx(scorer.score(network, choices).blocks, rel=1e-9)
+
+
+def test_a_helper_is_told_the_folder_alone(coco_folder: Path) -> None:
+    task = Coco(str(coco_folder))
+    task.minibatch(2, seed=0)
+    assert vars(pickle.loads(pickle.dumps(task))) == {"root": coco_folder}
 
 
 def blocks_of(network: nn.Module) -> list[Block]:

@@ -1,11 +1,13 @@
 """Fisher potential of many candidates on one chain of blocks, fast. The plain way is ``proxies/fisher.py``.
 
-Classifiers are mostly chains, images -> stem -> block_00 -> ... -> block_nn -> head -> loss, in which only the next
-block sees what a block gives. Then
+Classifiers are mostly chains, images -> stem -> block_00 -> ... -> block_nn -> head -> loss, in which a block sees
+nothing but what the one before gives. Some of the blocks feed the head, too: in a detector the last of each stage, from
+which the pyramid is made. Then
 
 - the stem's output is the same for all candidates, and so is that of every block up to the first in which two of them
   differ: what a block gave is kept, with its graph, until a candidate comes that runs another substitute there;
-- the backward pass goes from block to block and ends at the probe of the first.
+- the backward pass goes from the head to the blocks that feed it, and from block to block, adding where both meet; it
+  ends at the probe of the first.
 
 Nothing of the method changes: the same weights, minibatch, loss, probes and BN mode.
 """
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +27,15 @@ from nni_blockswap.scoring.engines.base import Measure, Work
 from nni_blockswap.scoring.machine import autocast
 from nni_blockswap.scoring.proxies import Score, mean_score
 from nni_blockswap.scoring.proxies.fisher import FisherPotential, fisher_information
-from nni_blockswap.tasks.classification import Classification, Labelled
+from nni_blockswap.tasks import Batch, Task
+from nni_blockswap.tasks.classification import Classification
+from nni_blockswap.tasks.coco import Coco
 
 Information = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 """From activations and gradients of blocks to their Fisher information."""
+
+LOSSES = (Classification.loss, Coco.loss)
+"""Those that see nothing but a network's outputs, and that every process has; a user's own may be neither."""
 
 
 class Chain:
@@ -43,46 +50,53 @@ class Chain:
         return not self.obstacle(work)
 
     def obstacle(self, work: Work) -> str:
-        """Why it is not Fisher potential of a chain that classifies, by the common loss, at initialisation; or ""."""
+        """Why it is not Fisher potential of a chain, by a common loss, at initialisation; or ""."""
         if not isinstance(work.proxy, FisherPotential):
             return f"'{work.proxy.name}' is measured, and the fast ways are Fisher potential's"
-        if not isinstance(work.task, Classification):
-            return f"{work.task.name} is no task of classification"
-        if type(work.task).loss is not Classification.loss:  # type: ignore[comparison-overlap]  # one of its own
+        if type(work.task).loss not in LOSSES:
             return "the loss is one's own"
         if work.training:
             return "scores are taken after training"
-        if not is_chain(work.network, work.measured[0][0][:2]):
+        if not feeding(work.network, work.task, work.measured[0]):
             return "the blocks do not run one after the other, each on nothing but what the one before gave"
         return ""
 
     def start(self, work: Work) -> Callable[[], Measure]:
-        return partial(start, work.draw, work.measured, work.precision, work.recompute)
+        task = without_data(work.task)
+        return partial(start, work.draw, task, work.measured, work.device, work.precision, work.recompute)
 
 
 CHAIN = Chain()
 
 
+def without_data(task: Task) -> Task:
+    """What gives the loss of ``task`` in another process: a user's loader stays here."""
+    return cast(Task, Classification()) if isinstance(task, Classification) else task
+
+
 def start(
-    draw: Callable[[], BlockSpace], batches: Sequence[Labelled], precision: str, recompute: bool = False
+    draw: Callable[[], BlockSpace],
+    task: Task,
+    batches: Sequence[Batch],
+    device: torch.device,
+    precision: str,
+    recompute: bool = False,
 ) -> Measure:
     """A function from choices to Fisher potential, the mean over ``batches``."""
-    device = batches[0][0].device
     network = draw()
     if device.type == "cuda":
         network.to(memory_format=torch.channels_last)
     with autocast(device, precision):
-        chain = FisherChain(network, batches, recompute)
-    return measuring(chain, batches, precision)
+        chain = FisherChain(network, task, batches, recompute)
+    return measuring(chain, len(batches), device, precision)
 
 
-def measuring(chain: "Measuring", batches: Sequence[Labelled], precision: str) -> Measure:
-    """Mean of what ``chain`` measures on each of ``batches``."""
-    device = batches[0][0].device
+def measuring(chain: "Measuring", minibatches: int, device: torch.device, precision: str) -> Measure:
+    """Mean of what ``chain`` measures on each of its minibatches."""
 
     def measure(choices: Mapping[str, str]) -> Score:
         with autocast(device, precision):
-            return mean_score([chain.measure(choices, index) for index in range(len(batches))])
+            return mean_score([chain.measure(choices, index) for index in range(minibatches)])
 
     return measure
 
@@ -108,7 +122,8 @@ class FisherChain:
 
     Args:
         network: the super-network, in training mode; its weights are frozen.
-        batches: images (N, C, H, W) and labels of each minibatch; blocks are shared while it stays the same.
+        task: where the loss comes from.
+        batches: the minibatches; blocks are shared while it stays the same.
         recompute: keep of a block only what goes in and what comes out, and run it again in the backward pass. Less
             memory, and the same score to the last bit.
         information: what computes equations (2) and (3).
@@ -117,16 +132,18 @@ class FisherChain:
     def __init__(
         self,
         network: BlockSpace,
-        batches: Sequence[Labelled],
+        task: Task,
+        batches: Sequence[Batch],
         recompute: bool = False,
         information: Information = fisher_information,
     ) -> None:
         self._network = network.requires_grad_(False)
         self._blocks = network.blocks()
+        self._task = task
         self._recompute = recompute
         self._information = information
-        self._batches = [(images.contiguous(memory_format=torch.channels_last), labels) for images, labels in batches]
-        self._stems = [passing(network, images)[0][0] for images, _ in self._batches]
+        self._batches = [channels_last(batch) for batch in batches]
+        self._stems = [entering(network, task, batch) for batch in self._batches]
         self._steps: list[Step] = []
         self._at = 0
 
@@ -135,10 +152,11 @@ class FisherChain:
         if index != self._at:
             self._steps, self._at = [], index
         self._forward([choices[block.label] for block in self._blocks])
-        gradient = head_gradient(self._network, self._steps[-1].out, self._batches[self._at])
-        information = []
+        outputs = [step.out for step in self._steps]
+        gradients = head_gradients(self._network, self._task, self._batches[self._at], outputs)
+        information, gradient = [], None
         for position in reversed(range(len(self._blocks))):
-            at_probe, gradient = self._block_gradients(position, gradient)
+            at_probe, gradient = self._block_gradients(position, added(gradients[position], gradient))
             information.append(at_probe)
         blocks = tuple(torch.cat(information[::-1]).tolist())
         return Score(sum(blocks), blocks)
@@ -154,62 +172,91 @@ class FisherChain:
             activation, out = run_block(block, x)
             self._steps.append(Step(name, x, *(t.detach() if self._recompute else t for t in (activation, out))))
 
-    def _block_gradients(self, position: int, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def _block_gradients(self, position: int, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         """From the gradient at a block's output: its Fisher information (1,), and the gradient at its input."""
         step = self._steps[position]
         activation, out = run_block(self._blocks[position], step.x) if self._recompute else (step.activation, step.out)
         inputs = [activation, step.x] if position else [activation]  # nothing is wanted of what lies before the first
         at_probe, *before = torch.autograd.grad(out, inputs, gradient, retain_graph=True)
-        return self._information([activation.detach()], [at_probe]), before[0] if before else gradient
+        return self._information([activation.detach()], [at_probe]), before[0] if before else None
 
 
-def head_gradient(network: BlockSpace, out: Tensor, batch: Labelled) -> Tensor:
-    """Gradient of the loss with respect to ``out``, what the last block gives; of the images one is enough."""
-    out = out.detach().requires_grad_()
-    images, labels = batch
-    with _bypassed(network.blocks(), lambda x: out):  # so that the images play no part
-        loss = Classification().loss(network, (images[:1], labels))
-    (gradient,) = torch.autograd.grad(loss, out)
-    return gradient
+def head_gradients(network: BlockSpace, task: Task, batch: Batch, outputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Gradients of the loss with respect to ``outputs``, what the blocks give, past the head alone; None of the others.
+
+    Of a classifier's images one is enough, as only the stem sees them; those of a detector say how large they are.
+    """
+    images, targets = batch
+    leaves = [out.detach().requires_grad_() for out in outputs]
+    with _bypassed(network.blocks(), leaves):
+        loss = task.loss(network, (images[:1], targets) if isinstance(images, Tensor) else batch)
+    return torch.autograd.grad(loss, leaves, allow_unused=True)
 
 
-def is_chain(network: BlockSpace, images: Tensor) -> bool:
-    """Whether the blocks run one after the other, each once, on nothing but what the one before gave, then the head."""
-    inputs, outputs = passing(network, images)
-    blocks = network.blocks()
-    if len(inputs) != len(blocks) or any(
-        after is not before for after, before in zip(inputs[1:], outputs, strict=False)
-    ):
-        return False
-    cut = blocks[-1].register_forward_hook(lambda module, arguments, output: output.detach())
-    images = images.detach().requires_grad_()
-    try:
-        logits = network(images)
-    finally:
-        cut.remove()
-    if not logits.requires_grad:
-        return True
-    (past_the_blocks,) = torch.autograd.grad(logits.sum(), images, allow_unused=True)
-    return past_the_blocks is None
+def added(one: Tensor | None, other: Tensor | None) -> Tensor:
+    """The sum of two gradients, None where nothing comes from a side: where both meet, or the only one."""
+    if one is None or other is None:
+        return cast(Tensor, other if one is None else one)
+    return one + other
 
 
-def passing(network: BlockSpace, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """What goes into the blocks and what comes out, as they run."""
+def channels_last(batch: Batch) -> Batch:
+    """The batch with a classifier's images (N, C, H, W) in channels_last."""
+    images, targets = batch
+    return (images.contiguous(memory_format=torch.channels_last), targets) if isinstance(images, Tensor) else batch
+
+
+def feeding(network: BlockSpace, task: Task, batch: Batch) -> tuple[int, ...]:
+    """The positions of the blocks that feed the head, the last among them; none where the blocks are no chain.
+
+    They are a chain if they run one after the other, each once, on nothing but what the one before gave, which nothing
+    changes in place, and if the head sees of the images no more than what blocks give. Two images tell.
+    """
+    images, targets = (part[:2] for part in batch)
+    sources = [one.detach().requires_grad_() for one in ([images] if isinstance(images, Tensor) else images)]
+    leaves: list[Tensor] = []
+
+    def cut(output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1].clone()
+
+    with passing(network.blocks(), cut) as (inputs, outputs):
+        loss = task.loss(network, (sources[0] if isinstance(images, Tensor) else sources, targets))
+    linked = all(after is before for after, before in zip(inputs[1:], outputs, strict=False))
+    changed = any(output._version for output in outputs)
+    if len(inputs) != len(network.blocks()) or not linked or changed or not loss.requires_grad:
+        return ()
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, [*sources, *leaves], allow_unused=True)
+    fed = [place - len(sources) for place, gradient in enumerate(gradients) if gradient is not None]
+    return tuple(fed) if fed and fed[0] >= 0 and fed[-1] == len(leaves) - 1 else ()
+
+
+def entering(network: BlockSpace, task: Task, batch: Batch) -> Tensor:
+    """What goes into the first block."""
+    with torch.no_grad(), passing(network.blocks()) as (inputs, _):
+        task.loss(network, batch)
+    return inputs[0]
+
+
+@contextmanager
+def passing(
+    blocks: Sequence[Block], through: Callable[[Tensor], Tensor] = lambda output: output
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Collect what goes into the blocks, and what comes out ``through`` a function, as they run."""
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 
-    def keep(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+    def keep(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
         inputs.append(arguments[0])
-        outputs.append(output)
+        outputs.append(through(output))
+        return outputs[-1]
 
-    handles = [block.register_forward_hook(keep) for block in network.blocks()]
+    handles = [block.register_forward_hook(keep) for block in blocks]
     try:
-        with torch.no_grad():
-            network(images)
+        yield inputs, outputs
     finally:
         for handle in handles:
             handle.remove()
-    return inputs, outputs
 
 
 def run_block(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,12 +267,16 @@ def run_block(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _bypassed(blocks: Sequence[Block], forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let every block do ``forward`` instead of its own."""
-    for block in blocks:
-        vars(block)["forward"] = forward
+def _bypassed(blocks: Sequence[Block], outputs: Sequence[Tensor]) -> Iterator[None]:
+    """Let every block give its one of ``outputs``, whatever comes in."""
+    for block, output in zip(blocks, outputs, strict=True):
+        vars(block)["forward"] = partial(_given, output)
     try:
         yield
     finally:
         for block in blocks:
             del vars(block)["forward"]
+
+
+def _given(output: Tensor, x: Tensor) -> Tensor:
+    return output

@@ -7,7 +7,7 @@ import ctypes
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +20,23 @@ from nni_blockswap.scoring.engines.base import Measure, Work
 from nni_blockswap.scoring.engines.chain import CHAIN, FisherChain, measuring
 from nni_blockswap.scoring.machine import autocast
 from nni_blockswap.scoring.proxies.fisher import fisher_information
-from nni_blockswap.tasks.classification import Labelled
+from nni_blockswap.tasks import Task
+from nni_blockswap.tasks.classification import Classification, Labelled
 
 
 class CpuLayers:
-    """A chain in these layers, in float32 or bfloat16."""
+    """A chain of a classifier in these layers, in float32 or bfloat16.
+
+    A detector's proposals are chosen one by one, and rounding in another way chooses others.
+    """
 
     name = "cpu-layers"
     about = "block by block, what two candidates share once, in layers made for this processor"
     parallel = True
 
     def suits(self, work: Work) -> bool:
-        return work.device.type == "cpu" and work.precision != "float64" and CHAIN.suits(work)
+        classifies = isinstance(work.task, Classification)
+        return classifies and work.device.type == "cpu" and work.precision != "float64" and CHAIN.suits(work)
 
     def start(self, work: Work) -> Callable[[], Measure]:
         is_compiled = can_compile(work.precision, work.device)  # all processes are told, so that they round alike
@@ -39,19 +44,24 @@ class CpuLayers:
 
 
 CPU_LAYERS = CpuLayers()
+CPU = torch.device("cpu")
 
 
 def start(
-    draw: Callable[[], BlockSpace], batches: Sequence[Labelled], precision: str, recompute: bool, is_compiled: bool
+    draw: Callable[[], BlockSpace],
+    batches: Sequence[Labelled],
+    precision: str,
+    recompute: bool,
+    is_compiled: bool,
 ) -> Measure:
     """A function from choices to Fisher potential, the mean over ``batches``."""
     network = draw()
     prepare(network, precision == "bf16", is_compiled)
     keep_freed_memory()
     information = compiled.fisher_information if is_compiled else fisher_information
-    with autocast(batches[0][0].device, precision):
-        chain = FisherChain(network, batches, recompute, information)
-    return measuring(chain, batches, precision)
+    with autocast(CPU, precision):
+        chain = FisherChain(network, cast(Task, Classification()), batches, recompute, information)
+    return measuring(chain, len(batches), CPU, precision)
 
 
 def can_compile(precision: str, device: torch.device) -> bool:

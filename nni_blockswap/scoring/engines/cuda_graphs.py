@@ -14,44 +14,59 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.scoring.engines.base import Measure, Work
-from nni_blockswap.scoring.engines.chain import CHAIN, FisherChain, head_gradient, measuring, passing, run_block
+from nni_blockswap.scoring.engines.chain import (
+    CHAIN,
+    FisherChain,
+    entering,
+    feeding,
+    head_gradients,
+    measuring,
+    passing,
+    run_block,
+)
 from nni_blockswap.scoring.machine import autocast
 from nni_blockswap.scoring.proxies import Score
 from nni_blockswap.scoring.proxies.fisher import fisher_information
-from nni_blockswap.tasks.classification import Labelled
+from nni_blockswap.tasks import Task
+from nni_blockswap.tasks.classification import Classification, Labelled
 
 
 class CudaGraphs:
-    """A chain on a GPU, from recordings."""
+    """A chain of a classifier whose last block alone feeds the head, on a GPU, from recordings."""
 
     name = "cuda-graphs"
     about = "block by block, from recordings"
     parallel = True
 
     def suits(self, work: Work) -> bool:
-        return work.device.type == "cuda" and not work.recompute and CHAIN.suits(work)
+        if work.device.type != "cuda" or work.recompute or not CHAIN.suits(work):
+            return False
+        fed = feeding(work.network, work.task, work.measured[0])
+        return isinstance(work.task, Classification) and fed == (len(work.network.blocks()) - 1,)
 
     def start(self, work: Work) -> Callable[[], Measure]:
         return partial(start, work.draw, work.measured, work.precision)
 
 
 CUDA_GRAPHS = CudaGraphs()
+TASK = cast(Task, Classification())
 
 
 def start(draw: Callable[[], BlockSpace], batches: Sequence[Labelled], precision: str) -> Measure:
     """A function from choices to Fisher potential, the mean over ``batches``."""
     network = draw()
     network.to(memory_format=torch.channels_last)
-    with autocast(batches[0][0].device, precision):
-        chain = graphed(FisherChain(network, batches), network, batches)
-    return measuring(chain, batches, precision)
+    device = batches[0][0].device
+    with autocast(device, precision):
+        chain = graphed(FisherChain(network, TASK, batches), network, batches)
+    return measuring(chain, len(batches), device, precision)
 
 
 Step = Callable[[Any], Any]
@@ -78,14 +93,14 @@ class GraphedFisherChain:
         self._blocks = network.blocks()
         self._record = record
         network.select({block.label: block.names[0] for block in self._blocks})
-        images, labels = zip(*batches, strict=True)
-        channels_last = [one.contiguous(memory_format=torch.channels_last) for one in images]
-        passed = [passing(network, one) for one in channels_last]
-        self._stems, self._labels = [inputs[0].clone() for inputs, _ in passed], labels
-        inputs, outputs = passed[0]
-        self._x = [torch.empty_like(x) for x in (inputs[0], *outputs)]
+        images = [one.contiguous(memory_format=torch.channels_last) for one, _ in batches]
+        self._labels = [labels for _, labels in batches]
+        self._stems = [entering(network, TASK, one).clone() for one in zip(images, self._labels, strict=True)]
+        with torch.no_grad(), passing(self._blocks) as (_, outputs):
+            network(images[0])
+        self._x = [torch.empty_like(x) for x in (self._stems[0], *outputs)]
         self._gradients = [torch.empty_like(x) for x in self._x]
-        self._batch = channels_last[0][:1], labels[0].clone()
+        self._batch = images[0][:1], self._labels[0].clone()
         self._information = torch.empty(len(self._blocks), dtype=self._precision(), device=self._x[0].device)
         self._pairs: dict[tuple[int, str], Sequence[Replay]] = {}
         (self._head,) = record(len(self._blocks), [self._run_head])
@@ -137,7 +152,8 @@ class GraphedFisherChain:
         return self._pairs[position, name]
 
     def _run_head(self, _: None) -> None:
-        self._gradients[-1].copy_(head_gradient(self._network, self._x[-1], self._batch))
+        at_last = head_gradients(self._network, TASK, self._batch, self._x[1:])[-1]
+        self._gradients[-1].copy_(cast(Tensor, at_last))
 
 
 class CudaRecorder:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.scoring.engines import chain, choose, described
-from nni_blockswap.scoring.engines.chain import FisherChain, is_chain
+from nni_blockswap.scoring.engines.chain import FisherChain, feeding
 from nni_blockswap.scoring.proxies import make_proxy
 from nni_blockswap.scoring.scorer import Scorer
 from nni_blockswap.scoring.settings import ScoreSettings
@@ -53,7 +53,7 @@ def super_network(space, precision: torch.dtype) -> BlockSpace:
 @SPACES
 def test_chain_equals_the_plain_way_in_float64_on_every_substitute(space) -> None:
     network, data = super_network(space, torch.float64), batch(space, torch.float64)
-    chain = FisherChain(super_network(space, torch.float64), [data])
+    chain = FisherChain(super_network(space, torch.float64), Classification(), [data])
     for choices in covering(network):
         network.select(choices)
         plain = make_proxy("fisher").measure(network, Classification(), data)
@@ -66,7 +66,7 @@ def test_chain_equals_the_plain_way_in_float64_on_every_substitute(space) -> Non
 @SPACES
 def test_recomputing_blocks_leaves_scores_to_the_last_bit(space) -> None:
     network, data = super_network(space, torch.float32), batch(space, torch.float32)
-    keeping, recomputing = (FisherChain(network, [data], recompute) for recompute in (False, True))
+    keeping, recomputing = (FisherChain(network, Classification(), [data], recompute) for recompute in (False, True))
     for choices in covering(network)[:4]:
         assert keeping.measure(choices) == recomputing.measure(choices)
 
@@ -101,16 +101,36 @@ class _PastTheBlocks(WideResNetSpace):
         return logits
 
 
+class _ChangedInPlace(WideResNetSpace):
+    """A space that rectifies what a block gave before the next one sees it, in the same tensor."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stage3(self.stage2(self.stage1(self.conv(images)).relu_()))
+        logits: Tensor = self.fc(self.pool(self.relu(self.bn(x))).flatten(1))
+        return logits
+
+
+class _Deep(WideResNetSpace):
+    """A chain whose head also sees what its first stage gave."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        first = self.stage1(self.conv(images))
+        x = self.stage3(self.stage2(first))
+        logits: Tensor = self.fc(self.pool(self.relu(self.bn(x))).flatten(1)) + first.square().mean((1, 2, 3))[:, None]
+        return logits
+
+
+def fed(network: BlockSpace) -> tuple[int, ...]:
+    """The blocks that feed the head of a network for WRN's images."""
+    return feeding(network, Classification(), batch(WRN, torch.float32))
+
+
 def test_only_chains_go_the_fast_way(monkeypatch) -> None:
-    images = torch.randn(2, 1, 8, 8)
-    assert is_chain(super_network(WRN, torch.float32), images)
-    assert is_chain(super_network(WRN, torch.float32).requires_grad_(False), images)
-    for trained in (True, False):
-        with seeded(0):
-            assert not is_chain(_PastTheBlocks(**WRN[1]).train().requires_grad_(trained), images)
-    with seeded(0):
-        skipping = _Skipping(**WRN[1])
-    assert not is_chain(skipping.train(), images)
+    assert fed(super_network(WRN, torch.float32)) == (5,)
+    for space in (_PastTheBlocks, _Skipping, _ChangedInPlace):
+        for trained in (True, False):
+            with seeded(0):
+                assert fed(space(**WRN[1]).train().requires_grad_(trained)) == ()
 
     def told(judge: Scorer) -> str:
         work = judge.work(0)
@@ -123,15 +143,27 @@ def test_only_chains_go_the_fast_way(monkeypatch) -> None:
         judge.proxy = make_proxy(proxy)
         assert told(judge).startswith(f"plain (network by network, as '{proxy}' is measured")
     assert told(scorer(train_minibatches=2)) == "plain (network by network, as scores are taken after training)"
-    monkeypatch.setattr(chain, "is_chain", lambda network, images: False)
+    monkeypatch.setattr(chain, "feeding", lambda network, task, batch: ())
     assert told(scorer()).startswith("plain (network by network, as the blocks do not run one after the other")
+
+
+def test_gradients_add_where_a_block_feeds_the_next_and_the_head() -> None:
+    with seeded(5):
+        network = _Deep(**WRN[1]).double().train()
+    data = batch(WRN, torch.float64)
+    assert fed(network.float()) == (1, 5)
+    chain = FisherChain(network.double(), Classification(), [data])
+    for choices in covering(network):
+        network.select(choices)
+        plain = make_proxy("fisher").measure(network, Classification(), data)
+        assert chain.measure(choices).blocks == pytest.approx(plain.blocks, rel=1e-11)
 
 
 def test_blocks_forward_is_given_back() -> None:
     network = super_network(WRN, torch.float32)
-    FisherChain(network, [batch(WRN, torch.float32)]).measure(covering(network)[0])
+    FisherChain(network, Classification(), [batch(WRN, torch.float32)]).measure(covering(network)[0])
     assert not any("forward" in vars(block) for block in network.blocks())
-    assert is_chain(network, torch.randn(2, 1, 8, 8))
+    assert fed(network) == (5,)
 
 
 @pytest.mark.gpu

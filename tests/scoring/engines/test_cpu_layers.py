@@ -30,7 +30,7 @@ def test_cpu_layers_keep_every_substitutes_score(space) -> None:
     network, data = super_network(space, torch.float64), batch(space, torch.float64)
     prepared = super_network(space, torch.float64)
     cpu_layers.prepare(prepared, bf16=False)
-    chain = FisherChain(prepared, [data])
+    chain = FisherChain(prepared, Classification(), [data])
     for choices in covering(network):
         network.select(choices)
         plain = make_proxy("fisher").measure(network, Classification(), data)

@@ -53,7 +53,8 @@ def test_replays_equal_the_plain_way_on_every_substitute(space) -> None:
 def test_replays_follow_minibatches_and_shared_blocks() -> None:
     network, (images, labels) = super_network(WRN, torch.float64), batch(WRN, torch.float64)
     data = [(images, labels), (images.flip(0) + 1, labels.roll(1))]
-    chain, fast = FisherChain(network, data), GraphedFisherChain(super_network(WRN, torch.float64), data, Rerun())
+    chain = FisherChain(network, Classification(), data)
+    fast = GraphedFisherChain(super_network(WRN, torch.float64), data, Rerun())
     first, second = covering(network)[:2]
     half = {label: (first if label < "block_03" else second)[label] for label in first}
     for choices, index in [(first, 0), (half, 0), (first, 0), (first, 1), (half, 1), (second, 0), (second, 0)]:
@@ -97,7 +98,7 @@ class Idle:
 def test_graphs_that_do_not_work_are_told_and_not_used(monkeypatch, recorder, message: str) -> None:
     monkeypatch.setattr(cuda_graphs, "CudaRecorder", recorder)
     network, data = super_network(WRN, torch.float64), [batch(WRN, torch.float64)]
-    chain = FisherChain(network, data)
+    chain = FisherChain(network, Classification(), data)
     with pytest.warns(UserWarning, match=message):
         assert graphed(chain, network, data) is chain
 
@@ -114,7 +115,7 @@ def test_cuda_graphs_equal_the_chain(space, precision: str) -> None:
     data = [(images.to(device), labels.to(device))]
     network = super_network(space, dtype).to(device)
     with autocast(device, precision):
-        chain = FisherChain(network, data)
+        chain = FisherChain(network, Classification(), data)
         fast = GraphedFisherChain(network, data, CudaRecorder(device))
         candidates = covering(network)
         for choices in [*candidates, *candidates[::-1]]:  # the second time nothing is recorded
@@ -128,5 +129,5 @@ def test_a_gpu_scores_from_graphs(recwarn) -> None:
     images, labels = batch(WRN, torch.float32)
     data = [(images.to(device), labels.to(device))]
     network = super_network(WRN, torch.float32).to(device)
-    assert isinstance(graphed(FisherChain(network, data), network, data), GraphedFisherChain)
+    assert isinstance(graphed(FisherChain(network, Classification(), data), network, data), GraphedFisherChain)
     assert not recwarn
