@@ -1,7 +1,7 @@
 import numpy as np
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.results.drawing import by_block, picture, preferences, shares, text
+from nni_blockswap.results.drawing import by_block, picture, preferences, shares, spent, text
 from nni_blockswap.results.ranking import Ranking
 from tests.conftest import SMALL, WRN
 
@@ -42,3 +42,16 @@ def test_what_the_best_tenth_chose_more_often_than_the_rest() -> None:
     assert names == ["B(2)", "G(2)", "S"]
     np.testing.assert_allclose(cells, [[-1, 0, 0], [0, 0, 0.5], [1, 0, -0.5]])
     np.testing.assert_allclose(shares(best, names).sum(axis=0), 1)
+
+
+def test_what_is_spent_in_each_stage() -> None:
+    ones = [architecture("S", "B(2)", "G(2)"), architecture("B(2)", "B(2)", "S")]
+    built = [one.build() for one in ones]
+    found = spent(ones, "params")
+    assert [width for width, _ in found] == [16, 32, 64]
+    for stage, (_, cost) in enumerate(found):
+        branches = [network.blocks()[stage].branch for network in built]  # type: ignore[operator]
+        assert cost == sum(w.numel() for branch in branches for w in branch.parameters()) / 2
+    deep = Architecture.from_choices(WRN, ["S"] * 6, {**SMALL, "depth": 16})
+    first = by_block(deep, "macs")
+    assert [cost for _, cost in spent([deep], "macs")] == [sum(first[i : i + 2]) for i in (0, 2, 4)]
