@@ -247,8 +247,12 @@ class _Watch:
 
     def __init__(self, path: Path, dispatcher: Any) -> None:
         self._path, self._dispatcher, self._next = path, dispatcher, 0.0
+        self._engine = ""
 
     def __call__(self, progress: "Progress") -> None:
+        if progress.engine != self._engine and (progress.fresh > 1 or progress.done == progress.total):
+            self._engine = progress.engine
+            _log.info("%s", progress.spelled_engine)
         self._note(progress.done == progress.total, asdict(progress))
 
     def before(self, what: str, progress: "Steps") -> None:

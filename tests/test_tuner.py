@@ -198,6 +198,14 @@ def test_a_student_that_failed_while_no_tuner_listened_has_failed(folder):
     assert states(folder)[0] == "failed"
 
 
+def test_the_log_says_what_scored_and_how_fast(folder, caplog):
+    with caplog.at_level("INFO", "nni_blockswap.tuner"):
+        ask(started(), 0)
+    said = [line for line in caplog.messages if line.startswith("engine: ")]
+    assert len(said) == 1
+    assert said[0].endswith(" s a candidate")
+
+
 def test_a_killed_search_goes_on(folder, monkeypatch):
     class Stopping(Dispatcher):
         stopping = True
