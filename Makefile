@@ -12,7 +12,7 @@ INSTALLED := .venv/.installed
 WORKERS ?= logical
 SCALE ?= tiny
 
-.PHONY: run test docs reproduce lint format lock clean
+.PHONY: run test docs pictures reproduce lint format lock clean
 
 run: $(INSTALLED)
 	@$(BIN)/blockswap run config.yml
@@ -31,6 +31,11 @@ lint: $(INSTALLED)
 # The site of docs/, in build/site; a link that leads nowhere is an error.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Those of docs/images that a program takes, of config.yml's experiment or, pictures EXPERIMENT=ID, of another; needs chromium.
+pictures: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet playwright
+	$(BIN)/python docs/pictures.py $(EXPERIMENT)
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix

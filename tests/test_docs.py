@@ -42,16 +42,22 @@ def test_the_python_of_a_page_runs(page: Path, own: None) -> None:
         exec(compile(block, str(page), "exec"), names)
 
 
-def commands(text: str) -> Iterator[list[str]]:
-    """The words of each command of this project in the blocks of code of ``text``, without what is said behind it."""
+def lines(text: str) -> Iterator[str]:
+    """The lines of this project's commands in the blocks of code of ``text``, without what is said behind them."""
     is_fenced = False
     for line in re.sub(r"\\\n[\s#]*", "", text).splitlines():
         is_fenced ^= line.startswith("```")
         if is_fenced or re.match(r"#? {4}", line):
-            for part in line.strip("# ").split("&&"):
-                command = re.split(r"\s{3,}", part.strip())[0]
-                if command.startswith(("blockswap ", "python -m trial.")) and "..." not in command:
-                    yield shlex.split(command)
+            shown = re.split(r"\s{3,}", line.strip("# "))[0]
+            if shown.startswith(("blockswap ", "python -m trial.")) and "..." not in shown:
+                yield shown
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of each command."""
+    for line in lines(text):
+        parts = (part.strip() for part in line.split("&&"))
+        yield from (shlex.split(part) for part in parts if part.startswith(("blockswap ", "python -m trial.")))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +90,6 @@ def test_links_of_pages_outside_the_site_lead_to_files(page: Path) -> None:
         assert link.startswith("http") or (page.parent / link).exists(), link
 
 
-@pytest.mark.slow  # reads the whole package for the reference
 def test_the_site_is_built_and_none_of_its_links_leads_nowhere(tmp_path: Path) -> None:
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
