@@ -33,6 +33,9 @@ def figure(compared: Sequence[Point], latencies: Mapping[str, Latency], title: s
     drawn = Figure(figsize=(5 * len(panels), 4.5), layout="constrained")
     row = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (name, cost) in zip(row, panels.items(), strict=True):
+        costs = [cost(point) for point in compared]
+        room = 0.05 * (max(costs) - min(costs) or max(costs))
+        axes.set_xlim(min(costs) - room, max(costs) + room)
         for method in dict.fromkeys(point.method for point in compared):
             _draw(axes, method, [point for point in compared if point.method == method], cost)
         axes.set_xlabel(name)
@@ -60,9 +63,11 @@ def _draw(axes: "Axes", method: str, found: Sequence[Point], cost: Callable[[Poi
         linestyle="-" if all(point.trials[0].in_comparison for point in curve) else "",
         capsize=3,
     )
-    for point in curve:
+    left, right = axes.get_xlim()
+    for point in curve:  # labels towards the middle, so that they stay in the panel
+        aside, side = (4, "left") if cost(point) < (left + right) / 2 else (-4, "right")
         place = (cost(point), point.error)
-        axes.annotate(_label(point), place, xytext=(4, 4), textcoords="offset points", fontsize=6)
+        axes.annotate(_label(point), place, xytext=(aside, 4), textcoords="offset points", fontsize=6, ha=side)
 
 
 def _label(point: Point) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.cli import main
@@ -136,6 +137,18 @@ def test_students_of_one_budget_are_points_with_names_and_methods_over_budgets_a
     panels = drawn(experiment, latencies=True).axes
     assert [axes.get_xlabel().split()[0] for axes in panels] == ["parameters", "MACs", "latency"]
     assert set(panels[2].containers[0].lines[0].get_xdata()) == {2.0}
+
+
+def test_a_label_stays_in_its_panel_where_the_student_is_the_slowest(tmp_path):
+    slowest = trial(tmp_path / "a", MIXED, 0.9)
+    trials = read_trials([tmp_path])
+    teacher = teacher_point(trials)
+    latencies = {slowest.id: Latency(0.003, 0.0), teacher.trials[0].architecture.id: Latency(0.001, 0.0)}
+    drawn = figure([*points(trials), teacher], latencies, "")
+    FigureCanvasAgg(drawn).draw()
+    for axes in drawn.axes:
+        (label,) = axes.texts
+        assert axes.bbox.x0 < label.get_window_extent().x0 < label.get_window_extent().x1 < axes.bbox.x1
 
 
 def test_the_title_says_what_was_trained_on_what_for_how_long(tmp_path):
