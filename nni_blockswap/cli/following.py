@@ -1,12 +1,11 @@
 """Follow a running experiment on the terminal: the search, each trial's epochs, and faults in one sentence."""
 
 import json
-import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from nni_blockswap.cli.terminal import Lines, spell_time
 from nni_blockswap.errors import StateError
 from nni_blockswap.experiment.fetching import fetch
 from nni_blockswap.experiment.service import CHECKPOINT, Experiment
@@ -22,47 +21,11 @@ SEARCHED, PREPARING = "done", "preparing"
 OVER = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
 
 
-class Line:
-    """A line that is kept up to date on a terminal; elsewhere each is written."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stdout.isatty()
-        self._shown = ""
-        self._last = float("-inf")
-
-    def __enter__(self) -> "Line":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._leave()
-
-    def update(self, text: str, pause: float = 0.0) -> None:
-        """Show how far it is; off a terminal at most once in ``pause`` seconds."""
-        if text == self._shown or (not self._terminal and time.monotonic() < self._last + pause):
-            return
-        self._last = time.monotonic()
-        if self._terminal:
-            print(f"\r{text.ljust(len(self._shown))}", end="", flush=True)
-        else:
-            print(text, flush=True)
-        self._shown = text
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        self._leave()
-        print(text, flush=True)
-
-    def _leave(self) -> None:
-        if self._terminal and self._shown:
-            print()
-        self._shown = ""
-
-
 class Follower:
     """Tells what an experiment does until it is over; ``metric`` is what its trials are judged by."""
 
-    def __init__(self, experiment: Experiment, line: Line, metric: Metric) -> None:
-        self._experiment, self._line, self._metric = experiment, line, metric
+    def __init__(self, experiment: Experiment, lines: Lines, metric: Metric) -> None:
+        self._experiment, self._lines, self._metric = experiment, lines, metric
         self._seen: dict[str, str] = {}
         self._searched = False
 
@@ -78,7 +41,7 @@ class Follower:
                 self._show_trial(trial)
             self._show_epoch(trials)
             if state["status"] == "ERROR":
-                self._line.say(f"The experiment failed: {reason(self._experiment.folder, state['errors'])}")
+                self._lines.say(f"The experiment failed: {reason(self._experiment.folder, state['errors'])}")
                 return False
             if state["status"] in ("STOPPING", "STOPPED"):
                 raise StateError(
@@ -96,9 +59,9 @@ class Follower:
         told = search_text(self._experiment.folder)
         if told == SEARCHED:
             self._searched = True
-            self._line.say("The search is done; the students are trained now, best first.")
+            self._lines.say("The search is done; the students are trained now, best first.")
         else:
-            self._line.update(f"search: {told}", pause=0 if told == PREPARING else 10)
+            self._lines.update(f"search: {told}", pause=0 if told == PREPARING else 10)
 
     def _show_trial(self, trial: dict[str, Any]) -> None:
         identity, status = trial["trialJobId"], trial["status"]
@@ -106,16 +69,16 @@ class Follower:
             return
         self._seen[identity] = status
         if status == "RUNNING":
-            self._line.say(f"{name_of(trial)}: started")
+            self._lines.say(f"{name_of(trial)}: started")
         elif status == "SUCCEEDED":
             final = result_of(trial)
-            self._line.say(f"{name_of(trial)}: done{'' if final is None else f', {self._judged(final)}'}")
+            self._lines.say(f"{name_of(trial)}: done{'' if final is None else f', {self._judged(final)}'}")
         elif status == "FAILED":
             faults = fetch(self._experiment.folder)
             said = last_line(self._experiment.trial_folder(identity) / "trial.stderr")
-            self._line.say(f"{name_of(trial)}: FAILED: {faults[0] if faults else said}")
+            self._lines.say(f"{name_of(trial)}: FAILED: {faults[0] if faults else said}")
         elif status in OVER:
-            self._line.say(f"{name_of(trial)}: stopped, by hand or for want of memory ({status})")
+            self._lines.say(f"{name_of(trial)}: stopped, by hand or for want of memory ({status})")
 
     def _show_epoch(self, trials: list[dict[str, Any]]) -> None:
         running = [trial for trial in trials if trial["status"] == "RUNNING"]
@@ -126,7 +89,7 @@ class Follower:
             if (curve := curves.get(trial["trialJobId"]))
         ]
         if told:
-            self._line.update("; ".join(told))
+            self._lines.update("; ".join(told))
 
     def _judged(self, value: float) -> str:
         return f"{self._metric} {self._metric.show(value)}"
@@ -134,7 +97,7 @@ class Follower:
 
 def search_text(folder: Path) -> str:
     """How far the search of the experiment in ``folder`` is."""
-    from nni_blockswap.cli.search import describe, spell_time
+    from nni_blockswap.cli.search import candidates
     from nni_blockswap.searching import Progress
 
     checkpoint = folder / CHECKPOINT
@@ -144,7 +107,7 @@ def search_text(folder: Path) -> str:
         told = read_json(checkpoint / "progress.json")
         if "what" in told:
             return f"its {told['what']}, {told['done']}/{told['total']} steps, {spell_time(told['seconds_left'])} left"
-        return describe(Progress(**told))
+        return candidates(Progress(**told))
     return PREPARING
 
 

@@ -6,7 +6,7 @@ the teacher, and the networks with one substitute throughout; and a ranking of e
 
 import argparse
 
-from nni_blockswap.cli.search import ProgressLine, add_search_options, settings_of
+from nni_blockswap.cli.search import SearchLine, add_search_options, settings_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,8 @@ def run(options: argparse.Namespace) -> int:
     from nni_blockswap.studies.front import front, spaced
 
     options.budget = spaced(options.budgets, options.points)
-    found = front(settings_of(options), options.out, ProgressLine())
+    with SearchLine() as shown:
+        found = front(settings_of(options), options.out, shown)
     rows: list[tuple[str, ...]] = [("budget", "score", *found.teacher.costs)]
     for name, one in (*found.chosen.items(), ("teacher", found.teacher)):
         rows.append((name, f"{one.score:.6g}", *(f"{cost:,}" for cost in one.costs.values())))

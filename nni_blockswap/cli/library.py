@@ -7,12 +7,11 @@ disk as it goes: the same command goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from typing import TYPE_CHECKING
 
 from nni_blockswap.cli.options import add_data_options, add_space_options, space_of
-from nni_blockswap.cli.search import spell_time
+from nni_blockswap.cli.terminal import ProgressLine, spell_time
 from nni_blockswap.key_values import key_values
 
 if TYPE_CHECKING:  # torch is imported when the work starts, not for --help
@@ -60,23 +59,13 @@ def run(options: argparse.Namespace) -> int:
         },
         **{name: getattr(options, name) for name in ("seed", "device", "precision", "blocks_at_once")},
     )
-    library = build(settings, options.out, _Line())
+    with ProgressLine(_steps) as shown:
+        library = build(settings, options.out, shown)
     for label, errors in library.errors.items():
         print(label, "  ".join(f"{name} {error.value:.3f}" for name, error in errors.items()))
     print(f"{time.monotonic() - start:.1f} s, in '{options.out}'")
     return 0
 
 
-class _Line:
-    """One line on a terminal that is kept up to date; elsewhere a line every ten seconds."""
-
-    def __init__(self) -> None:
-        self._last = 0.0
-
-    def __call__(self, progress: Progress) -> None:
-        now, finished, terminal = time.monotonic(), progress.done == progress.total, sys.stderr.isatty()
-        if not finished and now - self._last < (0.2 if terminal else 10):
-            return
-        self._last = now
-        text = f"{progress.done}/{progress.total} steps of blocks, {spell_time(progress.seconds_left)} left "
-        print(f"{chr(13) if terminal else ''}{text}", end="\n" if finished or not terminal else "", file=sys.stderr)
+def _steps(progress: Progress) -> str:
+    return f"{progress.done}/{progress.total} steps of blocks, {spell_time(progress.seconds_left)} left"

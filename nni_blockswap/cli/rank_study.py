@@ -51,20 +51,21 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _of_trials(options: argparse.Namespace, given: dict[str, Any], proxies: list[str]) -> str:
-    from nni_blockswap.cli.search import ProgressLine
+    from nni_blockswap.cli.search import SearchLine
     from nni_blockswap.experiment.service import folder_of
     from nni_blockswap.studies.trained import study_experiment
 
     folder = Path(options.trained)
     folders = [folder if folder.is_dir() else folder_of(options.trained)]
     settings = {name: value for name, value in given.items() if value not in (None, {})}  # those are the trials'
-    return study_experiment(
-        folders, settings, proxies, options.train_minibatches, options.out, ProgressLine(), _library(options)
-    )
+    with SearchLine() as shown:
+        return study_experiment(
+            folders, settings, proxies, options.train_minibatches, options.out, shown, _library(options)
+        )
 
 
 def _of_csv(options: argparse.Namespace, given: dict[str, Any], proxies: list[str]) -> str:
-    from nni_blockswap.cli.search import ProgressLine
+    from nni_blockswap.cli.search import SearchLine
     from nni_blockswap.scoring.settings import ScoreSettings
     from nni_blockswap.studies.rank_study import rank_study, read_trained, table
 
@@ -73,9 +74,8 @@ def _of_csv(options: argparse.Namespace, given: dict[str, Any], proxies: list[st
         raise ConfigError(f"a file does not say what space and data its architectures are of; give {missing[0]}.")
     settings = ScoreSettings(**given)
     trained = read_trained(options.trained, settings.space, settings.space_args)
-    found = rank_study(
-        trained, settings, proxies, options.train_minibatches, options.out, ProgressLine(), _library(options)
-    )
+    with SearchLine() as shown:
+        found = rank_study(trained, settings, proxies, options.train_minibatches, options.out, shown, _library(options))
     return f"{table(found)}\n\nrank correlation with the error of {len(trained)} architectures"
 
 

@@ -18,13 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Reproduce; faults at the end."""
-    from nni_blockswap.cli.search import ProgressLine
+    from nni_blockswap.cli.search import SearchLine
     from nni_blockswap.experiment.reproduction import PAGE, Plan, reproduce
 
     out = Path(options.out)
-    faults = reproduce(
-        Plan(Path(options.plan)), options.scale, out, ProgressLine(), lambda text: print(text, flush=True)
-    )
+    with SearchLine() as shown:
+        faults = reproduce(Plan(Path(options.plan)), options.scale, out, shown, lambda text: print(text, flush=True))
     for fault in faults:
         print(fault, file=sys.stderr)
     print(f"{out / PAGE}")

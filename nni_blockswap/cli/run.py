@@ -15,8 +15,9 @@ from typing import Any
 import psutil
 
 from nni_blockswap.cli import check
-from nni_blockswap.cli.following import Follower, Line
+from nni_blockswap.cli.following import Follower
 from nni_blockswap.cli.summary import print_students
+from nni_blockswap.cli.terminal import Lines
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.experiment.fetching import fetch
@@ -62,8 +63,8 @@ def _watch(experiment: Experiment, manager: Any, config: Config) -> int:
     print(
         f"NNI opens port {experiment.port} to the whole network, without a password; SECURITY.md says how to shield it."
     )
-    with Line() as line:
-        good = Follower(experiment, line, config.metric).follow()
+    with Lines() as lines:
+        good = Follower(experiment, lines, config.metric).follow()
     for fault in fetch(experiment.folder):
         print(fault, file=sys.stderr)
     good = print_students(experiment.folder, config) and good

@@ -7,7 +7,6 @@ Scores are on disk as they come: the same command goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +19,11 @@ from nni_blockswap.cli.options import (
     add_space_options,
     score_settings,
 )
+from nni_blockswap.cli.terminal import ProgressLine, spell_time
 from nni_blockswap.errors import ConfigError
 
 if TYPE_CHECKING:  # torch is imported when a search starts, not for --help
-    from nni_blockswap.searching import Progress, SearchSettings
+    from nni_blockswap.searching import SearchSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,11 +80,12 @@ def run(options: argparse.Namespace) -> int:
     """Search and print the winners."""
     from nni_blockswap.searching import search, table_of
 
-    start, settings, line = time.monotonic(), settings_of(options), ProgressLine()
+    start, settings = time.monotonic(), settings_of(options)
     table, budgets = table_of(settings), settings.parsed()
     for budget in budgets:
         print(f"{budget}: {budget.describe(table)}")
-    rankings = search(settings, options.out, line)
+    with SearchLine() as line:
+        rankings = search(settings, options.out, line)
     for ranking, budget in zip(rankings, budgets, strict=True):
         best = ranking.best
         unused = budget.unused(table, best.costs)
@@ -141,34 +142,23 @@ def _data_of(folder: str) -> str:
     return str(Library.load(folder).about["data"])
 
 
-class ProgressLine:
-    """One line on a terminal that is kept up to date; elsewhere a line every ten seconds."""
+class SearchLine(ProgressLine):
+    """How far a search is, and first what scores."""
 
     def __init__(self) -> None:
+        super().__init__(candidates)
         self.last: Progress | None = None
-        self._shown = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        """Show it, unless one was shown just now; the first one with what scores."""
-        now, finished = time.monotonic(), progress.done == progress.total
+        """Show it, unless one was shown just now."""
         if progress.engine and (self.last is None or self.last.engine != progress.engine):
-            print(f"engine: {progress.engine}", file=sys.stderr)
+            self.say(f"engine: {progress.engine}")
         self.last = progress
-        terminal = sys.stderr.isatty()
-        if not finished and now - self._shown < (0.2 if terminal else 10):
-            return
-        self._shown = now
-        end = "\n" if finished or not terminal else ""
-        print(f"{chr(13) if terminal else ''}{describe(progress)}", end=end, file=sys.stderr, flush=True)
+        super().__call__(progress)
 
 
-def describe(progress: Progress) -> str:
+def candidates(progress: Progress) -> str:
     """Such as ``120/300 candidates, 4.1/s, 0:44 left, best 0.00123``."""
     left = spell_time(progress.seconds_left)
     best = "none yet" if progress.best is None else f"{progress.best:.6g}"
-    return f"{progress.done}/{progress.total} candidates, {progress.rate:.1f}/s, {left} left, best {best} "
-
-
-def spell_time(seconds: float) -> str:
-    """Such as ``0:44``; a question mark where nobody knows."""
-    return "?" if seconds == float("inf") else f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
+    return f"{progress.done}/{progress.total} candidates, {progress.rate:.1f}/s, {left} left, best {best}"

@@ -19,12 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Score the swaps and print them."""
-    from nni_blockswap.cli.search import ProgressLine
+    from nni_blockswap.cli.search import SearchLine
     from nni_blockswap.scoring.settings import ScoreSettings
     from nni_blockswap.studies.sensitivity import rows, sensitivity, table
 
     settings = ScoreSettings(**score_settings(options))
-    original, by_block = sensitivity(settings, options.substitute, options.out, ProgressLine())
+    with SearchLine() as shown:
+        original, by_block = sensitivity(settings, options.substitute, options.out, shown)
     print(table(rows(settings, original, by_block)))
     left_out = [label for label in original.choices if label not in by_block]
     if left_out:

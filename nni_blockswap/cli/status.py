@@ -4,7 +4,6 @@ Without an ID: every experiment that runs on this machine, started by nnictl or 
 """
 
 import argparse
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.cli.following import OVER, last_line, name_of, reason, result_of, search_text
+from nni_blockswap.cli.terminal import Lines
 from nni_blockswap.errors import StateError
 from nni_blockswap.experiment.service import CHECKPOINT, Experiment, folder_of, known_experiments, results
 from nni_blockswap.experiment.students import Student, read
@@ -33,21 +33,16 @@ def run(options: argparse.Namespace) -> int:
     """Show it once, or again and again."""
     if options.experiment is not None:
         folder_of(options.experiment)  # raises where there is none
-    shown = 0
-    while True:
-        lines, over = look(options.experiment)
-        if sys.stdout.isatty():
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\033[{shown}F\033[J" if shown else "", end="")  # up to the first line, and clear from there
-            lines = [line[:width] for line in lines]
-        print("\n".join(lines), flush=True)
-        shown = len(lines)
-        if over or not sys.stdout.isatty():
+    with Lines() as lines:
+        while True:
+            told, over = look(options.experiment)
+            lines.update(*told)
+            if over or not sys.stdout.isatty():
+                return 0
+            with suppress(KeyboardInterrupt):
+                time.sleep(PERIOD)
+                continue
             return 0
-        with suppress(KeyboardInterrupt):
-            time.sleep(PERIOD)
-            continue
-        return 0
 
 
 def look(identity: str | None) -> tuple[list[str], bool]:

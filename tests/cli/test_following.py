@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nni_blockswap.cli import following
+from nni_blockswap.cli.terminal import Lines
 from nni_blockswap.errors import StateError
 from nni_blockswap.files import write_json
 from nni_blockswap.metric import ACCURACY
@@ -38,7 +39,7 @@ def trial(number, status, accuracy=None):
 
 def followed(folder, *scenes, monkeypatch, capsys):
     monkeypatch.setattr(following, "PERIOD", 0)
-    good = following.Follower(FakeExperiment(folder, scenes), following.Line(), ACCURACY).follow()
+    good = following.Follower(FakeExperiment(folder, scenes), Lines(), ACCURACY).follow()
     return good, capsys.readouterr().out.splitlines()
 
 
@@ -55,7 +56,7 @@ def test_a_good_experiment_is_told_from_search_to_accuracy(tmp_path, monkeypatch
         capsys=capsys,
     )
     assert good
-    assert lines[0] == "search: 30/300 candidates, 10.0/s, 0:27 left, best 0.5 "
+    assert lines[0] == "search: 30/300 candidates, 10.0/s, 0:27 left, best 0.5"
     assert lines[-3:] == [
         "trial 1 (t0): started",
         "trial 1 (t0): epoch 2, accuracy 75.00%",
