@@ -23,7 +23,7 @@ from nni_blockswap.cli.terminal import ProgressLine, spell_time
 from nni_blockswap.errors import ConfigError
 
 if TYPE_CHECKING:  # torch is imported when a search starts, not for --help
-    from nni_blockswap.searching import SearchSettings
+    from nni_blockswap.searching import Progress, SearchSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +117,7 @@ def describe_source(source: Mapping[str, Any]) -> str:
 def settings_of(options: argparse.Namespace) -> SearchSettings:
     """Search settings from the command line."""
     from nni_blockswap.blocks.nni_format import read_candidates
-    from nni_blockswap.searching import SearchSettings
+    from nni_blockswap.searching import Progress, SearchSettings
 
     if options.data is None and options.library is None:
         raise ConfigError("--data NAME says what images to score on; only --proxy library needs none.")
