@@ -58,6 +58,7 @@ def web_page(page: Page, address: str) -> None:
     page.get_by_role("tab", name="Hyper-parameter").click()
     page.get_by_role("button", name="Add/Remove axes").click()
     axes = page.locator(".ms-Dialog-main")
+    axes.get_by_text("block_00").wait_for()
     names = axes.locator(".ms-Checkbox").all_inner_texts()
     for name in ["Select all", *(one for one in names if one.startswith("block_")), *AXES]:
         axes.get_by_text(name, exact=True).first.click()
@@ -77,7 +78,7 @@ def tensorboard(page: Page) -> None:
     board = opened.value
     board.set_viewport_size(SIZE)
     board.get_by_text("attention: image").first.wait_for(timeout=120_000)
-    board.get_by_role("button", name="Settings", exact=True).click()  # puts them away
+    board.locator("button", has_text="Settings").click()  # puts them away
     shoot(board, "tensorboard")
 
 

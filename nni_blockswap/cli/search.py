@@ -80,11 +80,11 @@ def run(options: argparse.Namespace) -> int:
     """Search and print the winners."""
     from nni_blockswap.searching import search, table_of
 
-    start, settings = time.monotonic(), settings_of(options)
+    start, settings, line = time.monotonic(), settings_of(options), SearchLine()
     table, budgets = table_of(settings), settings.parsed()
     for budget in budgets:
         print(f"{budget}: {budget.describe(table)}")
-    with SearchLine() as line:
+    with line:
         rankings = search(settings, options.out, line)
     for ranking, budget in zip(rankings, budgets, strict=True):
         best = ranking.best
@@ -117,7 +117,7 @@ def describe_source(source: Mapping[str, Any]) -> str:
 def settings_of(options: argparse.Namespace) -> SearchSettings:
     """Search settings from the command line."""
     from nni_blockswap.blocks.nni_format import read_candidates
-    from nni_blockswap.searching import Progress, SearchSettings
+    from nni_blockswap.searching import SearchSettings
 
     if options.data is None and options.library is None:
         raise ConfigError("--data NAME says what images to score on; only --proxy library needs none.")
