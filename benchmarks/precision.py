@@ -11,8 +11,8 @@ where it was stopped.
 import argparse
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,12 +60,21 @@ class Case:
     tolerance: float
     batch_size: int
     precisions: tuple[str, ...] = ("float32", "bf16")
+    space_args: Mapping[str, int] = field(default_factory=dict)
 
 
 CASES = {
     "wrn": Case("WRN-40-2", SPACE, "cifar10", ("200K", "400K", "800K"), 0.025, 128, ("float64", "float32", "bf16")),
     "resnet34": Case("ResNet-34", "search_spaces.resnet:ResNetSpace", "imagenet", ("3.08M",), 0.025, 64),
-    "mask_rcnn": Case("Mask R-CNN over ResNet-34", "search_spaces.mask_rcnn:MaskRCNNSpace", "coco", ("60%",), 0.025, 2),
+    "mask_rcnn": Case(
+        "Mask R-CNN over ResNet-34, images half as high and wide as usual",
+        "search_spaces.mask_rcnn:MaskRCNNSpace",
+        "coco",
+        ("60%",),
+        0.025,
+        2,
+        space_args={"min_size": 400, "max_size": 667},
+    ),
 }
 
 
@@ -81,7 +90,7 @@ def main() -> None:
     case = CASES[options.network]
     case = replace(case, batch_size=options.batch_size or case.batch_size)
     torch.set_num_threads(1)
-    table = cost_table(case.space)
+    table = cost_table(case.space, case.space_args)
     samples = {
         budget: [
             table.names(indices)
@@ -111,8 +120,8 @@ class Way:
     def __init__(self, case: Case, precision: str, data_root: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         settings = ScoreSettings(
-            space=case.space, data=case.data, data_root=data_root, device="cpu", precision=precision,
-            batch_size=case.batch_size,
+            space=case.space, space_args=case.space_args, data=case.data, data_root=data_root, device="cpu",
+            precision=precision, batch_size=case.batch_size,
         )  # fmt: skip
         self._scorer = Scorer(settings, make_task(case.data, data_root), make_proxy("fisher"))
         self._measure: Measure | None = None

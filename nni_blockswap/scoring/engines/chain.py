@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from nni_blockswap.blocks.shells import Block, probed
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.scoring.engines.base import Measure, Work
+from nni_blockswap.scoring.engines.sparse import prepare_head
 from nni_blockswap.scoring.machine import autocast
 from nni_blockswap.scoring.proxies import Score, mean_score
 from nni_blockswap.scoring.proxies.fisher import FisherPotential, fisher_information
@@ -86,6 +87,8 @@ def start(
     network = draw()
     if device.type == "cuda":
         network.to(memory_format=torch.channels_last)
+    if not isinstance(task, Classification):
+        prepare_head(network)
     with autocast(device, precision):
         chain = FisherChain(network, task, batches, recompute)
     return measuring(chain, len(batches), device, precision)
