@@ -27,6 +27,7 @@ from nni_blockswap.architecture import Architecture  # noqa: E402
 from nni_blockswap.files import write_text  # noqa: E402
 from nni_blockswap.scoring.engines import cpu_layers  # noqa: E402
 from nni_blockswap.scoring.engines.chain import FisherChain  # noqa: E402
+from nni_blockswap.scoring.proxies.fisher import FisherPotential  # noqa: E402
 from nni_blockswap.scoring.scorer import Scorer  # noqa: E402
 
 Choices = Mapping[str, str]
@@ -122,7 +123,9 @@ def keeping(judge: Scorer) -> Measure:
 
 def fast(judge: Scorer, is_compiled: bool) -> Measure:
     """As a search does it, where there is a C compiler and where there is none."""
-    return cpu_layers.start(lambda: judge.super_network(0), judge.measured, judge.precision, False, is_compiled)
+    return cpu_layers.start(
+        lambda: judge.super_network(0), FisherPotential(), judge.measured, judge.precision, False, is_compiled
+    )
 
 
 def measured(measure: Measure, candidates: Sequence[Choices]) -> float:

@@ -119,8 +119,9 @@ class Scorer:
         return measure(self.work(0), network, choices)
 
     def _processes(self) -> int:
-        if self.device.type != "cpu" or self.settings.space.startswith("__main__:") or is_live(self.space_args):
-            return 1  # a script's or a notebook's own space can be imported by no other process
+        modules = {self.settings.space.partition(":")[0], type(self.proxy).__module__}
+        if self.device.type != "cpu" or "__main__" in modules or is_live(self.space_args):
+            return 1  # a script's or a notebook's own space or proxy can be imported by no other process
         return self.settings.processes or torch.get_num_threads()
 
     def _draw_seed(self, init: int) -> int:

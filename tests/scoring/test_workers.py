@@ -19,7 +19,7 @@ from nni_blockswap.scoring.engines import choose, cpu_layers
 from nni_blockswap.scoring.proxies import Score
 from nni_blockswap.scoring.scorer import draw
 from nni_blockswap.scoring.workers import Workers
-from tests.scoring.engines.test_chain import WRN, batch, covering, scorer, super_network
+from tests.scoring.engines.test_chain import FISHER, WRN, batch, covering, scorer, super_network
 
 
 def test_scores_do_not_depend_on_order_processes_or_a_resume() -> None:
@@ -51,7 +51,13 @@ def test_helpers_find_the_same_scores_as_this_process(tmp_path: Path) -> None:
     network = partial(draw, *WRN, 0, "float32", torch.device("cpu"))
     data = [batch(WRN, torch.float32)]
     start = partial(
-        cpu_layers.start, network, data, "float32", False, cpu_layers.can_compile("float32", torch.device("cpu"))
+        cpu_layers.start,
+        network,
+        FISHER,
+        data,
+        "float32",
+        False,
+        cpu_layers.can_compile("float32", torch.device("cpu")),
     )
     mine = start()
     alone = {position: mine(choices) for position, choices in enumerate(candidates)}

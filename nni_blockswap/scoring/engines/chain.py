@@ -27,7 +27,7 @@ from nni_blockswap.scoring.engines.base import Measure, Work
 from nni_blockswap.scoring.engines.sparse import prepare_head
 from nni_blockswap.scoring.machine import autocast
 from nni_blockswap.scoring.proxies import Score, mean_score
-from nni_blockswap.scoring.proxies.fisher import FisherPotential, fisher_information
+from nni_blockswap.scoring.proxies.fisher import OfFisherInformation, fisher_information
 from nni_blockswap.tasks import Batch, Task
 from nni_blockswap.tasks.classification import Classification
 from nni_blockswap.tasks.coco import Coco
@@ -51,9 +51,9 @@ class Chain:
         return not self.obstacle(work)
 
     def obstacle(self, work: Work) -> str:
-        """Why it is not Fisher potential of a chain, by a common loss, at initialisation; or ""."""
-        if not isinstance(work.proxy, FisherPotential):
-            return f"'{work.proxy.name}' is measured, and the fast ways are Fisher potential's"
+        """Why it is not Fisher information of a chain, by a common loss, at initialisation; or ""."""
+        if not isinstance(work.proxy, OfFisherInformation):
+            return f"'{work.proxy.name}' is measured, and the fast ways are those to Fisher information"
         if type(work.task).loss not in LOSSES:
             return "the loss is one's own"
         if work.training:
@@ -64,7 +64,8 @@ class Chain:
 
     def start(self, work: Work) -> Callable[[], Measure]:
         task = without_data(work.task)
-        return partial(start, work.draw, task, work.measured, work.device, work.precision, work.recompute)
+        proxy = cast(OfFisherInformation, work.proxy)
+        return partial(start, work.draw, task, proxy, work.measured, work.device, work.precision, work.recompute)
 
 
 CHAIN = Chain()
@@ -78,12 +79,13 @@ def without_data(task: Task) -> Task:
 def start(
     draw: Callable[[], BlockSpace],
     task: Task,
+    proxy: OfFisherInformation,
     batches: Sequence[Batch],
     device: torch.device,
     precision: str,
     recompute: bool = False,
 ) -> Measure:
-    """A function from choices to Fisher potential, the mean over ``batches``."""
+    """A function from choices to what ``proxy`` says, the mean over ``batches``."""
     network = draw()
     if device.type == "cuda":
         network.to(memory_format=torch.channels_last)
@@ -91,21 +93,28 @@ def start(
         prepare_head(network)
     with autocast(device, precision):
         chain = FisherChain(network, task, batches, recompute)
-    return measuring(chain, len(batches), device, precision)
+    return measuring(chain, proxy, len(batches), device, precision)
 
 
-def measuring(chain: "Measuring", minibatches: int, device: torch.device, precision: str) -> Measure:
-    """Mean of what ``chain`` measures on each of its minibatches."""
+def measuring(
+    chain: "Measuring", proxy: OfFisherInformation, minibatches: int, device: torch.device, precision: str
+) -> Measure:
+    """Mean of what ``proxy`` says of each minibatch, of the Fisher information that ``chain`` finds."""
+
+    def score(choices: Mapping[str, str], index: int) -> Score:
+        return proxy.score(chain.measure(choices, index).blocks, chain.channels)
 
     def measure(choices: Mapping[str, str]) -> Score:
         with autocast(device, precision):
-            return mean_score([chain.measure(choices, index) for index in range(minibatches)])
+            return mean_score([score(choices, index) for index in range(minibatches)])
 
     return measure
 
 
 class Measuring(Protocol):
     """``FisherChain``, or what takes its place."""
+
+    channels: list[int]
 
     def measure(self, choices: Mapping[str, str], index: int = 0) -> Score: ...
 
@@ -142,6 +151,7 @@ class FisherChain:
     ) -> None:
         self._network = network.requires_grad_(False)
         self._blocks = network.blocks()
+        self.channels = [block.site.out_channels for block in self._blocks]
         self._task = task
         self._recompute = recompute
         self._information = information

@@ -19,7 +19,7 @@ from nni_blockswap.scoring.engines import compiled
 from nni_blockswap.scoring.engines.base import Measure, Work
 from nni_blockswap.scoring.engines.chain import CHAIN, FisherChain, measuring
 from nni_blockswap.scoring.machine import autocast
-from nni_blockswap.scoring.proxies.fisher import fisher_information
+from nni_blockswap.scoring.proxies.fisher import OfFisherInformation, fisher_information
 from nni_blockswap.tasks import Task
 from nni_blockswap.tasks.classification import Classification, Labelled
 
@@ -40,7 +40,8 @@ class CpuLayers:
 
     def start(self, work: Work) -> Callable[[], Measure]:
         is_compiled = can_compile(work.precision, work.device)  # all processes are told, so that they round alike
-        return partial(start, work.draw, work.measured, work.precision, work.recompute, is_compiled)
+        proxy = cast(OfFisherInformation, work.proxy)
+        return partial(start, work.draw, proxy, work.measured, work.precision, work.recompute, is_compiled)
 
 
 CPU_LAYERS = CpuLayers()
@@ -49,19 +50,20 @@ CPU = torch.device("cpu")
 
 def start(
     draw: Callable[[], BlockSpace],
+    proxy: OfFisherInformation,
     batches: Sequence[Labelled],
     precision: str,
     recompute: bool,
     is_compiled: bool,
 ) -> Measure:
-    """A function from choices to Fisher potential, the mean over ``batches``."""
+    """A function from choices to what ``proxy`` says, the mean over ``batches``."""
     network = draw()
     prepare(network, precision == "bf16", is_compiled)
     keep_freed_memory()
     information = compiled.fisher_information if is_compiled else fisher_information
     with autocast(CPU, precision):
         chain = FisherChain(network, cast(Task, Classification()), batches, recompute, information)
-    return measuring(chain, len(batches), CPU, precision)
+    return measuring(chain, proxy, len(batches), CPU, precision)
 
 
 def can_compile(precision: str, device: torch.device) -> bool:

@@ -33,7 +33,7 @@ from nni_blockswap.scoring.engines.chain import (
 )
 from nni_blockswap.scoring.machine import autocast
 from nni_blockswap.scoring.proxies import Score
-from nni_blockswap.scoring.proxies.fisher import fisher_information
+from nni_blockswap.scoring.proxies.fisher import OfFisherInformation, fisher_information
 from nni_blockswap.tasks import Task
 from nni_blockswap.tasks.classification import Classification, Labelled
 
@@ -52,21 +52,23 @@ class CudaGraphs:
         return isinstance(work.task, Classification) and fed == (len(work.network.blocks()) - 1,)
 
     def start(self, work: Work) -> Callable[[], Measure]:
-        return partial(start, work.draw, work.measured, work.precision)
+        return partial(start, work.draw, cast(OfFisherInformation, work.proxy), work.measured, work.precision)
 
 
 CUDA_GRAPHS = CudaGraphs()
 TASK = cast(Task, Classification())
 
 
-def start(draw: Callable[[], BlockSpace], batches: Sequence[Labelled], precision: str) -> Measure:
-    """A function from choices to Fisher potential, the mean over ``batches``."""
+def start(
+    draw: Callable[[], BlockSpace], proxy: OfFisherInformation, batches: Sequence[Labelled], precision: str
+) -> Measure:
+    """A function from choices to what ``proxy`` says, the mean over ``batches``."""
     network = draw()
     network.to(memory_format=torch.channels_last)
     device = batches[0][0].device
     with autocast(device, precision):
         chain = graphed(FisherChain(network, TASK, batches), network, batches)
-    return measuring(chain, len(batches), device, precision)
+    return measuring(chain, proxy, len(batches), device, precision)
 
 
 Step = Callable[[Any], Any]
@@ -91,6 +93,7 @@ class GraphedFisherChain:
     def __init__(self, network: BlockSpace, batches: Sequence[Labelled], record: Record) -> None:
         self._network = network.requires_grad_(False)
         self._blocks = network.blocks()
+        self.channels = [block.site.out_channels for block in self._blocks]
         self._record = record
         network.select({block.label: block.names[0] for block in self._blocks})
         images = [one.contiguous(memory_format=torch.channels_last) for one, _ in batches]

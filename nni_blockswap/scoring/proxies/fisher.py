@@ -1,5 +1,6 @@
 """Fisher potential: the paper's proxy (sections 3.3 and 4)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -52,23 +53,33 @@ def fisher_information(activations: Sequence[Tensor], gradients: Sequence[Tensor
     return torch.stack(blocks)
 
 
-class FisherPotential:
-    """Sum of the Fisher information of all blocks, at the output of each block's last convolution."""
+class OfFisherInformation(ABC):
+    """Base of the proxies that see of a network its blocks' Fisher information, at the output of the last convolution.
 
-    name: ClassVar[str] = "fisher"
+    Engines that find the information in a faster way ask for ``score`` alone.
+    """
+
+    name: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     needs_weight_gradients: ClassVar[bool] = False
 
     def measure(self, network: BlockSpace, task: Task, batch: Batch) -> Score:
         """One forward pass, and a backward pass to the probes alone."""
-        information = tuple(one for one, _ in block_information(network, task, batch))
-        return Score(sum(information), information)
+        with probed(network.blocks()) as activations:
+            loss = task.loss(network, batch)
+        gradients = torch.autograd.grad(loss, activations)
+        channels = [activation.shape[1] for activation in activations]
+        return self.score(fisher_information(activations, gradients).tolist(), channels)
+
+    @abstractmethod
+    def score(self, information: Sequence[float], channels: Sequence[int]) -> Score:
+        """From the Fisher information of each block, and the channels that it is a sum over."""
 
 
-def block_information(network: BlockSpace, task: Task, batch: Batch) -> list[tuple[float, int]]:
-    """Fisher information of each block of the selected architecture, and the channels that it is summed over."""
-    with probed(network.blocks()) as activations:
-        loss = task.loss(network, batch)
-    gradients = torch.autograd.grad(loss, activations)
-    channels = (activation.shape[1] for activation in activations)
-    return list(zip(fisher_information(activations, gradients).tolist(), channels, strict=True))
+class FisherPotential(OfFisherInformation):
+    """Sum of the Fisher information of all blocks."""
+
+    name: ClassVar[str] = "fisher"
+
+    def score(self, information: Sequence[float], channels: Sequence[int]) -> Score:
+        return Score(sum(information), tuple(information))

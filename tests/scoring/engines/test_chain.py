@@ -10,6 +10,7 @@ from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.scoring.engines import chain, choose, described
 from nni_blockswap.scoring.engines.chain import FisherChain, feeding
 from nni_blockswap.scoring.proxies import make_proxy
+from nni_blockswap.scoring.proxies.fisher import FisherPotential
 from nni_blockswap.scoring.scorer import Scorer
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.tasks import make_task
@@ -19,6 +20,7 @@ from search_spaces.wide_resnet import WideResNetSpace
 
 WRN = ("search_spaces.wide_resnet:WideResNetSpace", {"depth": 16, "width": 1, "in_channels": 1, "image_size": 8})
 RESNET = ("search_spaces.resnet:ResNetSpace", {"depth": 18, "num_classes": 10, "image_size": 32, "late_width": 0.5})
+FISHER = FisherPotential()
 SPACES = pytest.mark.parametrize("space", [WRN, RESNET], ids=["wrn", "resnet"])
 
 
@@ -145,6 +147,21 @@ def test_only_chains_go_the_fast_way(monkeypatch) -> None:
     assert told(scorer(train_minibatches=2)) == "plain (network by network, as scores are taken after training)"
     monkeypatch.setattr(chain, "feeding", lambda network, task, batch: ())
     assert told(scorer()).startswith("plain (network by network, as the blocks do not run one after the other")
+
+
+@pytest.mark.parametrize("proxy", ["fisher_channel", "fisher_log", "fisher_draws"])
+def test_what_is_made_of_fisher_information_goes_the_fast_way(proxy: str) -> None:
+    judge = scorer(precision="float64", minibatches=2)
+    judge.proxy = make_proxy(proxy)
+    candidates = covering(super_network(WRN, torch.float32))[:3]
+    assert choose(judge.work(0)).name == "chain"
+    found = dict(judge.scores(0, candidates))
+    network = judge.super_network(0)
+    for position, choices in enumerate(candidates):
+        plain = judge.score(network, choices)
+        assert (found[position].value, *found[position].blocks) == pytest.approx(
+            (plain.value, *plain.blocks), rel=1e-10
+        )
 
 
 def test_gradients_add_where_a_block_feeds_the_next_and_the_head() -> None:

@@ -14,7 +14,7 @@ from nni_blockswap.scoring.engines import cpu_layers
 from nni_blockswap.scoring.engines.chain import FisherChain
 from nni_blockswap.scoring.proxies import make_proxy
 from nni_blockswap.tasks.classification import Classification
-from tests.scoring.engines.test_chain import RESNET, SPACES, WRN, batch, covering, super_network
+from tests.scoring.engines.test_chain import FISHER, RESNET, SPACES, WRN, batch, covering, super_network
 
 
 @pytest.fixture(params=["compiled", "PyTorch's"])
@@ -74,7 +74,7 @@ def test_rounding_of_the_fast_way(in_float64, precision: str, tolerance: float, 
     # A rounding of 6e-8 (bfloat16: 4e-3) in each of up to 70 layers, each of which divides by the deviation of a sample
     # of 32 values or more. That rankings stand it, flipped ReLUs included, is shown in benchmarks/results/precision.md.
     space, data, expected = in_float64
-    measure = cpu_layers.start(partial(open_or_shut, space), [data], precision, False, is_compiled)
+    measure = cpu_layers.start(partial(open_or_shut, space), FISHER, [data], precision, False, is_compiled)
     for choices, blocks in zip(covering(super_network(space, torch.float32)), expected, strict=True):
         assert measure(choices).blocks == pytest.approx(blocks, rel=tolerance), choices
 
@@ -166,7 +166,7 @@ def test_what_is_not_finite_shows_in_the_score(precision: str, value: float, is_
     images, labels = batch(WRN, torch.float32)
     images[0, 0, 3, 3] = value
     measure = cpu_layers.start(
-        partial(super_network, WRN, torch.float32), [(images, labels)], precision, False, is_compiled
+        partial(super_network, WRN, torch.float32), FISHER, [(images, labels)], precision, False, is_compiled
     )
     assert math.isnan(measure(covering(super_network(WRN, torch.float32))[0]).value)
 
