@@ -27,6 +27,7 @@ from nni_blockswap.architecture import Architecture  # noqa: E402
 from nni_blockswap.files import write_text  # noqa: E402
 from nni_blockswap.scoring.engines import cpu_layers  # noqa: E402
 from nni_blockswap.scoring.engines.chain import FisherChain  # noqa: E402
+from nni_blockswap.scoring.machine import keep_freed_memory  # noqa: E402
 from nni_blockswap.scoring.proxies.fisher import FisherPotential  # noqa: E402
 from nni_blockswap.scoring.scorer import Scorer  # noqa: E402
 
@@ -117,7 +118,7 @@ def chained(judge: Scorer) -> Measure:
 
 def keeping(judge: Scorer) -> Measure:
     """The same; from here on the process keeps freed memory."""
-    cpu_layers.keep_freed_memory()
+    keep_freed_memory()
     return chained(judge)
 
 

@@ -25,7 +25,7 @@ from nni_blockswap.blocks.shells import Block, probed
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.scoring.engines.base import Measure, Work
 from nni_blockswap.scoring.engines.sparse import prepare_head
-from nni_blockswap.scoring.machine import autocast
+from nni_blockswap.scoring.machine import autocast, keep_freed_memory
 from nni_blockswap.scoring.proxies import Score, mean_score
 from nni_blockswap.scoring.proxies.fisher import OfFisherInformation, fisher_information
 from nni_blockswap.tasks import Batch, Task
@@ -91,6 +91,7 @@ def start(
         network.to(memory_format=torch.channels_last)
     if not isinstance(task, Classification):
         prepare_head(network)
+    keep_freed_memory()
     with autocast(device, precision):
         chain = FisherChain(network, task, batches, recompute)
     return measuring(chain, proxy, len(batches), device, precision)

@@ -3,7 +3,6 @@
 Measured against the alternatives in benchmarks/results/search_speed.md.
 """
 
-import ctypes
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +17,7 @@ from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.scoring.engines import compiled
 from nni_blockswap.scoring.engines.base import Measure, Work
 from nni_blockswap.scoring.engines.chain import CHAIN, FisherChain, measuring
-from nni_blockswap.scoring.machine import autocast
+from nni_blockswap.scoring.machine import autocast, keep_freed_memory
 from nni_blockswap.scoring.proxies.fisher import OfFisherInformation, fisher_information
 from nni_blockswap.tasks import Task
 from nni_blockswap.tasks.classification import Classification, Labelled
@@ -192,17 +191,3 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, variance = torch.ops.aten.batch_norm_update_stats(columns, unused, unused, 0.0)
     mean, variance = (each.double().view(width, channels) for each in (mean, variance))
     return mean.mean(0).to(precision), (variance.mean(0) + mean.var(0, correction=0)).to(precision)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what is freed for the next candidate, instead of fetching zeroed pages for every tensor.
-
-    For as long as the process lives. Where the library is not glibc, or will not, nothing happens.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    trim_threshold, mmap_threshold = -1, -3
-    if mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_threshold, 32 << 20):  # some releases take no more
-        mallopt(trim_threshold, (1 << 31) - 1)
