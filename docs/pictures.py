@@ -59,7 +59,7 @@ def web_page(page: Page, address: str) -> None:
     page.get_by_role("button", name="Add/Remove axes").click()
     axes = page.locator(".ms-Dialog-main")
     axes.get_by_text("block_00").wait_for()
-    names = axes.locator(".ms-Checkbox").all_inner_texts()
+    names = axes.locator(".ms-Checkbox-text").all_inner_texts()
     for name in ["Select all", *(one for one in names if one.startswith("block_")), *AXES]:
         axes.get_by_text(name, exact=True).first.click()
     axes.get_by_role("button", name="Save").click()

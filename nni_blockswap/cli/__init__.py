@@ -94,6 +94,6 @@ def quieten() -> None:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    warnings.filterwarnings("ignore", message=".*Buffer'> is found to be not a nn.Module")
+    warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module")
     warnings.filterwarnings("ignore", message="Initializing zero-element tensors")  # an error says more
     logging.getLogger("nni").setLevel(logging.ERROR)

@@ -8,6 +8,7 @@ import argparse
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -81,6 +82,19 @@ def _watch(experiment: Experiment, manager: Any, config: Config) -> int:
 def start(config: Path, port: int) -> tuple[Experiment, Any]:
     """Start the experiment; (itself, NNI's manager's process). An interrupt while it starts stops it again."""
     for _ in range(ATTEMPTS):
+        experiment, manager = _create(config, port)
+        try:
+            if _has_met_tuner(experiment):
+                return experiment, manager
+        except BaseException:
+            stop(experiment, manager)
+            raise
+        stop(experiment, manager)
+    raise ConfigError("NNI's tuner does not connect in ten seconds, as this machine is busy; try again later.")
+
+
+def _create(config: Path, port: int) -> tuple[Experiment, Any]:
+    for _ in range(ATTEMPTS):
         port = _free_port(port)
         creation = nnictl("create", "--config", str(config), "--port", str(port))
         interrupted = False
@@ -105,6 +119,18 @@ def start(config: Path, port: int) -> tuple[Experiment, Any]:
         port += 1
     lines = [line for line in said.splitlines() if line.strip()] or ["no output"]
     raise ConfigError(f"nnictl cannot start the experiment: {lines[-1].strip()}")
+
+
+def _has_met_tuner(experiment: Experiment) -> bool:
+    """Wait until NNI and the tuner have met; False where NNI has given up after its ten seconds."""
+    log = experiment.folder / "log" / "dispatcher.log"
+    while True:
+        state = experiment.get("check-status")
+        if any("did not connect" in error for error in state["errors"]):
+            return False
+        if state["status"] == "ERROR" or (log.exists() and "Initial search space" in log.read_text(encoding="utf-8")):
+            return True
+        time.sleep(0.2)
 
 
 def stop(experiment: Experiment, manager: Any) -> None:

@@ -16,6 +16,10 @@ from nni_blockswap.files import expanded, read_json
 from nni_blockswap.results.trial import RESULT, read_result
 
 CHECKPOINT = "checkpoint"
+
+PATIENCE = 120.0
+"""Seconds for NNI's manager to answer on a busy machine; one that is gone refuses at once."""
+
 _log = logging.getLogger(__name__)
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -51,7 +55,7 @@ class Experiment:
 
     def _ask(self, request: urllib.request.Request) -> Any:
         try:
-            with _direct.open(request, timeout=20) as answer:
+            with _direct.open(request, timeout=PATIENCE) as answer:
                 return json.loads(answer.read() or "null")
         except (OSError, ValueError) as error:
             raise StateError(

@@ -166,7 +166,7 @@ def _start_process() -> "subprocess.Popen[bytes]":
 def serve(descriptor: int) -> None:
     """What a helper does until its standard input ends; answers go to the file ``descriptor``."""
     answers = os.fdopen(descriptor, "wb")
-    warnings.filterwarnings("ignore", message=".*Buffer'> is found to be not a nn.Module")  # NNI's, and harmless
+    warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module")  # NNI's, and harmless
     torch.set_num_threads(1)
     requests = sys.stdin.buffer
     try:

@@ -64,10 +64,12 @@ def _draw(axes: "Axes", method: str, found: Sequence[Point], cost: Callable[[Poi
         capsize=3,
     )
     left, right = axes.get_xlim()
-    for point in curve:  # labels towards the middle, so that they stay in the panel
+    side_by_side = sorted(curve, key=lambda point: (point.error, cost(point)))
+    for number, point in enumerate(side_by_side):  # labels towards the middle, so that they stay in the panel
         aside, side = (4, "left") if cost(point) < (left + right) / 2 else (-4, "right")
+        offset = aside, -9 if number % 2 else 4  # neighbours' on either side
         place = (cost(point), point.error)
-        axes.annotate(_label(point), place, xytext=(aside, 4), textcoords="offset points", fontsize=6, ha=side)
+        axes.annotate(_label(point), place, xytext=offset, textcoords="offset points", fontsize=6, ha=side)
 
 
 def _label(point: Point) -> str:

@@ -12,6 +12,7 @@ import time
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import TCPServer
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -223,6 +224,29 @@ def test_nnictl_that_cannot_start_is_told_in_a_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "nnictl", lambda *_: subprocess.Popen(failing, stdout=subprocess.PIPE, text=True))
     with pytest.raises(ConfigError, match="nnictl cannot start the experiment: last words"):
         run.start(tmp_path / "config.yml", 8760)
+
+
+@pytest.mark.parametrize("late", [1, 9])
+def test_an_experiment_whose_tuner_comes_too_late_is_started_again(monkeypatch, tmp_path, late):
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "dispatcher.log").write_text("Initial search space: {}")
+    started, stopped = [], []
+
+    def create(config, port):
+        error = ["Tuner did not connect in 10 seconds. Please check"] if len(started) < late else []
+        state = {"status": "ERROR" if error else "RUNNING", "errors": error}
+        started.append(SimpleNamespace(folder=tmp_path, get=lambda what: state))
+        return started[-1], None
+
+    monkeypatch.setattr(run, "_create", create)
+    monkeypatch.setattr(run, "stop", lambda experiment, manager: stopped.append(experiment))
+    if late < run.ATTEMPTS:
+        assert run.start(tmp_path / "config.yml", 8760) == (started[1], None)
+        assert stopped == started[:1]
+    else:
+        with pytest.raises(ConfigError, match="does not connect in ten seconds, as this machine is busy"):
+            run.start(tmp_path / "config.yml", 8760)
+        assert stopped == started
 
 
 class Manager(BaseHTTPRequestHandler):

@@ -151,6 +151,17 @@ def test_a_label_stays_in_its_panel_where_the_student_is_the_slowest(tmp_path):
         assert axes.bbox.x0 < label.get_window_extent().x0 < label.get_window_extent().x1 < axes.bbox.x1
 
 
+def test_labels_of_two_that_err_and_cost_alike_do_not_overlap(tmp_path):
+    for number, choices in enumerate([GROUPED, ["G(8)", "G(4)", "G(4)"]]):
+        trial(tmp_path / str(number), choices, 0.9)
+    trials = read_trials([tmp_path])
+    drawn = figure([*points(trials), teacher_point(trials)], {}, "")
+    FigureCanvasAgg(drawn).draw()
+    for axes in drawn.axes:
+        one, other = (text.get_window_extent() for text in axes.texts)
+        assert not one.overlaps(other)
+
+
 def test_the_title_says_what_was_trained_on_what_for_how_long(tmp_path):
     trial(tmp_path / "a", MIXED, 0.9)
     (tmp_path / "a" / "settings.json").write_text(json.dumps({"seed": 0, "data": "digits", "epochs": 12}))
