@@ -19,6 +19,7 @@ from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.scoring.engines import choose
 from nni_blockswap.scoring.engines.chain import feeding
+from nni_blockswap.scoring.engines.links import links
 from nni_blockswap.scoring.proxies import make_proxy
 from nni_blockswap.scoring.scorer import Scorer
 from nni_blockswap.scoring.settings import ScoreSettings
@@ -177,7 +178,8 @@ def test_the_chain_of_a_detector_equals_the_plain_way(coco_folder: Path, frozen_
     )  # fmt: skip
     scorer = Scorer(settings, Coco(str(coco_folder)), make_proxy("fisher"))
     network = scorer.super_network(init=0)
-    assert feeding(network, scorer.task, scorer.measured[0]) == (1, 3, 5, 7)  # the last of each stage
+    chain = links(network, scorer.task, scorer.measured[0])
+    assert feeding(network, scorer.task, scorer.measured[0], chain) == (1, 3, 5, 7)  # the last of each stage
     assert choose(scorer.work(0)).name == "chain"
     rows = [MIXED, [*MIXED[:5], "S", "S", "S"], ["S"] * 8]
     candidates = [Architecture.from_choices(SPACE, row, TINY).choices for row in rows]

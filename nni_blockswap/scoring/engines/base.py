@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.scoring.engines.links import Link, links
 from nni_blockswap.scoring.proxies import Proxy, Score
 from nni_blockswap.tasks import Batch, Task
 
@@ -42,6 +43,11 @@ class Work:
     def network(self) -> BlockSpace:
         """A super-network of this process, to look at and to measure with."""
         return self.draw()
+
+    @cached_property
+    def chain(self) -> tuple[Link, ...]:
+        """The links of ``network``; see there."""
+        return links(self.network, self.task, self.measured[0])
 
 
 class Engine(Protocol):

@@ -1,29 +1,28 @@
 """Fisher potential of many candidates on one chain of blocks, fast. The plain way is ``proxies/fisher.py``.
 
-Classifiers are mostly chains, images -> stem -> block_00 -> ... -> block_nn -> head -> loss, in which a block sees
-nothing but what the one before gives. Some of the blocks feed the head, too: in a detector the last of each stage, from
-which the pyramid is made. Then
+Classifiers are mostly chains, images -> stem -> link_0 -> ... -> link_n -> head -> loss, in which a link, a block or
+a part of the network with blocks inside, sees nothing but what the one before gives. Some of the links feed the head,
+too: in a detector the last of each stage, from which the pyramid is made. Then
 
-- the stem's output is the same for all candidates, and so is that of every block up to the first in which two of them
-  differ: what a block gave is kept, with its graph, until a candidate comes that runs another substitute there;
-- the backward pass goes from the head to the blocks that feed it, and from block to block, adding where both meet; it
-  ends at the probe of the first.
+- the stem's output is the same for all candidates, and so is that of every link up to the first in which two of them
+  differ: what a link gave is kept, with its graph, until a candidate comes that runs other substitutes there;
+- the backward pass goes from the head to the links that feed it, and from link to link, adding where both meet; it
+  ends at the probes of the first.
 
 Nothing of the method changes: the same weights, minibatch, loss, probes and BN mode.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nni_blockswap.blocks.shells import Block, probed
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.scoring.engines.base import Measure, Work
+from nni_blockswap.scoring.engines.links import Link, few, links, standing_in
 from nni_blockswap.scoring.engines.sparse import prepare_head
 from nni_blockswap.scoring.machine import autocast, keep_freed_memory
 from nni_blockswap.scoring.proxies import Score, mean_score
@@ -58,7 +57,7 @@ class Chain:
             return "the loss is one's own"
         if work.training:
             return "scores are taken after training"
-        if not feeding(work.network, work.task, work.measured[0]):
+        if not feeding(work.network, work.task, work.measured[0], work.chain):
             return "the blocks do not run one after the other, each on nothing but what the one before gave"
         return ""
 
@@ -122,11 +121,11 @@ class Measuring(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One block of the candidate at hand: substitute, input, what passed the probe, output."""
+    """One link of the candidate at hand: substitutes, input, what passed the probes, output."""
 
-    name: str
+    names: tuple[str, ...]
     x: Tensor
-    activation: Tensor
+    activations: list[Tensor]
     out: Tensor
 
 
@@ -137,7 +136,7 @@ class FisherChain:
         network: the super-network, in training mode; its weights are frozen.
         task: where the loss comes from.
         batches: the minibatches; blocks are shared while it stays the same.
-        recompute: keep of a block only what goes in and what comes out, and run it again in the backward pass. Less
+        recompute: keep of a link only what goes in and what comes out, and run it again in the backward pass. Less
             memory, and the same score to the last bit.
         information: what computes equations (2) and (3).
     """
@@ -151,13 +150,13 @@ class FisherChain:
         information: Information = fisher_information,
     ) -> None:
         self._network = network.requires_grad_(False)
-        self._blocks = network.blocks()
-        self.channels = [block.site.out_channels for block in self._blocks]
+        self.channels = [block.site.out_channels for block in network.blocks()]
+        self._links = links(network, task, batches[0])
         self._task = task
         self._recompute = recompute
         self._information = information
         self._batches = [channels_last(batch) for batch in batches]
-        self._stems = [entering(network, task, batch) for batch in self._batches]
+        self._stems = [entering(network, task, batch, self._links[0]) for batch in self._batches]
         self._steps: list[Step] = []
         self._at = 0
 
@@ -165,44 +164,58 @@ class FisherChain:
         """Fisher potential of the architecture ``choices`` on the ``index``-th minibatch."""
         if index != self._at:
             self._steps, self._at = [], index
-        self._forward([choices[block.label] for block in self._blocks])
+        self._forward([tuple(choices[block.label] for block in link.blocks) for link in self._links])
         outputs = [step.out for step in self._steps]
-        gradients = head_gradients(self._network, self._task, self._batches[self._at], outputs)
+        gradients = head_gradients(self._network, self._task, self._batches[self._at], self._links, outputs)
         information, gradient = [], None
-        for position in reversed(range(len(self._blocks))):
-            at_probe, gradient = self._block_gradients(position, added(gradients[position], gradient))
-            information.append(at_probe)
+        for position in reversed(range(len(self._links))):
+            at_probes, gradient = self._link_gradients(position, added(gradients[position], gradient))
+            information.append(at_probes)
         blocks = tuple(torch.cat(information[::-1]).tolist())
         return Score(sum(blocks), blocks)
 
-    def _forward(self, names: Sequence[str]) -> None:
-        """Run the blocks from the first whose substitute is another than last time."""
-        same = [step.name == name for step, name in zip(self._steps, names, strict=False)]
+    def _forward(self, names: Sequence[tuple[str, ...]]) -> None:
+        """Run the links from the first whose substitutes are others than last time."""
+        same = [step.names == wanted for step, wanted in zip(self._steps, names, strict=False)]
         shared = same.index(False) if False in same else len(same)
         del self._steps[shared:]
-        for block, name in zip(self._blocks[shared:], names[shared:], strict=True):
-            block.select(name)
+        for link, wanted in zip(self._links[shared:], names[shared:], strict=True):
+            for block, name in zip(link.blocks, wanted, strict=True):
+                block.select(name)
             x = self._steps[-1].out.detach().requires_grad_() if self._steps else self._stems[self._at]
-            activation, out = run_block(block, x)
-            self._steps.append(Step(name, x, *(t.detach() if self._recompute else t for t in (activation, out))))
+            activations, out = link.run(x)
+            if self._recompute:
+                activations, out = [], out.detach()
+            self._steps.append(Step(wanted, x, activations, out))
 
-    def _block_gradients(self, position: int, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
-        """From the gradient at a block's output: its Fisher information (1,), and the gradient at its input."""
+    def _link_gradients(self, position: int, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        """From the gradient at a link's output: the Fisher information (blocks,), and the gradient at its input."""
         step = self._steps[position]
-        activation, out = run_block(self._blocks[position], step.x) if self._recompute else (step.activation, step.out)
-        inputs = [activation, step.x] if position else [activation]  # nothing is wanted of what lies before the first
-        at_probe, *before = torch.autograd.grad(out, inputs, gradient, retain_graph=True)
-        return self._information([activation.detach()], [at_probe]), before[0] if before else None
+        activations, out = self._links[position].run(step.x) if self._recompute else (step.activations, step.out)
+        return backward(step.x if position else None, activations, out, gradient, self._information)
 
 
-def head_gradients(network: BlockSpace, task: Task, batch: Batch, outputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Gradients of the loss with respect to ``outputs``, what the blocks give, past the head alone; None of the others.
+def backward(
+    x: Tensor | None, activations: Sequence[Tensor], out: Tensor, gradient: Tensor, information: Information
+) -> tuple[Tensor, Tensor | None]:
+    """``information`` (blocks,) of a link that gave ``out``, and the gradient at ``x``, where there is one."""
+    inputs = [*activations, x] if x is not None else activations  # nothing is wanted of what lies before the first
+    gradients = torch.autograd.grad(out, inputs, gradient, retain_graph=True)
+    at_probes = gradients[: len(activations)]
+    before = gradients[-1] if x is not None else None
+    return information([one.detach() for one in activations], at_probes), before
+
+
+def head_gradients(
+    network: BlockSpace, task: Task, batch: Batch, chain: Sequence[Link], outputs: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    """Gradients of the loss with respect to ``outputs``, what the links give, past the head alone; None of the others.
 
     Of a classifier's images one is enough, as only the stem sees them; those of a detector say how large they are.
     """
     images, targets = batch
     leaves = [out.detach().requires_grad_() for out in outputs]
-    with _bypassed(network.blocks(), leaves):
+    with standing_in(chain, [partial(_given, leaf) for leaf in leaves]):
         loss = task.loss(network, (images[:1], targets) if isinstance(images, Tensor) else batch)
     return torch.autograd.grad(loss, leaves, allow_unused=True)
 
@@ -220,76 +233,76 @@ def channels_last(batch: Batch) -> Batch:
     return (images.contiguous(memory_format=torch.channels_last), targets) if isinstance(images, Tensor) else batch
 
 
-def feeding(network: BlockSpace, task: Task, batch: Batch) -> tuple[int, ...]:
-    """The positions of the blocks that feed the head, the last among them; none where the blocks are no chain.
+def feeding(network: BlockSpace, task: Task, batch: Batch, chain: Sequence[Link]) -> tuple[int, ...]:
+    """The positions of the links that feed the head, the last among them; none where ``chain`` is no chain.
 
-    They are a chain if they run one after the other, each once, on nothing but what the one before gave, which nothing
-    changes in place, and if the head sees of the images no more than what blocks give. Two images tell.
+    It is one if nothing changes in place what a link gives, if the head sees of images and links no more than what
+    links give, and, of a classifier, the same whichever images come with it, and if nothing is drawn at random. Two
+    images tell.
     """
-    images, targets = (part[:2] for part in batch)
+    images, targets = few(batch)
     sources = [one.detach().requires_grad_() for one in ([images] if isinstance(images, Tensor) else images)]
-    leaves: list[Tensor] = []
+    leaves, passed, state = list[Tensor](), list[Tensor](), _random_state(sources[0].device)
 
-    def cut(output: Tensor) -> Tensor:
-        leaves.append(output.detach().requires_grad_())
-        return leaves[-1].clone()
+    def cut(forwards: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+        sources.append(x.detach().requires_grad_())
+        passed.append(out := sources[-1].clone())
+        for forward in forwards:
+            out = forward(out)
+        leaves.append(out.detach().requires_grad_())
+        passed.append(leaves[-1].clone())
+        return passed[-1]
 
-    with passing(network.blocks(), cut) as (inputs, outputs):
-        loss = task.loss(network, (sources[0] if isinstance(images, Tensor) else sources, targets))
-    linked = all(after is before for after, before in zip(inputs[1:], outputs, strict=False))
-    changed = any(output._version for output in outputs)
-    if len(inputs) != len(network.blocks()) or not linked or changed or not loss.requires_grad:
+    cuts = [partial(cut, [module.forward for module in link.modules]) for link in chain]
+    with standing_in(chain, cuts):
+        loss = task.loss(network, (sources[0] if isinstance(images, Tensor) else list(sources), targets))
+    if not chain or any(one._version for one in passed) or not loss.requires_grad:
         return ()
     gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, [*sources, *leaves], allow_unused=True)
     fed = [place - len(sources) for place, gradient in enumerate(gradients) if gradient is not None]
-    return tuple(fed) if fed and fed[0] >= 0 and fed[-1] == len(leaves) - 1 else ()
+    if not fed or fed[0] < 0 or fed[-1] != len(leaves) - 1:
+        return ()
+    if isinstance(images, Tensor) and not (
+        torch.equal(state, _random_state(images.device))
+        and _is_head(network, task, few(batch), chain, leaves, gradients[len(sources) :])
+    ):
+        return ()
+    return tuple(fed)
 
 
-def entering(network: BlockSpace, task: Task, batch: Batch) -> Tensor:
-    """What goes into the first block."""
-    with torch.no_grad(), passing(network.blocks()) as (inputs, _):
-        task.loss(network, batch)
-    return inputs[0]
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-@contextmanager
-def passing(
-    blocks: Sequence[Block], through: Callable[[Tensor], Tensor] = lambda output: output
-) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Collect what goes into the blocks, and what comes out ``through`` a function, as they run."""
+def _is_head(
+    network: BlockSpace,
+    task: Task,
+    batch: Batch,
+    chain: Sequence[Link],
+    outputs: Sequence[Tensor],
+    expected: Sequence[Tensor | None],
+) -> bool:
+    """Whether ``head_gradients`` gives the ``expected``."""
+    try:
+        found = head_gradients(network, task, batch, chain, outputs)
+    except Exception:  # somebody's network may count the images
+        return False
+    return all(
+        one is other is None or (one is not None and other is not None and torch.allclose(one, other, 1e-3, 1e-7, True))
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+def entering(network: BlockSpace, task: Task, batch: Batch, link: Link) -> Tensor:
+    """What goes into the first ``link``."""
     inputs: list[Tensor] = []
-    outputs: list[Tensor] = []
-
-    def keep(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        inputs.append(arguments[0])
-        outputs.append(through(output))
-        return outputs[-1]
-
-    handles = [block.register_forward_hook(keep) for block in blocks]
+    handle = link.modules[0].register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
     try:
-        yield inputs, outputs
+        with torch.no_grad():
+            task.loss(network, batch)
     finally:
-        for handle in handles:
-            handle.remove()
-
-
-def run_block(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What passes the probe, ready for gradients, and what the block gives."""
-    with probed([block]) as activations:
-        out: Tensor = block(x)
-    return activations[0], out
-
-
-@contextmanager
-def _bypassed(blocks: Sequence[Block], outputs: Sequence[Tensor]) -> Iterator[None]:
-    """Let every block give its one of ``outputs``, whatever comes in."""
-    for block, output in zip(blocks, outputs, strict=True):
-        vars(block)["forward"] = partial(_given, output)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del vars(block)["forward"]
+        handle.remove()
+    return inputs[0]
 
 
 def _given(output: Tensor, x: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""``fast_fisher`` on a GPU: each block is recorded once under each substitute; a candidate is a replay of recordings.
+"""``fast_fisher`` on a GPU: each link is recorded once under its substitutes; a candidate is a replay of recordings.
 
 A candidate of WRN-40-2 is about a thousand kernels of some microseconds each: launched one by one, the GPU waits for
-Python. But a block under a substitute always does the same to tensors of the same shapes. Its forward and its backward
-pass are captured as a CUDA graph each, when a candidate first needs them, between buffers that never move:
+Python. But a link under its substitutes always does the same to tensors of the same shapes. Its forward and backward
+passes are captured as a CUDA graph each, when a candidate first needs them, between buffers that never move:
 
-    x_0 = stem's output -> block_00 -> x_1 -> ... -> block_nn -> x_n -> head -> g_n -> block_nn -> g_n-1 -> ... -> g_1
+    x_0 = stem's output -> link_0 -> x_1 -> ... -> link_n-1 -> x_n -> head -> g_n -> link_n-1 -> g_n-1 -> ... -> g_1
 
-Captures of one block share their memory, as a candidate runs but one of them: the peak is that of one candidate.
+Captures of one link share their memory, as a candidate runs but one of them: the peak is that of one candidate.
 """
 
 import math
@@ -24,13 +24,13 @@ from nni_blockswap.scoring.engines.base import Measure, Work
 from nni_blockswap.scoring.engines.chain import (
     CHAIN,
     FisherChain,
+    backward,
     entering,
     feeding,
     head_gradients,
     measuring,
-    passing,
-    run_block,
 )
+from nni_blockswap.scoring.engines.links import links
 from nni_blockswap.scoring.machine import autocast
 from nni_blockswap.scoring.proxies import Score
 from nni_blockswap.scoring.proxies.fisher import OfFisherInformation, fisher_information
@@ -39,7 +39,7 @@ from nni_blockswap.tasks.classification import Classification, Labelled
 
 
 class CudaGraphs:
-    """A chain of a classifier whose last block alone feeds the head, on a GPU, from recordings."""
+    """A chain of a classifier whose last link alone feeds the head, on a GPU, from recordings."""
 
     name = "cuda-graphs"
     about = "block by block, from recordings"
@@ -48,8 +48,8 @@ class CudaGraphs:
     def suits(self, work: Work) -> bool:
         if work.device.type != "cuda" or work.recompute or not CHAIN.suits(work):
             return False
-        fed = feeding(work.network, work.task, work.measured[0])
-        return isinstance(work.task, Classification) and fed == (len(work.network.blocks()) - 1,)
+        fed = feeding(work.network, work.task, work.measured[0], work.chain)
+        return isinstance(work.task, Classification) and fed == (len(work.chain) - 1,)
 
     def start(self, work: Work) -> Callable[[], Measure]:
         return partial(start, work.draw, cast(OfFisherInformation, work.proxy), work.measured, work.precision)
@@ -92,22 +92,22 @@ class GraphedFisherChain:
 
     def __init__(self, network: BlockSpace, batches: Sequence[Labelled], record: Record) -> None:
         self._network = network.requires_grad_(False)
-        self._blocks = network.blocks()
-        self.channels = [block.site.out_channels for block in self._blocks]
+        blocks = network.blocks()
+        self.channels = [block.site.out_channels for block in blocks]
         self._record = record
-        network.select({block.label: block.names[0] for block in self._blocks})
+        network.select({block.label: block.names[0] for block in blocks})
         images = [one.contiguous(memory_format=torch.channels_last) for one, _ in batches]
         self._labels = [labels for _, labels in batches]
-        self._stems = [entering(network, TASK, one).clone() for one in zip(images, self._labels, strict=True)]
-        with torch.no_grad(), passing(self._blocks) as (_, outputs):
-            network(images[0])
-        self._x = [torch.empty_like(x) for x in (self._stems[0], *outputs)]
+        both = list(zip(images, self._labels, strict=True))
+        self._links = links(network, TASK, both[0])
+        self._stems = [entering(network, TASK, one, self._links[0]).clone() for one in both]
+        self._x = [torch.empty_like(x) for x in self._passed()]
         self._gradients = [torch.empty_like(x) for x in self._x]
         self._batch = images[0][:1], self._labels[0].clone()
-        self._information = torch.empty(len(self._blocks), dtype=self._precision(), device=self._x[0].device)
-        self._pairs: dict[tuple[int, str], Sequence[Replay]] = {}
-        (self._head,) = record(len(self._blocks), [self._run_head])
-        self._names: list[str] = []
+        self._information = torch.empty(len(blocks), dtype=self._precision(), device=self._x[0].device)
+        self._pairs: dict[tuple[int, tuple[str, ...]], Sequence[Replay]] = {}
+        (self._head,) = record(len(self._links), [self._run_head])
+        self._names: list[tuple[str, ...]] = []
         self._at = -1
 
     def measure(self, choices: Mapping[str, str], index: int = 0) -> Score:
@@ -116,8 +116,8 @@ class GraphedFisherChain:
             self._x[0].copy_(self._stems[index])
             self._batch[1].copy_(self._labels[index])
             self._names, self._at = [], index
-        names = [choices[block.label] for block in self._blocks]
-        same = [before == name for before, name in zip(self._names, names, strict=False)]
+        names = [tuple(choices[block.label] for block in link.blocks) for link in self._links]
+        same = [before == wanted for before, wanted in zip(self._names, names, strict=False)]
         shared = same.index(False) if False in same else len(same)
         for position in range(shared, len(names)):
             self._pair(position, names[position])[0]()
@@ -128,34 +128,46 @@ class GraphedFisherChain:
         blocks = tuple(self._information.tolist())
         return Score(sum(blocks), blocks)
 
+    def _passed(self) -> list[Tensor]:
+        """What goes into the first link, and what each gives."""
+        passed = [self._stems[0]]
+        with torch.no_grad():
+            for link in self._links:
+                passed.append(link.run(passed[-1])[1].detach())
+        return passed
+
     def _precision(self) -> torch.dtype:
         return torch.promote_types(self._x[0].dtype, torch.float32)
 
-    def _pair(self, position: int, name: str) -> Sequence[Replay]:
-        """Replays of a block's forward and backward pass under the substitute ``name``."""
-        if (position, name) not in self._pairs:
-            block = self._blocks[position]
+    def _pair(self, position: int, names: tuple[str, ...]) -> Sequence[Replay]:
+        """Replays of a link's forward and backward pass under the substitutes ``names``."""
+        if (position, names) not in self._pairs:
+            link = self._links[position]
+            first = sum(len(one.blocks) for one in self._links[:position])
+            here = slice(first, first + len(link.blocks))
 
-            def forward(_: None) -> tuple[Tensor, Tensor, Tensor]:
-                block.select(name)
+            def forward(_: None) -> tuple[Tensor, list[Tensor], Tensor]:
+                for block, name in zip(link.blocks, names, strict=True):
+                    block.select(name)
                 x = self._x[position].detach().requires_grad_(position > 0)
-                activation, out = run_block(block, x)
+                activations, out = link.run(x)
                 self._x[position + 1].copy_(out.detach())
-                return x, activation, out
+                return x, activations, out
 
-            def backward(passed: tuple[Tensor, Tensor, Tensor]) -> None:
-                x, activation, out = passed
-                inputs = [activation, x] if position else [activation]  # nothing is wanted of what lies before
-                at_probe, *before = torch.autograd.grad(out, inputs, self._gradients[position + 1], retain_graph=True)
-                self._information[position : position + 1].copy_(fisher_information([activation.detach()], [at_probe]))
-                if before:
-                    self._gradients[position].copy_(before[0])
+            def back(passed: tuple[Tensor, list[Tensor], Tensor]) -> None:
+                x, activations, out = passed
+                at_probes, before = backward(
+                    x if position else None, activations, out, self._gradients[position + 1], fisher_information
+                )
+                self._information[here].copy_(at_probes)
+                if before is not None:
+                    self._gradients[position].copy_(before)
 
-            self._pairs[position, name] = self._record(position, [forward, backward])
-        return self._pairs[position, name]
+            self._pairs[position, names] = self._record(position, [forward, back])
+        return self._pairs[position, names]
 
     def _run_head(self, _: None) -> None:
-        at_last = head_gradients(self._network, TASK, self._batch, self._x[1:])[-1]
+        at_last = head_gradients(self._network, TASK, self._batch, self._links, self._x[1:])[-1]
         self._gradients[-1].copy_(cast(Tensor, at_last))
 
 

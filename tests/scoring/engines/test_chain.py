@@ -9,6 +9,7 @@ from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.scoring.engines import chain, choose, described
 from nni_blockswap.scoring.engines.chain import FisherChain, feeding
+from nni_blockswap.scoring.engines.links import links
 from nni_blockswap.scoring.proxies import make_proxy
 from nni_blockswap.scoring.proxies.fisher import FisherPotential
 from nni_blockswap.scoring.scorer import Scorer
@@ -123,8 +124,9 @@ class _Deep(WideResNetSpace):
 
 
 def fed(network: BlockSpace) -> tuple[int, ...]:
-    """The blocks that feed the head of a network for WRN's images."""
-    return feeding(network, Classification(), batch(WRN, torch.float32))
+    """The links, here the blocks, that feed the head of a network for WRN's images."""
+    data = batch(WRN, torch.float32)
+    return feeding(network, Classification(), data, links(network, Classification(), data))
 
 
 def test_only_chains_go_the_fast_way(monkeypatch) -> None:
@@ -145,7 +147,7 @@ def test_only_chains_go_the_fast_way(monkeypatch) -> None:
         judge.proxy = make_proxy(proxy)
         assert told(judge).startswith(f"plain (network by network, as '{proxy}' is measured")
     assert told(scorer(train_minibatches=2)) == "plain (network by network, as scores are taken after training)"
-    monkeypatch.setattr(chain, "feeding", lambda network, task, batch: ())
+    monkeypatch.setattr(chain, "feeding", lambda *_: ())
     assert told(scorer()).startswith("plain (network by network, as the blocks do not run one after the other")
 
 
