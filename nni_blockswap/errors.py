@@ -1,5 +1,6 @@
 """Every error that a user can cause. Each message states the rule, the value that broke it and what to do next."""
 
+import re
 import reprlib
 
 
@@ -62,3 +63,8 @@ def shown(value: object) -> str:
     short.maxstring = short.maxother = short.maxlong = 60
     short.maxdict = 12
     return short.repr(value)
+
+
+def readable(sentence: str) -> str:
+    """A sentence in which somebody's word of thousands of letters is cut short."""
+    return re.sub(r"\S{500,}", lambda word: f"{word[0][:60]} ... {word[0][-20:]}", sentence)

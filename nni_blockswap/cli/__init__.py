@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from nni_blockswap.errors import BlockSwapError
+from nni_blockswap.errors import BlockSwapError, readable
 from nni_blockswap.trust import allow
 
 COMMANDS = (
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except BlockSwapError as error:
-        print(f"blockswap: {error}", file=sys.stderr)
+        print(f"blockswap: {readable(str(error))}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not any(text in str(error) for text in NO_MEMORY):

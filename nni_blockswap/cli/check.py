@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.cli.trial_command import check_task, command_faults
-from nni_blockswap.errors import BlockSwapError
+from nni_blockswap.errors import BlockSwapError, readable
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.files import expanded
 
@@ -25,7 +25,7 @@ class Fault:
     fatal: bool = True
 
     def __str__(self) -> str:
-        return self.sentence if self.fatal else f"warning: {self.sentence}"
+        return readable(self.sentence if self.fatal else f"warning: {self.sentence}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -116,7 +116,8 @@ def reason(folder: Path, errors: list[str]) -> str:
     told, crashed = folder / CHECKPOINT / "error.txt", folder / "log" / "nnictl_stderr.log"
     if told.exists():
         return last_line(told)
-    return f"{errors[0] if errors else 'no reason given'} {last_line(crashed)} (see '{crashed.parent}')"
+    found = f"{errors[0] if errors else 'no reason given'} {last_line(crashed)} (see '{crashed.parent}')"
+    return f"{found}; nnictl resume {folder.name} tries again, and goes on with what is there"
 
 
 def last_line(path: Path) -> str:

@@ -23,6 +23,7 @@ from nni_blockswap.library.measuring import Gauge
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import load_teacher
 from nni_blockswap.library.watching import watch
+from nni_blockswap.results.board import quieten_writers
 from nni_blockswap.scoring.machine import resolve_device
 from nni_blockswap.scoring.scorer import check_fit
 from nni_blockswap.tasks import Batch, Task, make_task
@@ -134,6 +135,7 @@ class _School:
             for bench in group:
                 bench.open()
             self._done += sum(bench.step - bench.steps_done for bench in group)
+            quieten_writers()
             with SummaryWriter(str(self._folder / "tensorboard")) as board:
                 self._teach_group(group, board)
             for bench in group:

@@ -1,6 +1,7 @@
 """A search in TensorBoard: best score so far, the distribution of scores, score against parameters."""
 
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,17 @@ from nni_blockswap.results.ranking import Ranking
 
 EVERY = 25
 """Scores between two points of a curve."""
+
+
+def quieten_writers() -> None:
+    """Keep TensorBoard's threads from printing a traceback on a full disk: whoever writes next gets the error, too."""
+
+    def tell(told: threading.ExceptHookArgs) -> None:
+        is_writer = type(told.thread).__module__.startswith("tensorboard.")
+        if not (is_writer and isinstance(told.exc_value, OSError)):
+            threading.__excepthook__(told)
+
+    threading.excepthook = tell
 
 
 class Board:
@@ -27,6 +39,7 @@ class Board:
         if folder is not None:
             from torch.utils.tensorboard import SummaryWriter
 
+            quieten_writers()
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=0)
 
     def __enter__(self) -> "Board":

@@ -175,7 +175,7 @@ def serve(descriptor: int) -> None:
         while True:
             for position, choices in pickle.load(requests):
                 _answer(answers, (position, measure(choices)))
-    except (EOFError, BrokenPipeError):
+    except (EOFError, BrokenPipeError, pickle.UnpicklingError):  # the last for a message that was cut short
         os._exit(0)  # nobody listens any more
 
 

@@ -11,11 +11,11 @@ from typing import NoReturn
 import torch
 from torch import distributed
 
-from nni_blockswap.errors import BlockSwapError, ConfigError, DataError, SpaceError, TrainingError
+from nni_blockswap.errors import BlockSwapError, ConfigError, DataError, SpaceError, TrainingError, readable
 from nni_blockswap.training.nni_link import is_first_process, leave_word, under_nni
 
-WRONG_COMMAND = 2
-"""Exit code of argparse."""
+FAILED = 2
+"""Exit code after a sentence, argparse's or ours; a fault of the program has Python's own, 1."""
 
 OWN_FAULTS = (ConfigError, SpaceError, TrainingError)
 """After which a student is given up: options that nobody can train by, a network that diverges. All else that fails,
@@ -73,7 +73,7 @@ def main(name: str, run: Callable[[], None]) -> None:
         _stopped(name, "Ctrl-C", signal.SIGINT)
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into exit code 1
-            if error.code == WRONG_COMMAND:
+            if error.code == FAILED:
                 leave_word("the trial's command is wrong.", final=True)
             raise
         _stopped(name, "Ctrl-C", signal.SIGINT)
@@ -84,7 +84,7 @@ def main(name: str, run: Callable[[], None]) -> None:
         if isinstance(error, OWN_FAULTS):
             leave_word(sentence, final=True)
         met_alone = isinstance(error, DataError | torch.OutOfMemoryError | OSError)
-        sys.exit(f"{name}: {sentence}" if is_first_process() or met_alone else 1)
+        _failed(f"{name}: {sentence}" if is_first_process() or met_alone else "")
 
 
 @contextmanager
@@ -110,6 +110,14 @@ def _stopped(name: str, by: str, number: int) -> NoReturn:
     sys.exit(128 + number)
 
 
+def _failed(said: str) -> NoReturn:
+    if said:
+        print(said, file=sys.stderr, flush=True)
+    ended = SystemExit(said)  # whoever calls this as a function reads why
+    ended.code = FAILED
+    raise ended
+
+
 def _kept() -> str:
     how = "nnictl resume" if under_nni() else "the same command"
     return f"what was written before is kept: {how} goes on after the last whole epoch."
@@ -120,7 +128,7 @@ def _sentence(error: Exception) -> str | None:
     text = str(error).strip()
     if isinstance(error, BlockSwapError):
         # A process that reads images passes on its whole traceback; the last line is the sentence.
-        return text.splitlines()[-1].rpartition("Error: ")[2]
+        return readable(text.splitlines()[-1].rpartition("Error: ")[2])
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU's memory is too small; lower --batch-size ({text.partition('.')[0]})."
     if isinstance(error, OSError):

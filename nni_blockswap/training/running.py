@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from nni_blockswap.errors import BlockSwapError, CheckpointError, ConfigError, DataError, first_line
+from nni_blockswap.results.board import quieten_writers
 from nni_blockswap.tasks import Task
 from nni_blockswap.training.checkpoints import BEST, LAST, AtomicCheckpoints, to_resume
 from nni_blockswap.training.machine import Machine
@@ -44,6 +45,7 @@ def make_trainer(
     Raises:
         ConfigError: the machine has no such devices or precision.
     """
+    quieten_writers()
     logger = TensorBoardLogger(out, name="tensorboard", version="") if board else False
     try:
         return pl.Trainer(

@@ -102,6 +102,7 @@ def test_a_tuner_that_could_not_be_made_is_told_from_its_traceback(tmp_path, mon
     good, lines = followed(tmp_path, ("ERROR", [], {}), monkeypatch=monkeypatch, capsys=capsys)
     assert not good
     assert "No module named 'x'" in lines[-1]
+    assert f"nnictl resume {tmp_path.name} tries again" in lines[-1]
 
 
 def test_fewer_students_than_trials_is_an_end_too(tmp_path, monkeypatch, capsys):

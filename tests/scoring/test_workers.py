@@ -1,12 +1,15 @@
 """Scores from several processes: the same as from one, and nothing lost when one of them dies."""
 
+import io
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ from nni_blockswap.scoring import workers
 from nni_blockswap.scoring.engines import choose, cpu_layers
 from nni_blockswap.scoring.proxies import Score
 from nni_blockswap.scoring.scorer import draw
-from nni_blockswap.scoring.workers import Workers
+from nni_blockswap.scoring.workers import Workers, serve
 from tests.scoring.engines.test_chain import FISHER, WRN, batch, covering, scorer, super_network
 
 
@@ -173,3 +176,16 @@ def test_a_space_of_a_script_is_scored_without_helpers_that_could_not_import_it(
         [sys.executable, "-W", "ignore", "-"], input=code, cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "20"
+
+
+@pytest.mark.parametrize("length", [0, 1, 9])
+def test_a_message_that_is_cut_short_ends_a_helper_without_a_word(length, monkeypatch: pytest.MonkeyPatch) -> None:
+    def left(code: int) -> None:
+        raise SystemExit(code)
+
+    read, write = os.pipe()
+    monkeypatch.setattr(os, "_exit", left)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(pickle.dumps(list)[:length])))
+    with pytest.raises(SystemExit) as ended, os.fdopen(read):
+        serve(write)
+    assert ended.value.code == 0

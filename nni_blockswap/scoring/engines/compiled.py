@@ -17,6 +17,8 @@ from torch import Tensor
 from nni_blockswap.scoring.proxies import fisher
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+PATIENCE = 60.0
+"""Seconds for a compiler, which needs about one."""
 DEFINITIONS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 
 
@@ -31,9 +33,10 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             target = Path(folder) / "compiled.so"
             command = [*compiler, *FLAGS, *DEFINITIONS[dtype], str(source), "-o", str(target), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+            nowhere = subprocess.DEVNULL
+            subprocess.run(command, check=True, stdin=nowhere, stdout=nowhere, stderr=nowhere, timeout=PATIENCE)
             return ctypes.CDLL(str(target))
-    except (OSError, ValueError, subprocess.CalledProcessError):
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
 
 

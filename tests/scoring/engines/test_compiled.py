@@ -1,5 +1,7 @@
 """The compiled library: there where a C compiler works, and only there."""
 
+import time
+
 import pytest
 import torch
 
@@ -41,3 +43,11 @@ def test_where_no_folder_can_be_made_there_is_no_library(monkeypatch: pytest.Mon
 def test_without_a_compiler_that_works_there_is_no_library(monkeypatch: pytest.MonkeyPatch, compiler: str) -> None:
     monkeypatch.setenv("CC", compiler)
     assert compiled.library.__wrapped__(torch.float32) is None
+
+
+def test_a_compiler_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "sh -c 'sleep 60; true'")  # a child of its own is asleep, as a compiler's would be
+    monkeypatch.setattr(compiled, "PATIENCE", 0.2)
+    start = time.monotonic()
+    assert compiled.library.__wrapped__(torch.float32) is None
+    assert time.monotonic() - start < 30

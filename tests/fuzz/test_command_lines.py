@@ -1,0 +1,57 @@
+"""Command lines that are wrong somewhere, of every command that starts no experiment, and of trials."""
+
+import shutil
+
+import pytest
+from hypothesis import strategies as st
+
+from tests.fuzz.harness import examine, run_blockswap, run_trial
+from tests.fuzz.mutations import miswritten
+from tests.fuzz.valid import IMAGES, SCORE, SEARCH, SPACE, TRAIN
+from trial import distill, teacher
+
+COMMANDS = [
+    ["space", *SPACE, "--budget", "60%", "--tolerance", "0.1", "--search-space-file", "space.json", "--json"],
+    ["space", "--model", "torchvision.models:resnet18", "--model-arg", "num_classes=10", "--input-size", "3,64,64"],
+    [*SEARCH, "--method", "evolution", "--inits", "2", "--seed", "3", "--at-most", "--no-augment", "--out", "new"],
+    [*SEARCH, "--proxy", "taylor+naswot", "--minibatches", "2", "--precision", "float32", "--out", "new"],
+    ["front", *SPACE, *IMAGES, *SCORE, "--budgets", "40%..70%", "--points", "2", "--samples", "3", "--out", "new"],
+    ["sensitivity", *SPACE, *IMAGES, *SCORE, "--substitute", "G(4)", "--device", "cpu", "--out", "new"],
+    ["show", "search/best.json", "--out", "new.png"],
+    ["latency", "search/best.json", "--batch-size", "1", "--threads", "1"],
+    ["check", "config.yml"],
+    ["export", "trial", "--fold-bn", "--format", "safetensors", "--out", "new"],
+    ["report", "trial", "--latency-batch", "0", "--table", "2", "--out", "new"],
+    ["status", "trial"],
+]
+STUDENT = ["--architecture", "search/best.json", "--teacher-dir", "teachers", *TRAIN, "--out", "new"]
+TRIALS = [
+    (distill, [*STUDENT, "--beta", "10", "--kd", "0.5", "--lr", "0.1", "--momentum", "0.9", "--weight-decay", "5e-4"]),
+    (distill, [*STUDENT, "--schedule", "step", "--milestones", "1", "--warmup", "1", "--clip", "1", "--ema", "0.9"]),
+    (distill, [*STUDENT, "--init", "teacher", "--optimizer", "adamw", "--accumulate", "2", "--recipe", '{"lr": 0.2}']),
+    (distill, [*STUDENT, "--method", "l1_pruning", "--nonzero", "9000", "--seed", "1", "--attention-points", "x"]),
+    (teacher, [*SPACE, "--teacher-dir", "new", *IMAGES, "--batch-size", "16", "--epochs", "1", "--limit-steps", "1"]),
+]
+
+
+@pytest.fixture
+def _home(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where NNI keeps its list of experiments
+
+
+@pytest.mark.usefixtures("_home")
+def test_commands(count, workshop):
+    def run(words: list[str]) -> None:
+        shutil.copytree(workshop, ".", dirs_exist_ok=True)
+        _ = run_blockswap(*words).is_valid
+
+    examine(st.sampled_from(COMMANDS).flatmap(miswritten), run, count)
+
+
+def test_trials(count, workshop):
+    def run(case) -> None:
+        shutil.copytree(workshop, ".", dirs_exist_ok=True)
+        _ = run_trial(case[0], *case[1]).is_valid
+
+    cases = st.sampled_from(TRIALS).flatmap(lambda one: st.tuples(st.just(one[0]), miswritten(one[1])))
+    examine(cases, run, count)

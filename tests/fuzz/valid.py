@@ -1,0 +1,59 @@
+"""Input as it should be: command lines and a config that take a moment each."""
+
+from pathlib import Path
+from typing import Any
+
+from nni_blockswap.architecture import cost_table
+from nni_blockswap.blocks.nni_format import to_nni
+from tests.conftest import SMALL, WRN
+
+ROOT = Path(__file__).parents[2]
+IMAGES = ["--data", "digits", "--data-option", "image_size=8"]
+SPACE = ["--space", WRN, *(f"--space-arg={name}={value}" for name, value in SMALL.items())]
+SCORE = ["--batch-size", "4", "--processes", "1"]
+SEARCH = ["search", *SPACE, *IMAGES, *SCORE, "--budget", "60%", "--samples", "5"]
+TRAIN = [*IMAGES, "--batch-size", "16", "--epochs", "1", "--limit-steps", "1", "--teacher-epochs", "1"]
+
+ARGUMENTS: dict[str, Any] = {
+    "space": WRN,
+    "space_args": SMALL,
+    "data": "digits",
+    "data_options": {"image_size": 8},
+    "budget": "60%",
+    "tolerance": 0.3,
+    "samples": 4,
+    "batch_size": 4,
+    "students": 2,
+    "seed": 1,
+    "proxy": "fisher",
+    "method": "uniform",
+    "processes": 1,
+}
+COMPARED = {**ARGUMENTS, "comparison": {"methods": ["random"], "single": ["G(4)"], "seeds": 1}}
+TAUGHT = {
+    **ARGUMENTS,
+    "proxy": "library",
+    "library": {"folder": "library", "teacher": {"epochs": 1}, "steps": 2, "batch_size": 16},
+}
+
+
+def config(arguments: dict[str, Any]) -> dict[str, Any]:
+    """An nnictl config with these classArgs."""
+    return {
+        "experimentName": "digits",
+        "searchSpace": to_nni(cost_table(WRN, SMALL)),
+        "trialCommand": "python -m trial.distill --data digits --data-option image_size=8 --epochs 1 --beta 10",
+        "trialCodeDirectory": str(ROOT),
+        "trialConcurrency": 1,
+        "maxTrialNumber": 2,
+        "maxExperimentDuration": "2h",
+        "tuner": {
+            "className": "nni_blockswap.tuner.BlockSwapTuner",
+            "codeDirectory": str(ROOT),
+            "classArgs": arguments,
+        },
+        "trainingService": {"platform": "local"},
+    }
+
+
+CONFIG = config(ARGUMENTS)
