@@ -55,7 +55,7 @@ def twice(tmp_path, monkeypatch):
     return run
 
 
-STATES = ["ro", "size=4k", "size=8k", "size=12k", "size=16k", "size=20k", "size=28k"]
+STATES = ["ro", "size=4k", "size=12k", "size=20k", "size=28k"]
 
 
 @pytest.mark.parametrize("state", STATES)
