@@ -66,5 +66,6 @@ def shown(value: object) -> str:
 
 
 def readable(sentence: str) -> str:
-    """A sentence in which somebody's word of thousands of letters is cut short."""
-    return re.sub(r"\S{500,}", lambda word: f"{word[0][:60]} ... {word[0][-20:]}", sentence)
+    """A sentence on one line, in which somebody's word of thousands of letters is cut short."""
+    line = "\\n".join(sentence.splitlines())
+    return re.sub(r"\S{500,}", lambda word: f"{word[0][:60]} ... {word[0][-20:]}", line)

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     except OSError as error:  # a full disk, a folder that cannot be written to
-        print(f"blockswap: {error}; what was done is kept.", file=sys.stderr)
+        print(f"blockswap: {readable(str(error))}; what was done is kept.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("blockswap: interrupted; what was done is kept, the same command goes on from there.", file=sys.stderr)

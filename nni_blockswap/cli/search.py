@@ -122,7 +122,7 @@ def settings_of(options: argparse.Namespace) -> SearchSettings:
     if options.data is None and options.library is None:
         raise ConfigError("--data NAME says what images to score on; only --proxy library needs none.")
     return SearchSettings(
-        **{**score_settings(options), "data": options.data or _data_of(options.library)},
+        **{**score_settings(options), "data": _data_of(options.library) if options.data is None else options.data},
         budgets=options.budget,
         tolerance=options.tolerance,
         at_most=options.at_most,

@@ -6,7 +6,7 @@ from typing import Any
 
 from nni_blockswap.errors import StateError
 from nni_blockswap.files import read_json
-from nni_blockswap.metric import judged
+from nni_blockswap.metric import ACCURACY, judged
 
 RESULT = "result.json"
 
@@ -45,13 +45,20 @@ def read_result(path: str | Path) -> dict[str, Any]:
         found = read_json(path)
         if not isinstance(found, dict):
             raise ValueError("it holds no mapping")
-        wrong = [name for name, kind in KINDS.items() if name in found and type(found[name]) is not kind]
+        wrong = [
+            name
+            for name, kind in KINDS.items()
+            if name in found and (type(found[name]) is not kind or (kind is int and found[name] < 0))
+        ]
         wrong += [name for name in ("params",) if name not in found]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} cannot be")
-        taught = found.get(f"teacher_{judged(found)[0].key}", 0.0)
+        metric, value = judged(found)
+        taught = found.get(f"teacher_{metric.key}", 0.0)
         if isinstance(taught, bool) or not isinstance(taught, int | float):
             raise ValueError("its teacher's value is no number")
+        if metric == ACCURACY and not (0 <= value <= 1 and 0 <= taught <= 1):
+            raise ValueError("an accuracy lies between 0 and 1")
     except (ValueError, RecursionError, StateError) as error:
         raise StateError(f"'{path}' is damaged ({str(error).rstrip('.')}); run the trial again.") from error
     return found

@@ -84,7 +84,7 @@ def main(name: str, run: Callable[[], None]) -> None:
         if isinstance(error, OWN_FAULTS):
             leave_word(sentence, final=True)
         met_alone = isinstance(error, DataError | torch.OutOfMemoryError | OSError)
-        _failed(f"{name}: {sentence}" if is_first_process() or met_alone else "")
+        _failed(readable(f"{name}: {sentence}") if is_first_process() or met_alone else "")
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def _sentence(error: Exception) -> str | None:
     text = str(error).strip()
     if isinstance(error, BlockSwapError):
         # A process that reads images passes on its whole traceback; the last line is the sentence.
-        return readable(text.splitlines()[-1].rpartition("Error: ")[2])
+        return text.splitlines()[-1].rpartition("Error: ")[2]
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU's memory is too small; lower --batch-size ({text.partition('.')[0]})."
     if isinstance(error, OSError):

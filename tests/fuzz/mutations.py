@@ -111,18 +111,22 @@ def damage(content: bytes, changes: list[tuple[str, int, bytes]]) -> bytes:
 
 
 @st.composite
-def miswritten(draw: st.DrawFn, words: list[str], most: int = 3) -> list[str]:
-    """A command line with up to ``most`` changes; what follows --out stays where it is."""
+def miswritten(draw: st.DrawFn, words: list[str], most: int = 2) -> list[str]:
+    """A command line with up to ``most`` changes, most of them such that it is still understood; what follows --out
+    stays where it is."""
     found = list(words)
     for _ in range(draw(st.integers(1, most))):
         kept = {number + 1 for number, word in enumerate(found) if word == "--out"} | {0}
         free = [number for number in range(len(found)) if number not in kept and found[number] != "--out"]
-        if not free:
+        values = [number for number in free if not found[number].startswith("--") or "=" in found[number]]
+        if not values:
             break
-        at = free[draw(st.integers(0, len(free) - 1))]
-        change = draw(st.sampled_from(("replace", "replace", "alter", "drop", "twice", "add", "value", "value")))
-        name, equals, _ = found[at].partition("=")
-        if change == "replace":
+        change = draw(st.sampled_from(("like",) * 6 + ("replace", "alter", "drop", "twice", "add")))
+        among = values if change in ("like", "alter") else free
+        at = among[draw(st.integers(0, len(among) - 1))]
+        if change == "like":
+            found[at] = draw(_like(found[at]))
+        elif change == "replace":
             found[at] = _spelled(draw(hostile))
         elif change == "alter":
             found[at] = draw(_altered(found[at]))
@@ -130,13 +134,24 @@ def miswritten(draw: st.DrawFn, words: list[str], most: int = 3) -> list[str]:
             del found[at]
         elif change == "twice":
             found.insert(at, found[at])
-        elif change == "add":
-            found.append(_spelled(draw(hostile)))
-        elif equals:
-            found[at] = f"{name}={_spelled(draw(hostile))}"
         else:
-            found[at] = _spelled(draw(st.sampled_from(NUMBERS)))
+            found.append(_spelled(draw(hostile)))
     return found
+
+
+@st.composite
+def _like(draw: st.DrawFn, word: str) -> str:
+    """Another word of the kind: a number for a number, a text for a text, any value for that of a name."""
+    name, equals, value = word.partition("=")
+    if equals:
+        return f"{name}={_spelled(draw(st.one_of(hostile, _like(value))))}"
+    if word.isdecimal():
+        return str(draw(st.sampled_from([number for number in NUMBERS if isinstance(number, int)])))
+    try:
+        float(word)
+    except ValueError:
+        return draw(st.sampled_from(TEXTS))
+    return str(draw(st.sampled_from(NUMBERS)))
 
 
 def _spelled(value: Any) -> str:

@@ -11,11 +11,11 @@ from nni_blockswap.results.trial import read_result
 
 GOOD: dict[str, Any] = {"accuracy": 0.5, "params": 9, "macs": 8, "architecture_id": "a7", "teacher_accuracy": 0.9}
 WRONG: dict[str, list[Any]] = {
-    "accuracy": ["high", None, [], True, float("nan"), float("inf")],
-    "params": ["many", None, [], 1.5, True],
+    "accuracy": ["high", None, [], True, float("nan"), float("inf"), -1, 12.5],
+    "params": ["many", None, [], 1.5, True, -9],
     "macs": ["x"],
     "architecture_id": [3, None, []],
-    "teacher_accuracy": ["x", [], True],
+    "teacher_accuracy": ["x", [], True, float("nan"), 2],
     "metric": [3, "accuracy", [], {"name": 3}, {"name": "loss"}, {"name": "accuracy", "is_share": "yes"}],
     "method": [3, []],
     "variant": [3, []],
