@@ -62,13 +62,13 @@ def links(network: BlockSpace, task: Task, batch: Batch) -> tuple[Link, ...]:
     whole = _watched(network, task, few(batch))
     if whole.blocks() != list(network.blocks()):
         return ()
-    row, found = _trunk(whole.inner), list[Link]()
-    for call in row:
+    found = list[Link]()
+    for call in _trunk(whole.inner):
         if blocks := tuple(call.blocks()):
             found.append(Link((call.module,), blocks))
-        else:
+        elif found:  # what a first part runs before its block belongs to the stem
             found[-1] = Link((*found[-1].modules, call.module), found[-1].blocks)
-    runs, runs_here = Counter(_modules(whole.inner)), Counter(call.module for call in row)
+    runs, runs_here = Counter(_modules(whole.inner)), Counter(module for link in found for module in link.modules)
     elsewhere = any(runs[module] != times for module, times in runs_here.items())  # one ReLU for all, say
     return tuple(found) if len(found) > 1 and not elsewhere else ()
 

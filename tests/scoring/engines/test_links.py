@@ -46,6 +46,15 @@ class Body(nn.Module):
         return logits
 
 
+class Deep(Body):
+    """Two of the three convolutions of its stem can be swapped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        more = [part for _ in range(2) for part in (nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())]
+        self.stem = nn.Sequential(*self.stem, *more)
+
+
 class Counting(Body):
     """Its head counts the images that came in."""
 
@@ -100,11 +109,12 @@ def batch() -> tuple[Tensor, Tensor]:
     ("make", "sites"),
     [
         (Body, [1, 1, 1]),
+        (Deep, [1] * 5),
         (lambda: resnet("resnet18"), [1] * 8),
         (lambda: resnet("resnet50"), [1] * 16),
         (lambda: nn.Sequential(*Body().stem, *Body().body, nn.AdaptiveAvgPool2d(1), nn.Flatten()), [1, 1, 1]),
     ],
-    ids=["body", "resnet18", "resnet50", "sequential"],
+    ids=["body", "deep", "resnet18", "resnet50", "sequential"],
 )
 def test_a_chain_of_links_scores_as_the_plain_way_does(make: Callable[[], nn.Module], sites: list[int]) -> None:
     space, data = space_of(make()), batch()
