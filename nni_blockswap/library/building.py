@@ -23,7 +23,7 @@ from nni_blockswap.library.measuring import Gauge
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import load_teacher
 from nni_blockswap.library.watching import watch
-from nni_blockswap.results.board import quieten_writers
+from nni_blockswap.results.writers import quieten_writers
 from nni_blockswap.scoring.machine import resolve_device
 from nni_blockswap.scoring.scorer import check_fit
 from nni_blockswap.tasks import Batch, Task, make_task

@@ -1,7 +1,6 @@
 """A search in TensorBoard: best score so far, the distribution of scores, score against parameters."""
 
 import math
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -9,20 +8,10 @@ from typing import Any
 
 from nni_blockswap.cost.resources import RESOURCES
 from nni_blockswap.results.ranking import Ranking
+from nni_blockswap.results.writers import quieten_writers
 
 EVERY = 25
 """Scores between two points of a curve."""
-
-
-def quieten_writers() -> None:
-    """Keep TensorBoard's threads from printing a traceback on a full disk: whoever writes next gets the error, too."""
-
-    def tell(told: threading.ExceptHookArgs) -> None:
-        is_writer = type(told.thread).__module__.startswith("tensorboard.")
-        if not (is_writer and isinstance(told.exc_value, OSError)):
-            threading.__excepthook__(told)
-
-    threading.excepthook = tell
 
 
 class Board:

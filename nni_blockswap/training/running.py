@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from nni_blockswap.errors import BlockSwapError, CheckpointError, ConfigError, DataError, first_line
-from nni_blockswap.results.board import quieten_writers
+from nni_blockswap.results.writers import quieten_writers
 from nni_blockswap.tasks import Task
 from nni_blockswap.training.checkpoints import BEST, LAST, AtomicCheckpoints, to_resume
 from nni_blockswap.training.machine import Machine

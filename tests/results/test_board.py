@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from nni_blockswap.results.board import quieten_writers
+from nni_blockswap.results.writers import quieten_writers
 
 
 @pytest.mark.parametrize(

@@ -562,7 +562,8 @@ def test_a_checkpoint_changed_by_hand_ends_in_a_sentence_or_does_no_harm(
     try:
         run_here(monkeypatch, [*arguments, "--epochs", "2"])
     except SystemExit as ended:
-        sentence = str(ended.code)
+        sentence, code = str(ended), ended.code
+        assert code == 2
         assert "training cannot go on from" in sentence, sentence
         assert "\n" not in sentence
     else:
