@@ -48,7 +48,10 @@ def twice(tmp_path, monkeypatch):
         )
         ends = [line for line in done.stdout.splitlines() if line.startswith("ended ")]
         assert ends == ["ended 2", "ended 0"], done.stdout + done.stderr
-        sentences = [line for line in done.stderr.splitlines() if " candidates, " not in line]
+        progress = ("engine: ", "search: ")
+        sentences = [
+            line for line in done.stderr.splitlines() if not line.startswith(progress) and " candidates, " not in line
+        ]
         assert len(sentences) == 1, sentences
         return kept, sentences[0]
 
