@@ -175,6 +175,21 @@ def test_a_search_goes_on_where_it_was_and_ends_the_same(precision: str, tmp_pat
     assert run(part, **settings) == whole  # nothing left to score
 
 
+def test_what_is_damaged_is_scored_anew_once_it_is_deleted(tmp_path: Path) -> None:
+    whole = run(tmp_path)
+    journal, ranking = tmp_path / "scores.jsonl", (tmp_path / "ranking.csv").read_bytes()
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([*lines[:4], lines[4].replace("crc", "brc"), *lines[5:]]))
+    with pytest.raises(StateError, match=r"line 5 of .*delete the line, or the file, and start again"):
+        run(tmp_path)
+    assert (tmp_path / "ranking.csv").read_bytes() == ranking
+    journal.write_text("".join([*lines[:4], *lines[5:]]))
+    assert run(tmp_path) == whole
+    assert sorted(journal.read_text().splitlines(keepends=True)) == sorted(lines)
+    journal.unlink()
+    assert run(tmp_path) == whole
+
+
 def test_more_samples_reuse_the_scores(tmp_path: Path) -> None:
     run(tmp_path, samples=12)
     fresh: list[Progress] = []

@@ -2,7 +2,9 @@
 
 ``scores.jsonl`` is only ever appended to, a line a score; a last line that was cut short is dropped. This is safe
 against a killed process; what the operating system had not yet written when the power failed is scored again.
-``search.json`` names what the scores depend on: scores found under other settings are never mixed in.
+``search.json`` names what the scores depend on: scores found under other settings are never mixed in. The checksum of
+each line covers both, so that neither a damaged line nor one of another search is taken, whatever happened to the file
+beside it.
 """
 
 import json
@@ -28,20 +30,22 @@ class Journal:
         identity: what the scores depend on, JSON-able.
 
     Raises:
-        StateError: the folder holds scores that were found under another identity.
+        StateError: the folder holds scores that were found under another identity, or that are damaged.
         ConfigError: the folder cannot be made or written to.
     """
 
     def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
         self._scores: dict[tuple[int, str], Score] = {}
         self._folder, self._stream, self._hold = folder, None, ExitStack()
+        plain = json.loads(json.dumps(identity))
+        self._name = zlib.crc32(json.dumps(plain, sort_keys=True).encode())
         if folder is None:
             return
         taken = f"another search is at work in '{folder}'; wait for its end, or choose another output folder."
         try:
             with ExitStack() as hold:
                 hold.enter_context(locked(folder, PATIENCE, taken))
-                _check_identity(folder, json.loads(json.dumps(identity)))
+                _check_identity(folder, plain)
                 self._read(folder / "scores.jsonl")
                 self._stream = (folder / "scores.jsonl").open("a", encoding="utf-8")
                 self._hold = hold.pop_all()
@@ -67,7 +71,7 @@ class Journal:
         """Record a score; no kill of this process can lose it once this returns."""
         self._scores[init, choices] = score
         if self._stream is not None:
-            self._stream.write(_line(init, choices, score))
+            self._stream.write(_line(init, choices, score, self._name))
             self._stream.flush()
 
     def close(self) -> None:
@@ -87,27 +91,29 @@ class Journal:
                 stream.truncate(len(complete) + bool(complete))
         for number, line in enumerate(complete.splitlines(), start=1):
             try:
-                init, choices, score = _record(line)
+                init, choices, score = _record(line, self._name)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise StateError(
-                    f"line {number} of '{path}' is damaged ({error}); delete the line and start again: its score is "
-                    "found anew."
+                    f"line {number} of '{path}' is damaged, or of another search or version ({error}); delete the "
+                    "line, or the file, and start again: what was in it is found anew."
                 ) from error
             self._scores[init, choices] = score
 
 
-def _line(init: int, choices: str, score: Score) -> str:
-    """A score as a line of the file, with a checksum of it."""
+def _line(init: int, choices: str, score: Score, search: int) -> str:
+    """A score as a line of the file, with a checksum of it and of what it depends on, ``search``."""
     record = {"init": init, "choices": choices, "score": score.value, "blocks": list(score.blocks)}
-    return json.dumps({**record, "crc": _checksum(record)}) + "\n"
+    return json.dumps({**record, "crc": _checksum(record, search)}) + "\n"
 
 
-def _record(line: bytes) -> tuple[int, str, Score]:
-    """What ``_line`` wrote; versions before had no checksum. ValueError, KeyError, TypeError where it is damaged."""
+def _record(line: bytes, search: int) -> tuple[int, str, Score]:
+    """What ``_line`` wrote. ValueError, KeyError, TypeError where it did not."""
     record = dict(json.loads(line))
-    checksum = record.pop("crc", None)
-    if record.keys() != {"init", "choices", "score", "blocks"} or checksum not in (None, _checksum(record)):
-        raise ValueError("it is not what was written")
+    if "crc" not in record:
+        raise ValueError("it has no checksum")
+    checksum = record.pop("crc")
+    if record.keys() != {"init", "choices", "score", "blocks"} or checksum != _checksum(record, search):
+        raise ValueError("it is not what this search wrote")
     init, choices, numbers = record["init"], record["choices"], [record["score"], *record["blocks"]]
     if (
         not isinstance(init, int)
@@ -118,8 +124,8 @@ def _record(line: bytes) -> tuple[int, str, Score]:
     return init, str(choices), Score(numbers[0], tuple(numbers[1:]))
 
 
-def _checksum(record: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(record).encode()):08x}"
+def _checksum(record: Mapping[str, Any], search: int) -> str:
+    return f"{zlib.crc32(json.dumps(record).encode(), search):08x}"
 
 
 def _check_identity(folder: Path, identity: dict[str, Any]) -> None:

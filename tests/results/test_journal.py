@@ -1,8 +1,11 @@
 import math
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,26 +89,64 @@ def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
         Journal(tmp_path, IDENTITY)
 
 
-def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+def held(folder: Path, identity: dict[str, Any] = IDENTITY) -> dict[tuple[int, str], str]:
+    """The scores in the journal there, to the bit."""
+    journal = Journal(folder, identity)
+    journal.close()
+    return {key: repr(journal[key]) for key in journal}
+
+
+def flipped(content: bytes) -> Iterator[bytes]:
+    """``content`` with one bit flipped, every bit in turn."""
+    for bit in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        yield bytes(changed)
+
+
+@pytest.mark.parametrize("name", ["scores.jsonl", "search.json"])
+def test_no_flipped_bit_changes_a_score(name: str, tmp_path: Path) -> None:
+    """It is told, or nothing is another; what the last line's lost end takes away is found anew."""
+    fill(tmp_path)
+    path, sound = tmp_path / name, {one: (tmp_path / one).read_bytes() for one in ("scores.jsonl", "search.json")}
+    expected = held(tmp_path)
+    for content in flipped(sound[name]):
+        for one, before in sound.items():
+            (tmp_path / one).write_bytes(before)
+        path.write_bytes(content)
+        try:
+            found = held(tmp_path)
+        except StateError:
+            continue
+        assert found.items() <= expected.items()
+        assert len(found) == 2 or path.read_bytes() == sound[name][: sound[name].index(b"\n") + 1]
+
+
+def test_a_flipped_bit_does_not_make_another_search_of_it(tmp_path: Path) -> None:
+    """Of no search but the one that wrote them are the scores, whatever search.json says, or where it is lost."""
+    fill(tmp_path)
+    path = tmp_path / "search.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(StateError, match=r"line 1 of .* is damaged, or of another search"):
+        Journal(tmp_path, {**IDENTITY, "seed": 1})
+    path.unlink()
+    with pytest.raises(StateError, match=r"line 1 of .* is damaged, or of another search"):
+        Journal(tmp_path, {**IDENTITY, "seed": 1})
+    path.unlink()
+    assert len(held(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("lost", ["crc", "cr", '"crc": ', ', "crc": "........"'])
+def test_a_line_without_a_checksum_is_refused(lost: str, tmp_path: Path) -> None:
+    """As those of versions before are, and those whose key is damaged."""
     fill(tmp_path)
     path = tmp_path / "scores.jsonl"
-    sound = path.read_bytes()
-    for position in range(0, len(sound) - 1, 7):
-        damaged = bytearray(sound)
-        damaged[position] ^= 4
-        path.write_bytes(damaged)
-        with pytest.raises(StateError, match=r"line [12] of .*scores\.jsonl' is damaged"):
-            Journal(tmp_path, IDENTITY)
-    path.write_bytes(sound)
-    assert len(Journal(tmp_path, IDENTITY)) == 2
-
-
-def test_lines_of_earlier_versions_had_no_checksum(tmp_path: Path) -> None:
-    fill(tmp_path)
-    line = '{"init": 2, "choices": "S S", "score": 4.5, "blocks": [4.5]}\n'
-    with (tmp_path / "scores.jsonl").open("a") as stream:
-        stream.write(line)
-    assert Journal(tmp_path, IDENTITY)[2, "S S"] == Score(4.5, (4.5,))
+    first, second = path.read_text().splitlines()
+    path.write_text(f"{first}\n{re.sub(lost, '', second)}\n")
+    with pytest.raises(StateError, match=r"line 2 of .* delete the line, or the file, and start again"):
+        Journal(tmp_path, IDENTITY)
+    path.write_text(f"{first}\n")
+    assert list(held(tmp_path)) == [(0, "S S")]
 
 
 @pytest.mark.parametrize(
