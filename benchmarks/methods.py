@@ -2,8 +2,10 @@
 
 A search by each method with each number of samples, budget and seed; what it thinks best is scored anew with weights
 and minibatches that no search saw (five draws). An evaluation is one architecture under one draw of the weights;
-`halving` has five draws to spend, the others one. Every search keeps its scores and its result below --out: the same
-command goes on where it was. Writes benchmarks/results/methods.md and methods.png.
+`halving` has five draws to spend, the others one. The uniform method's first hundred samples are the same whether a
+thousand follow or not, so that only its longest search is run, and the shorter ones read its scores. Every search keeps
+its scores and its result below --out: the same command goes on where it was. Writes benchmarks/results/methods.md and
+methods.png.
 
     python benchmarks/methods.py --out results/methods --small           # WRN-16-1 on digits: minutes
     python benchmarks/methods.py --out results/methods --data-root data  # WRN-40-2 on CIFAR-10: a day
@@ -13,6 +15,8 @@ import argparse
 import itertools
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -21,23 +25,22 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import processor  # noqa: E402
-from nni_blockswap.architecture import Architecture  # noqa: E402
 from nni_blockswap.files import read_json, write_json, write_text  # noqa: E402
 from nni_blockswap.methods import METHODS  # noqa: E402
 from nni_blockswap.results.tables import markdown, write_png  # noqa: E402
-from nni_blockswap.scoring.settings import ScoreSettings  # noqa: E402
-from nni_blockswap.searching import SearchSettings, score, search  # noqa: E402
+from nni_blockswap.searching import SearchSettings, make_method, score, search, table_of  # noqa: E402
 
 UNSEEN_SEED, UNSEEN_DRAWS, HALVING_DRAWS = 1_000_000, 5, 5
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
 SMALL: dict[str, Any] = {
     "space_args": {"depth": 16, "width": 1, "in_channels": 1, "image_size": 16},
-    "data": "digits", "batch_size": 32, "budgets": ["25%"], "samples": [40, 80, 160], "seeds": 3,
+    "data": "digits", "batch_size": 32, "budgets": ["25%"], "samples": [40, 80], "most": 160, "seeds": 3,
 }  # fmt: skip
 LARGE: dict[str, Any] = {
     "space_args": {}, "data": "cifar10", "batch_size": 128,
-    "budgets": ["200K", "400K", "800K"], "samples": [100, 200, 500, 1000], "seeds": 5,
+    "budgets": ["200K", "400K", "800K"], "samples": [200, 100, 500], "most": 1000, "seeds": 5,
 }  # fmt: skip
+"""``samples`` of all methods, in the order in which they are run; ``most`` of the uniform one, the reference."""
 
 
 def main() -> None:
@@ -54,36 +57,64 @@ def main() -> None:
         "space": SPACE, "space_args": case["space_args"], "data": case["data"], "data_root": options.data_root,
         "batch_size": case["batch_size"], "device": "cpu", "processes": 1,
     }  # fmt: skip
-    seeds = range(options.seeds or case["seeds"])
     found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    for seed, budget, samples, method in itertools.product(seeds, case["budgets"], case["samples"], options.methods):
+    for method, samples, seed, budget in plan(case, options.methods, options.seeds or case["seeds"]):
+        settings = SearchSettings(
+            **base, method=method, budgets=[budget], at_most=True, samples=samples, seed=seed,
+            inits=HALVING_DRAWS if method == "halving" else 1,
+        )  # fmt: skip
         place = options.out / f"{budget} {method} {samples} {seed}"
         if not (place / "result.json").exists():
-            write_json(place / "result.json", run(base, method, budget, samples, seed, place))
+            longest = options.out / f"{budget} {method} {case['most']} {seed}"
+            shorter = method == "uniform" and samples < case["most"]
+            result = prefix(settings, case["most"], longest) if shorter else run(settings, place)
+            write_json(place / "result.json", result)
         found.setdefault((budget, method, samples), []).append(read_json(place / "result.json"))
         report(found, case, options.small)
 
 
-def run(base: dict[str, Any], method: str, budget: str, samples: int, seed: int, place: Path) -> dict[str, Any]:
+def plan(case: dict[str, Any], methods: Sequence[str], seeds: int) -> Iterator[tuple[str, int, int, str]]:
+    """(method, samples, seed, budget): first all that one number of samples needs, so that it may be stopped early."""
+    for samples in case["samples"]:
+        for seed, budget in itertools.product(range(seeds), case["budgets"]):
+            for method in methods:
+                if method == "uniform" and samples == case["samples"][0]:
+                    yield method, case["most"], seed, budget
+                yield method, samples, seed, budget
+
+
+def run(settings: SearchSettings, place: Path) -> dict[str, Any]:
     """One search, and what its winner scores where no method looked.
 
     Processor seconds are those of this process; a search that was interrupted in between has none.
     """
     fresh, start = not (place / "scores.jsonl").exists(), time.process_time()
-    draws = HALVING_DRAWS if method == "halving" else 1
-    settings = SearchSettings(
-        **base, method=method, budgets=[budget], at_most=True, samples=samples, seed=seed, inits=draws
-    )
     best = search(settings, place)[0].best
     seconds = time.process_time() - start if fresh else None
     evaluations = len((place / "scores.jsonl").read_text().splitlines())
-    return {"evaluations": evaluations, "seconds": seconds, "unseen": unseen(base, best, place.parent / "unseen")}
+    return {"evaluations": evaluations, "seconds": seconds, "unseen": unseen(settings, best.choices, place)}
 
 
-def unseen(base: dict[str, Any], one: Architecture, out: Path) -> float:
+def prefix(settings: SearchSettings, most: int, place: Path) -> dict[str, Any]:
+    """What the search of ``most`` uniform samples below ``place`` would have found with its first ones."""
+    longest, table = read_json(place / "result.json"), table_of(settings)
+    request = make_method(replace(settings, samples=most), table, settings.parsed()[0]).ask()
+    assert request is not None
+    first = [table.names(row) for row in request.rows[: settings.samples]]
+    scores = [one.value for one in score(settings, first, place)]
+    best = first[scores.index(max(scores))]
+    share = len(first) / longest["evaluations"]
+    return {
+        "evaluations": len(first),
+        "seconds": longest["seconds"] and longest["seconds"] * share,
+        "unseen": unseen(settings, best, place),
+    }
+
+
+def unseen(settings: SearchSettings, choices: Mapping[str, str], place: Path) -> float:
     """Mean score under draws of the weights, and on a minibatch, of its own."""
-    settings = ScoreSettings(**base, seed=UNSEEN_SEED, inits=UNSEEN_DRAWS)
-    return score(settings, [one.choices], out)[0].value
+    other = replace(settings, seed=UNSEEN_SEED, inits=UNSEEN_DRAWS)
+    return score(other, [choices], place.parent / "unseen")[0].value
 
 
 def report(found: dict[tuple[str, str, int], list[dict[str, Any]]], case: dict[str, Any], small: bool) -> None:
@@ -91,8 +122,8 @@ def report(found: dict[tuple[str, str, int], list[dict[str, Any]]], case: dict[s
     rows: list[tuple[object, ...]] = [
         ("budget", "method", "samples", "seeds", "evaluations", "processor s", "unseen score", "spread", "of uniform's")
     ]
-    most = max(case["samples"])
-    for (budget, method, samples), results in found.items():
+    most = case["most"]
+    for (budget, method, samples), results in sorted(found.items(), key=lambda item: (item[0][0], item[0][2])):
         scores = [one["unseen"] for one in results]
         timed = [one["seconds"] for one in results if one["seconds"] is not None]
         reference = [one["unseen"] for one in found.get((budget, "uniform", most), [])]
@@ -122,7 +153,7 @@ def draw(found: dict[tuple[str, str, int], list[dict[str, Any]]], path: Path) ->
     figure = Figure(figsize=(5 * len(budgets), 4), layout="constrained")
     for axes, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
         for method in dict.fromkeys(method for _, method, _ in found):
-            points = [results for (b, m, _), results in found.items() if (b, m) == (budget, method)]
+            points = [results for (b, m, _), results in sorted(found.items()) if (b, m) == (budget, method)]
             x = [mean(one["evaluations"] for one in results) for results in points]
             y = [[one["unseen"] for one in results] for results in points]
             spread = [stdev(one) if len(one) > 1 else 0.0 for one in y]
