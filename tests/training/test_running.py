@@ -13,7 +13,7 @@ from nni_blockswap.files import read_json
 from nni_blockswap.training.program import main
 from nni_blockswap.training.running import share
 from tests.conftest import SMALL, WRN
-from tests.trial.test_distill import run_here
+from tests.trial.starting import run_here
 
 
 def test_a_training_set_smaller_than_a_batch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
