@@ -7,6 +7,7 @@ import importlib
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -256,3 +257,12 @@ def page() -> str:
 
 if __name__ == "__main__":
     sys.stdout.write(page())
+
+
+def tensors(given: Any) -> Iterator[Tensor]:
+    """Tensors in what a network gives: lists of dictionaries, named tuples, ..."""
+    if isinstance(given, Tensor):
+        yield given
+    elif given is not None:
+        for item in given.values() if isinstance(given, dict) else given:
+            yield from tensors(item)

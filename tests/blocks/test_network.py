@@ -2,7 +2,6 @@
 
 import copy
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from nni_blockswap.blocks.network import NetworkSpace
 from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import BlockSwapError, SpaceError
 from nni_blockswap.tasks.coco import Coco
-from tests.blocks.networks import NETWORKS, OWN, Network, Twice
+from tests.blocks.networks import NETWORKS, OWN, Network, Twice, tensors
 from tests.cost.test_table import count_macs, count_params
 
 QUICK = {"resnet18", "mobilenet_v2", "squeezenet1_1", "Nested", "Twice", "PreActivation"}
@@ -75,15 +74,6 @@ def own(request: pytest.FixtureRequest) -> Own:
         original.train()(*network.arguments(training=True))  # statistics of its own
     original.eval()
     return Own(network, original, swap_blocks(original, network.arguments()))
-
-
-def tensors(given: Any) -> Iterator[Tensor]:
-    """Tensors in what a network gives: lists of dictionaries, named tuples, ..."""
-    if isinstance(given, Tensor):
-        yield given
-    elif given is not None:
-        for item in given.values() if isinstance(given, dict) else given:
-            yield from tensors(item)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -2,7 +2,6 @@ import copy
 import io
 import pickle
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +13,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from nni_blockswap.blocks.finding import find
 from nni_blockswap.blocks.found import Findings, Found
 from nni_blockswap.blocks.surgery import extract, place, replace
-from tests.blocks.networks import NETWORKS, OWN, Nested, Network, PreActivation
+from tests.blocks.networks import NETWORKS, OWN, Nested, Network, PreActivation, tensors
 
 BIG = {"wide_resnet50_2", "vgg11_bn", "deeplabv3_resnet50", "fasterrcnn_resnet50_fpn"}
 """Five to fifteen seconds each on a busy core."""
@@ -24,15 +23,6 @@ SWAPPABLE = [
     for network in NETWORKS + OWN
     if network.sites
 ]
-
-
-def tensors(given: Any) -> Iterator[Tensor]:
-    """Tensors in what a network gives: lists of dictionaries, named tuples, ..."""
-    if isinstance(given, Tensor):
-        yield given
-    elif given is not None:
-        for item in given.values() if isinstance(given, dict) else given:
-            yield from tensors(item)
 
 
 def run(network: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
