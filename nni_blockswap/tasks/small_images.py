@@ -5,7 +5,7 @@ the device of the batch.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,17 @@ class SmallImages(Classification):
         self._mean = 255 * torch.tensor(mean).view(1, -1, 1, 1)
         self._std = 255 * torch.tensor(std).view(1, -1, 1, 1)
 
+    @cached_property  # decoded once, for all loaders
+    def _train_set(self) -> "_InMemory":
+        return _InMemory(self._train())
+
+    @cached_property
+    def _held_out_set(self) -> "_InMemory":
+        return _InMemory(self._held_out())
+
     def train_loader(self, batch_size: int, *, seed: int = 0, workers: int = 0) -> "DataLoader[Labelled]":
         """Shuffled batches of bytes; the last, incomplete one is dropped."""
-        data = _InMemory(self._train())
+        data = self._train_set
         if len(data) < batch_size:
             raise DataError(f"a batch of {batch_size} needs as many training images; {self.name} has {len(data)}.")
         order = torch.Generator().manual_seed(seed)
@@ -72,7 +80,7 @@ class SmallImages(Classification):
 
     def val_loader(self, batch_size: int, *, workers: int = 0) -> "DataLoader[Labelled]":
         """Batches of bytes, in order."""
-        return DataLoader(_InMemory(self._held_out()), batch_size, collate_fn=_as_fetched)
+        return DataLoader(self._held_out_set, batch_size, collate_fn=_as_fetched)
 
     def minibatch(self, batch_size: int, *, seed: int, index: int = 0, augment: bool = True) -> Labelled:
         """The ``index``-th minibatch that ``seed`` draws; only its own images are read."""
@@ -116,9 +124,7 @@ def cifar10(
     image_size: int = 32,
 ) -> SmallImages:
     """CIFAR-10 (Krizhevsky, 2009), 32x32; see ``_cifar``."""
-    return _cifar(
-        "CIFAR10", root, augment, limit, held_out, image_size, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-    )
+    return _cifar("CIFAR10", root, augment, limit, held_out, image_size, *_CIFAR10)
 
 
 def cifar100(
@@ -129,9 +135,7 @@ def cifar100(
     image_size: int = 32,
 ) -> SmallImages:
     """CIFAR-100 (Krizhevsky, 2009), 32x32; see ``_cifar``."""
-    return _cifar(
-        "CIFAR100", root, augment, limit, held_out, image_size, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-    )
+    return _cifar("CIFAR100", root, augment, limit, held_out, image_size, *_CIFAR100)
 
 
 def _cifar(

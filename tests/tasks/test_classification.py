@@ -192,6 +192,15 @@ def test_wrong_image_sizes_and_broken_files_are_named(tiny_cifar: Path) -> None:
         make_task("cifar10", str(tiny_cifar)).val_loader(2)
 
 
+def test_images_are_decoded_once_for_all_loaders(tiny_cifar: Path) -> None:
+    task = make_task("cifar10", str(tiny_cifar))
+    first = [next(iter(loader)) for loader in (task.train_loader(2), task.val_loader(2))]
+    for part in ("train", "test"):
+        shutil.rmtree(tiny_cifar / part)
+    again = [next(iter(loader)) for loader in (task.train_loader(2), task.val_loader(2))]
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(first, again, strict=True))
+
+
 def test_image_folder(tiny_cifar: Path) -> None:
     task = make_task("image-folder", str(tiny_cifar), image_size=24)
     assert task.num_classes == 10
