@@ -27,6 +27,8 @@ from nni_blockswap.experiment.service import Experiment, nnictl
 ATTEMPTS = 4
 """The machine may be too busy for NNI's manager to come up in time, or somebody else take its port meanwhile."""
 
+LATE = "NNI's tuner does not connect in ten seconds, as this machine is busy"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -81,7 +83,9 @@ def _watch(experiment: Experiment, manager: Any, config: Config) -> int:
 
 def start(config: Path, port: int) -> tuple[Experiment, Any]:
     """Start the experiment; (itself, NNI's manager's process). An interrupt while it starts stops it again."""
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            print(f"{LATE}: trying again ...", flush=True)
         experiment, manager = _create(config, port)
         try:
             if _has_met_tuner(experiment):
@@ -90,7 +94,7 @@ def start(config: Path, port: int) -> tuple[Experiment, Any]:
             stop(experiment, manager)
             raise
         stop(experiment, manager)
-    raise ConfigError("NNI's tuner does not connect in ten seconds, as this machine is busy; try again later.")
+    raise ConfigError(f"{LATE}; try again later.")
 
 
 def _create(config: Path, port: int) -> tuple[Experiment, Any]:

@@ -227,7 +227,7 @@ def test_nnictl_that_cannot_start_is_told_in_a_sentence(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("late", [1, 9])
-def test_an_experiment_whose_tuner_comes_too_late_is_started_again(monkeypatch, tmp_path, late):
+def test_an_experiment_whose_tuner_comes_too_late_is_started_again(monkeypatch, tmp_path, capsys, late):
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / "dispatcher.log").write_text("Initial search space: {}")
     started, stopped = [], []
@@ -243,6 +243,7 @@ def test_an_experiment_whose_tuner_comes_too_late_is_started_again(monkeypatch, 
     if late < run.ATTEMPTS:
         assert run.start(tmp_path / "config.yml", 8760) == (started[1], None)
         assert stopped == started[:1]
+        assert capsys.readouterr().out == f"{run.LATE}: trying again ...\n"
     else:
         with pytest.raises(ConfigError, match="does not connect in ten seconds, as this machine is busy"):
             run.start(tmp_path / "config.yml", 8760)
