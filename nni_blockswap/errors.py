@@ -53,8 +53,8 @@ class ExportError(BlockSwapError):
 
 
 def first_line(error: BaseException) -> str:
-    """What somebody else's error says, as part of a sentence of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    """What somebody else's error says first, as part of a sentence of ours; its kind where it says nothing."""
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def shown(value: object) -> str:

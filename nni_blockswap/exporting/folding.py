@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from nni_blockswap.errors import ExportError
+from nni_blockswap.errors import ExportError, first_line
 from nni_blockswap.exporting.dead_code import drop_dead
-from nni_blockswap.exporting.snapshot import Snapshot, first_line
+from nni_blockswap.exporting.snapshot import Snapshot
 from nni_blockswap.exporting.tracing import FlatTracer
 
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from nni_blockswap.errors import ConfigError, ExportError
+from nni_blockswap.errors import ConfigError, ExportError, first_line
 from nni_blockswap.exporting.program import traced
-from nni_blockswap.exporting.snapshot import Snapshot, first_line
+from nni_blockswap.exporting.snapshot import Snapshot
 from nni_blockswap.files import write_atomically
 
 

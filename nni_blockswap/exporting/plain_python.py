@@ -11,8 +11,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nni_blockswap import __version__
-from nni_blockswap.errors import ConfigError, ExportError
-from nni_blockswap.exporting.snapshot import Snapshot, first_line
+from nni_blockswap.errors import ConfigError, ExportError, first_line
+from nni_blockswap.exporting.snapshot import Snapshot
 from nni_blockswap.exporting.source import Source
 from nni_blockswap.exporting.tracing import Outline
 from nni_blockswap.files import write_atomically, write_text

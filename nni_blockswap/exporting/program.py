@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from nni_blockswap.errors import ExportError
-from nni_blockswap.exporting.snapshot import Snapshot, first_line
+from nni_blockswap.errors import ExportError, first_line
+from nni_blockswap.exporting.snapshot import Snapshot
 from nni_blockswap.files import write_atomically
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nni_blockswap.errors import ConfigError, ExportError
+from nni_blockswap.errors import ConfigError, ExportError, first_line
 
 Part = TypeVar("Part")
 
@@ -80,11 +80,6 @@ def parts_of(value: Any, kind: type[Part]) -> list[Part]:
         return [value]
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return [part for one in inner for part in parts_of(one, kind)]
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, without its full stop; its kind where it says nothing."""
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _images_like(example: Tensor, dynamic_batch: bool) -> Tensor:
