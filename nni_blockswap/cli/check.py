@@ -12,6 +12,7 @@ from typing import Any
 from nni_blockswap.cli.trial_command import check_task, command_faults
 from nni_blockswap.errors import BlockSwapError, readable
 from nni_blockswap.experiment.config import Config
+from nni_blockswap.experiment.machines import machine_entries
 from nni_blockswap.files import expanded
 
 TUNER = "nni_blockswap.tuner.BlockSwapTuner"
@@ -64,7 +65,7 @@ def _fields(config: Config) -> Iterator[Fault]:
     kinds = {"": (config.content, ExperimentConfig), "tuner.": (config.tuner, _AlgorithmConfig)}
     if config.platform in ("local", "remote"):
         kinds["trainingService."] = config.service, LocalConfig if config.platform == "local" else RemoteConfig
-    for number, machine in enumerate(config.machines):
+    for number, machine in enumerate(machine_entries(config.service)):
         kinds[f"trainingService.machineList[{number}]."] = machine, RemoteMachineConfig
     for where, (content, kind) in kinds.items():
         known = {_camel(one.name) for one in fields(kind)}

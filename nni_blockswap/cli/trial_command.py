@@ -16,9 +16,7 @@ from typing import Any
 
 from nni_blockswap.errors import BlockSwapError
 from nni_blockswap.experiment.config import Config
-
-NO_PATHS = ("torchvision:", "timm:", "original")
-"""How a teacher begins that is no file."""
+from nni_blockswap.training.sources import is_file
 
 SHELL = ("cd", "exec", "export", "set", "source", ".", "[", "test", "if", "for", "while")
 """Words of the shell that begin a command and are no program."""
@@ -125,8 +123,9 @@ def _option_faults(trial: Any, words: list[str], config: Config) -> Iterator[str
     recipe = None
     is_made_first = isinstance(config.arguments.get("library"), dict)
     for name in ("teacher", "data_root"):  # as the trial sees them from its folder
-        if getattr(given, name, None) is not None and not str(getattr(given, name)).startswith(NO_PATHS):
-            path = config.trial_directory / getattr(given, name)
+        value = getattr(given, name, None)
+        if value is not None and (name != "teacher" or is_file(value)):
+            path = config.trial_directory / value
             setattr(given, name, str(path))
             if name == "teacher" and config.platform == "local" and not path.exists() and not is_made_first:
                 yield f"there is no checkpoint '{path}'."

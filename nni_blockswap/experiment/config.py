@@ -49,13 +49,6 @@ class Config:
         return str(self.service.get("platform", "local"))
 
     @property
-    def machines(self) -> list[dict[str, Any]]:
-        """Of the remote training service, as far as they name host and user."""
-        listed = self.service.get("machineList") if self.platform == "remote" else None
-        entries = listed if isinstance(listed, list) else []
-        return [entry for entry in entries if isinstance(entry, dict) and {"host", "user"} <= entry.keys()]
-
-    @property
     def metric(self) -> Metric:
         """What its trials are judged by."""
         from nni_blockswap.tasks import metric_of

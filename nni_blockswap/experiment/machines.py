@@ -44,9 +44,14 @@ def machines_of(service: Mapping[str, Any], base: Path) -> list[RemoteMachine]:
     Args:
         base: what a relative path to a key is relative to.
     """
+    return [_machine(entry, base) for entry in machine_entries(service)]
+
+
+def machine_entries(service: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those of a ``trainingService``'s machineList that name host and user; none where its platform is another."""
     listed = service.get("machineList") if service.get("platform") == "remote" else None
-    entries = [entry for entry in listed or [] if isinstance(entry, dict) and {"host", "user"} <= entry.keys()]
-    return [_machine(entry, base) for entry in entries]
+    entries = listed if isinstance(listed, list) else []
+    return [entry for entry in entries if isinstance(entry, dict) and {"host", "user"} <= entry.keys()]
 
 
 def _machine(entry: Mapping[str, Any], base: Path) -> RemoteMachine:

@@ -19,6 +19,7 @@ from nni_blockswap.errors import MachineError
 from nni_blockswap.experiment import probe
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.experiment.machines import RemoteMachine, connected, machines_of, run
+from nni_blockswap.training.sources import is_file
 
 FILES, BYTES = 2000, 300 * 2**20
 """As much of trialCodeDirectory as NNI uploads."""
@@ -91,7 +92,7 @@ def _files(config: Config) -> list[str]:
     """Files and folders that a trial reads."""
     given = _given(config)
     start, _, library = given.init.partition("=")
-    teacher = None if given.teacher == "original" or ":" in str(given.teacher) else given.teacher
+    teacher = given.teacher if given.teacher is not None and is_file(given.teacher) else None
     return [path for path in (given.data_root, teacher, library if start == "library" else None) if path]
 
 

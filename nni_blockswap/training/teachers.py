@@ -25,9 +25,8 @@ from nni_blockswap.training.program import say
 from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.reporting import EpochReport
 from nni_blockswap.training.running import evaluate, fit
+from nni_blockswap.training.sources import ORIGINAL, TIMM, TORCHVISION
 from nni_blockswap.training.unwrapping import load_weights, weights_of
-
-TORCHVISION, TIMM, ORIGINAL = "torchvision:", "timm:", "original"
 
 HARDLY = 1.5
 """How many times chance the accuracy of a teacher should be."""
