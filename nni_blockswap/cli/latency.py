@@ -32,7 +32,6 @@ def run(options: argparse.Namespace) -> int:
     check_count("--batch-size", options.batch_size, LARGEST["batch_size"])
     if options.threads is not None:
         check_count("--threads", options.threads, LARGEST["processes"])
-    if options.threads:
         torch.set_num_threads(options.threads)
     found = {path: Architecture.load(path) for path in options.architectures}
     if options.teacher:

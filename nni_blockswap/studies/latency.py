@@ -13,8 +13,6 @@ from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.exporting.onnx_session import session
 from nni_blockswap.scoring.machine import resolve_device
 
-RUNTIMES = ("torch", "onnxruntime")
-
 ROUNDS = 5
 SECONDS = 0.2
 """Time that each network runs in a round, after a warm-up."""
@@ -36,7 +34,7 @@ def measure(
     Each runs ``SECONDS`` in each of ``ROUNDS``; a GPU is waited for before the clock is read.
 
     Args:
-        runtime: one of ``RUNTIMES``; ONNX Runtime runs on the CPU.
+        runtime: ``torch``, or ``onnxruntime``, which runs on the CPU.
     """
     where = resolve_device(device) if runtime == "torch" else torch.device("cpu")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # the timer's: no GPU for a CUDA compiler

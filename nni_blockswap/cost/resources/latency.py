@@ -120,18 +120,13 @@ def _measured(network: RealNetwork, counted: Table, conditions: Conditions) -> d
     layout = torch.channels_last if conditions.channels_last else torch.preserve_format
     network.to(device=device, memory_format=layout).eval()
     whole = spread(counted, FITTED + HELD_OUT)
-    run_whole = partial(network.run_counted, *((conditions.batch_size,) if conditions.batch_size > 1 else ()))
+    run = partial(network.run_counted, *((conditions.batch_size,) if conditions.batch_size > 1 else ()))
     with torch.inference_mode(), _precision(conditions):
-        parts = _parts(network, counted, run_whole)
-        runs: dict[Any, Callable[[], object]] = {**parts.runs}
-
-        def run(row: Indices) -> None:
-            network.select(counted.names(row))
-            run_whole()
-
-        runs |= {row: partial(run, row) for row in whole}
+        parts = _parts(network, counted, run)
         if conditions.runtime == "onnxruntime":
-            runs = _in_onnx_runtime(network, counted, runs, conditions)
+            runs = _in_onnx_runtime(network, counted, parts, whole, conditions)
+        else:
+            runs = _in_torch(network, counted, parts, whole, run)
         seconds = {name: median(times) for name, times in interleaved(runs, ROUNDS, device).items()}
     times = [np.array([1e6 * seconds[key] for key in keys]) for keys in parts.keys]
     sums = np.array([sum(float(block[i]) for block, i in zip(times, row, strict=True)) for row in whole])
@@ -153,9 +148,15 @@ def _measured(network: RealNetwork, counted: Table, conditions: Conditions) -> d
 
 @dataclass(frozen=True)
 class _Parts:
-    runs: Mapping[Any, Callable[[], object]]
+    """The candidates of all blocks, each once: at sites alike, fed alike, it is the same one.
+
+    Attributes:
+        fed: each, and what enters it, by its key.
+        keys: of each block's candidates.
+    """
+
+    fed: Mapping[Any, tuple[nn.Module, Tensor]]
     keys: Sequence[Sequence[Any]]
-    """Which run is a candidate's, a list a block: at sites alike, fed alike, it is the same one."""
 
 
 def _parts(network: RealNetwork, counted: Table, run: Callable[[], object]) -> _Parts:
@@ -172,14 +173,14 @@ def _parts(network: RealNetwork, counted: Table, run: Callable[[], object]) -> _
     run()
     for handle in handles:
         handle.remove()
-    runs: dict[Any, Callable[[], object]] = {}
+    fed: dict[Any, tuple[nn.Module, Tensor]] = {}
     keys = []
     for block, branch in zip(blocks, branches, strict=True):
         x = entering[id(branch)]
         keys.append([(block.site, name, x.shape) for name in block.names])
         for key, name in zip(keys[-1], block.names, strict=True):
-            runs.setdefault(key, partial(block.candidate(name), x))
-    return _Parts(runs, keys)
+            fed.setdefault(key, (block.candidate(name), x))
+    return _Parts(fed, keys)
 
 
 def spread(table: Table, count: int) -> list[Indices]:
@@ -203,22 +204,34 @@ def _fingerprint(table: Table) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def _in_onnx_runtime(
-    network: Any, counted: Table, runs: Mapping[Any, Any], conditions: Conditions
+def _in_torch(
+    network: RealNetwork, counted: Table, parts: _Parts, whole: Sequence[Indices], run: Callable[[], object]
 ) -> dict[Any, Callable[[], object]]:
-    """The same candidates and whole networks as sessions of ONNX Runtime."""
+    """What runs each candidate, by its key, and each whole network, by its row."""
+
+    def run_whole(row: Indices) -> None:
+        network.select(counted.names(row))
+        run()
+
+    return {
+        **{key: partial(candidate, x) for key, (candidate, x) in parts.fed.items()},
+        **{row: partial(run_whole, row) for row in whole},
+    }
+
+
+def _in_onnx_runtime(
+    network: Any, counted: Table, parts: _Parts, whole: Sequence[Indices], conditions: Conditions
+) -> dict[Any, Callable[[], object]]:
+    """The same as sessions of ONNX Runtime."""
     if getattr(network, "detects", False):
         raise BudgetError("a detector is not run in ONNX Runtime here; limit its latency in torch, latency=120ms.")
-    sessions = {}
     threads = conditions.threads or 1
     with torch.inference_mode(False), torch.no_grad():  # torch.export takes no tensors made for inference
         images = torch.zeros(conditions.batch_size, *network.input_size)
-        for key, run in runs.items():
-            if isinstance(key[0], int):
-                network.select(counted.names(key))
-                sessions[key] = session(network, images, threads)
-            else:
-                sessions[key] = session(run.func, run.args[0].clone(), threads)
+        sessions = {key: session(candidate, x.clone(), threads) for key, (candidate, x) in parts.fed.items()}
+        for row in whole:
+            network.select(counted.names(row))
+            sessions[row] = session(network, images, threads)
     return sessions
 
 
