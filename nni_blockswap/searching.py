@@ -97,6 +97,11 @@ class Progress:
         return self.seconds / self.fresh if self.fresh else 0.0
 
     @property
+    def has_pace(self) -> bool:
+        """Whether the seconds of a score are known: the first one's hold the engine's preparations, too."""
+        return self.fresh > 1 or self.done == self.total
+
+    @property
     def spelled_engine(self) -> str:
         """Such as ``engine: plain (network by network, as the loss is one's own); 0.21 s a candidate``."""
         return f"engine: {self.engine}; {self.seconds_each:.2g} s a candidate"
@@ -186,8 +191,7 @@ def _search_by_places(
 def _chosen(settings: SearchSettings, folder: str, table: Table, homes: Sequence[Path]) -> list[Ranking]:
     """The exact optima by a library, once it is sure that it is one of this space and data."""
     library = Library.load(folder)
-    library.check_space(settings.space, settings.space_args)
-    library.check_data(settings.data)
+    library.check(settings.space, settings.space_args, settings.data)
     return choosing.choose(library, settings.proxy, table, settings.parsed(), settings.samples, homes)
 
 

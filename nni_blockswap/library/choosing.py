@@ -11,7 +11,7 @@ import numpy as np
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.cost.budget import Budget
-from nni_blockswap.cost.table import Table
+from nni_blockswap.cost.table import Indices, Table
 from nni_blockswap.library.library import Library
 from nni_blockswap.methods.optimum import optima
 from nni_blockswap.results.ranking import Ranking, check_overwrites
@@ -40,7 +40,8 @@ def choose(
         BudgetError: no architecture meets a budget.
         StateError: a folder holds another ranking.
     """
-    values = [np.array(block) for block in library.values(table, PROXIES[proxy])]
+    values = library.values(table, PROXIES[proxy])
+    arrays = [np.array(block) for block in values]
     of_all = {"proxy": proxy, "method": "optimum", "samples": min(count, LISTED), "library": str(library.folder),
               "library_digest": library.digest}  # fmt: skip
     extents = [{**of_all, "budget": str(budget)} for budget in budgets]
@@ -48,8 +49,8 @@ def choose(
     rankings = []
     for budget, extent in zip(budgets, extents, strict=True):
         scored = []
-        for row in optima(values, table, budget, min(count, LISTED)):
-            terms = [float(block[index]) for block, index in zip(values, row, strict=True)]
+        for row in optima(arrays, table, budget, min(count, LISTED)):
+            terms = _terms(values, row)
             provenance: dict[str, Any] = {**extent, "seed": library.about["seed"], "block_scores": terms}
             architecture = Architecture.from_indices(library.about["space"], library.about["space_args"], table, row)
             scored.append(architecture.scored(sum(terms), provenance))
@@ -62,7 +63,9 @@ def choose(
 def sums(library: Library, proxy: str, table: Table, architectures: Sequence[Mapping[str, str]]) -> list[float]:
     """The score of each of these architectures, given as canonical choices by label; low is good."""
     values = library.values(table, PROXIES[proxy])
-    return [
-        sum(block[index] for block, index in zip(values, table.index(choices), strict=True))
-        for choices in architectures
-    ]
+    return [sum(_terms(values, table.index(choices))) for choices in architectures]
+
+
+def _terms(values: Sequence[Sequence[float]], row: Indices) -> list[float]:
+    """What each block adds to the score of an architecture."""
+    return [float(block[index]) for block, index in zip(values, row, strict=True)]

@@ -88,8 +88,9 @@ class Library:
                 "build one for that."
             )
 
-    def check_data(self, data: str) -> None:
-        """Raise StateError unless it learned from the data set of this name."""
+    def check(self, space: str, space_args: Mapping[str, Any], data: str) -> None:
+        """Raise StateError unless the library is one of this space and learned from the data set of this name."""
+        self.check_space(space, space_args)
         if data != self.about["data"]:
             raise StateError(
                 f"the library in '{self.folder}' learned from {self.about['data']}, not from {data}; build one."

@@ -152,8 +152,7 @@ def _sums(
         if proxies:
             raise ConfigError(f"'{proxies[0]}' adds up a library's errors; name its folder.")
         return {}
-    library.check_space(settings.space, settings.space_args)
-    library.check_data(settings.data)
+    library.check(settings.space, settings.space_args, settings.data)
     table = cost_table(settings.space, complete_args(settings.space, settings.space_args))
     choices = [one.architecture.choices for one in trained]
     return {name: choosing.sums(library, name, table, choices) for name in proxies}
