@@ -113,7 +113,7 @@ class _Bar:
         return self
 
     def __call__(self, progress: Progress) -> None:
-        if progress.engine != self._told and (progress.fresh > 1 or progress.done == progress.total):
+        if progress.engine != self._told and progress.has_pace:
             self._told = progress.engine
             self._bar.write(progress.spelled_engine)
         self._bar.total = progress.total

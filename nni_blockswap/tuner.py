@@ -250,7 +250,7 @@ class _Watch:
         self._engine = ""
 
     def __call__(self, progress: "Progress") -> None:
-        if progress.engine != self._engine and (progress.fresh > 1 or progress.done == progress.total):
+        if progress.engine != self._engine and progress.has_pace:
             self._engine = progress.engine
             _log.info("%s", progress.spelled_engine)
         self._note(progress.done == progress.total, asdict(progress))
