@@ -8,9 +8,10 @@ from typing import Any, cast
 from nni_blockswap import searching
 from nni_blockswap.architecture import named_arguments
 from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.conversation import OnProgress, Progress
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.results.ranking import Ranking
-from nni_blockswap.searching import OnProgress, Progress, SearchSettings
+from nni_blockswap.searching import SearchSettings
 from nni_blockswap.tasks import TASKS, Task
 from nni_blockswap.tasks.loader import LoaderTask, Loss, LossTask, is_data_module, loaders_of
 

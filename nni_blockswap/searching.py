@@ -1,8 +1,7 @@
 """BlockSwap's search, from a space and a budget to a ranking (section 4): ask, score, tell; rank."""
 
-import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 import nni_blockswap
 from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.conversation import OnProgress, Scoring, converse, mean_of
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.cost.table import Indices, Table
 from nni_blockswap.errors import BudgetError, ConfigError, SpaceError
@@ -23,7 +23,7 @@ from nni_blockswap.results.board import Board
 from nni_blockswap.results.journal import Journal
 from nni_blockswap.results.ranking import Ranking, check_overwrites
 from nni_blockswap.scoring.engines.cpu_layers import can_compile
-from nni_blockswap.scoring.proxies import Score, make_proxy, mean_score
+from nni_blockswap.scoring.proxies import Score, make_proxy
 from nni_blockswap.scoring.proxies.combination import parts, scores_of
 from nni_blockswap.scoring.scorer import Scorer
 from nni_blockswap.scoring.settings import ScoreSettings, check_count
@@ -80,46 +80,6 @@ class SearchSettings(ScoreSettings):
         return list(found)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a search is: scores done and wanted, seconds and scores of this run, the best so far, and what scores."""
-
-    done: int
-    total: int
-    seconds: float
-    fresh: int
-    best: float | None
-    engine: str = ""
-
-    @property
-    def seconds_each(self) -> float:
-        """Seconds a score takes; 0 before the first score."""
-        return self.seconds / self.fresh if self.fresh else 0.0
-
-    @property
-    def has_pace(self) -> bool:
-        """Whether the seconds of a score are known: the first one's hold the engine's preparations, too."""
-        return self.fresh > 1 or self.done == self.total
-
-    @property
-    def spelled_engine(self) -> str:
-        """Such as ``engine: plain (network by network, as the loss is one's own); 0.21 s a candidate``."""
-        return f"engine: {self.engine}; {self.seconds_each:.2g} s a candidate"
-
-    @property
-    def rate(self) -> float:
-        """Scores a second."""
-        return self.fresh / self.seconds if self.seconds else 0.0
-
-    @property
-    def seconds_left(self) -> float:
-        """Estimate; infinite before the first score."""
-        return (self.total - self.done) / self.rate if self.rate else float("inf")
-
-
-OnProgress = Callable[[Progress], None]
-
-
 def search(
     settings: SearchSettings,
     out: str | Path | None = None,
@@ -152,7 +112,7 @@ def search(
     journal = Journal(folder, _identity(settings, scorer))
     with closing(journal), closing(scorer), Board(folder, proxy.higher_is_better) as board:
         check_overwrites(homes, extents)
-        found = _converse(methods, _Scoring(scorer, journal, board, on_progress), table)
+        found = converse(methods, Scoring(scorer, journal, board, on_progress), table)
         rankings = [
             _rank(settings, scorer, table, budget, rows, journal) for budget, rows in zip(budgets, found, strict=True)
         ]
@@ -222,9 +182,9 @@ def score(
         closing(Journal(Path(out) if out is not None else None, _identity(settings, scorer))) as journal,
         closing(scorer),
     ):
-        scoring = _Scoring(scorer, journal, Board(None, scorer.proxy.higher_is_better), on_progress)
+        scoring = Scoring(scorer, journal, Board(None, scorer.proxy.higher_is_better), on_progress)
         scoring.score(architectures, settings.inits)
-    return [_mean(journal, choices, settings.inits) for choices in architectures]
+    return [mean_of(journal, choices, settings.inits) for choices in architectures]
 
 
 def table_of(settings: SearchSettings) -> Table:
@@ -240,65 +200,6 @@ def make_method(settings: SearchSettings, table: Table, budget: Budget, higher_i
     """The method that searches ``budget``; what it proposes does not depend on other budgets."""
     problem = Problem(table, budget, settings.samples, settings.seed, settings.inits, higher_is_better)
     return METHODS[settings.method](problem)
-
-
-def _converse(methods: Sequence[Method], scoring: "_Scoring", table: Table) -> list[list[Indices]]:
-    """Ask all methods, score what they want, and tell them, until none wants more.
-
-    Returns:
-        What each wanted full scores of, in the order in which it asked.
-    """
-    everything = scoring.inits
-    found: list[dict[Indices, None]] = [{} for _ in methods]
-    asking = dict(enumerate(methods))
-    while asking:
-        requests = {number: request for number, method in asking.items() if (request := method.ask()) is not None}
-        wanted: dict[int, set[Indices]] = {}
-        for request in requests.values():
-            wanted.setdefault(request.inits or everything, set()).update(request.rows)
-        for inits, rows in sorted(wanted.items()):
-            scoring.score([table.names(row) for row in sorted(rows)], inits)  # neighbours share their first blocks
-        for number, request in requests.items():
-            inits = request.inits or everything
-            if inits == everything:
-                found[number] |= dict.fromkeys(request.rows)
-            asking[number].tell({row: _mean(scoring.journal, table.names(row), inits).value for row in request.rows})
-        asking = {number: asking[number] for number in requests}
-    return [list(rows) for rows in found]
-
-
-class _Scoring:
-    """Brings scores into the journal, and tells how far it is."""
-
-    def __init__(self, scorer: Scorer, journal: Journal, board: Board, on_progress: Callable[[Progress], None]) -> None:
-        self.inits = scorer.settings.inits
-        self.journal = journal
-        self._scorer, self._board, self._on_progress = scorer, board, on_progress
-        self._wanted: set[tuple[int, str]] = set()
-        self._done = self._fresh = 0
-        self._start = time.monotonic()
-
-    def score(self, wanted: Sequence[Mapping[str, str]], inits: int) -> None:
-        """Bring the scores of ``wanted`` into the journal, one draw of the weights after the other."""
-        spelled = {_spell(choices): choices for choices in wanted}
-        asked = {(init, text) for init in range(inits) for text in spelled} - self._wanted
-        for key in self.journal:
-            if key in asked:
-                self._done += 1
-                self._board.add(self.journal[key].value)
-        self._wanted |= asked
-        for init in range(inits):
-            missing = [text for text in spelled if (init, text) not in self.journal]
-            found = self._scorer.scores(init, [spelled[text] for text in missing]) if missing else ()
-            for position, score in found:
-                self.journal.add(init, missing[position], score)
-                self._tell(self._board.add(score.value))
-
-    def _tell(self, best: float | None) -> None:
-        self._done, self._fresh = self._done + 1, self._fresh + 1
-        seconds = time.monotonic() - self._start
-        told = Progress(self._done, len(self._wanted), seconds, self._fresh, best, self._scorer.engine)
-        self._on_progress(told)
 
 
 def _identity(settings: ScoreSettings, scorer: Scorer) -> dict[str, Any]:
@@ -334,7 +235,7 @@ def _rank(
     scored = []
     for indices in found:
         architecture = Architecture.from_indices(settings.space, scorer.space_args, table, indices)
-        score = _mean(journal, architecture.choices, settings.inits)
+        score = mean_of(journal, architecture.choices, settings.inits)
         scored.append(architecture.scored(score.value, {**provenance, "block_scores": list(score.blocks)}))
     return Ranking.of(str(budget), scored, higher_is_better=scorer.proxy.higher_is_better)
 
@@ -350,11 +251,3 @@ def _extent(settings: SearchSettings, table: Table, budget: Budget) -> dict[str,
     candidates = f"{zlib.crc32(repr(table.candidates).encode()):08x}"  # a name for the lists of all blocks
     return {"proxy": settings.proxy, "method": settings.method, "inits": settings.inits, "samples": settings.samples,
             "budget": str(budget), "candidates": candidates}  # fmt: skip
-
-
-def _mean(journal: Journal, choices: Mapping[str, str], inits: int) -> Score:
-    return mean_score([journal[init, _spell(choices)] for init in range(inits)])
-
-
-def _spell(choices: Mapping[str, str]) -> str:
-    return " ".join(choices.values())

@@ -11,9 +11,10 @@ from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace
 from nni.nas.strategy.base import Strategy
 
 from nni_blockswap.architecture import Architecture, load_space, named_arguments
+from nni_blockswap.conversation import Progress
 from nni_blockswap.errors import BlockSwapError, ConfigError, SpaceError
 from nni_blockswap.experiment.classargs import argument_faults, read_settings
-from nni_blockswap.searching import Progress, search
+from nni_blockswap.searching import search
 
 PERIOD = 10.0
 """Seconds between two lines about how far the search is."""

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors", "files", "seeds", "metric", "key_values", "trust", "registry", "exporting",
     "cost", "architecture", "methods", "blocks", "tasks", "scoring", "results",
-    "training.checkpoints", "training.unwrapping", "library",
+    "conversation", "training.sources", "training.checkpoints", "training.unwrapping", "library",
     "searching", "own", "training.attention", "experiment.students", "studies", "experiment", "training",
     "tuner", "strategy", "cli", "__main__",
 ]  # fmt: skip

@@ -98,7 +98,7 @@ class Follower:
 def search_text(folder: Path) -> str:
     """How far the search of the experiment in ``folder`` is."""
     from nni_blockswap.cli.search import candidates
-    from nni_blockswap.searching import Progress
+    from nni_blockswap.conversation import Progress
 
     checkpoint = folder / CHECKPOINT
     if (checkpoint / "students.json").exists():

@@ -23,7 +23,8 @@ from nni_blockswap.cli.terminal import ProgressLine, spell_time
 from nni_blockswap.errors import ConfigError
 
 if TYPE_CHECKING:  # torch is imported when a search starts, not for --help
-    from nni_blockswap.searching import Progress, SearchSettings
+    from nni_blockswap.conversation import Progress
+    from nni_blockswap.searching import SearchSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

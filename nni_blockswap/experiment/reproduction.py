@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from nni_blockswap.conversation import Progress
 from nni_blockswap.errors import BlockSwapError, ConfigError
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.experiment.page import Part, write_page
 from nni_blockswap.experiment.unmanaged import TRIALS, Changes, run_experiment
 from nni_blockswap.scoring.proxies import PAPER
-from nni_blockswap.searching import Progress
 from nni_blockswap.studies.figures import FIGURES, draw
 from nni_blockswap.studies.published import TABLES, lay_beside
 from nni_blockswap.studies.report import report

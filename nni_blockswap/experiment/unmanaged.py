@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.architecture import Architecture
+from nni_blockswap.conversation import Progress
 from nni_blockswap.experiment.classargs import read_settings
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.files import read_json, write_json
-from nni_blockswap.searching import Progress
 from nni_blockswap.studies.comparison import Comparison, contestants
 from nni_blockswap.trust import distrust
 

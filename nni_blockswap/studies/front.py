@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nni_blockswap.architecture import Architecture
+from nni_blockswap.conversation import OnProgress
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.cost.resources import RESOURCES
 from nni_blockswap.cost.table import Table
@@ -23,7 +24,7 @@ from nni_blockswap.library.library import Library
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.results.tables import write_csv, write_png
 from nni_blockswap.scoring.proxies import make_proxy
-from nni_blockswap.searching import OnProgress, SearchSettings, score, search, table_of
+from nni_blockswap.searching import SearchSettings, score, search, table_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

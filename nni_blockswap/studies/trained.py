@@ -6,12 +6,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from nni_blockswap.conversation import Progress
 from nni_blockswap.errors import StateError
 from nni_blockswap.files import read_json, write_text
 from nni_blockswap.library.library import Library
 from nni_blockswap.results.tables import markdown, write_csv
 from nni_blockswap.scoring.settings import ScoreSettings
-from nni_blockswap.searching import Progress
 from nni_blockswap.studies.comparison import RANDOM
 from nni_blockswap.studies.published import content
 from nni_blockswap.studies.rank_study import FEWEST, Correlation, Trained, rank_study
