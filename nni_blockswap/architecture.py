@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import json
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from nni_blockswap.cost.resources import RESOURCES
 from nni_blockswap.cost.table import ORIGINAL, Table
 from nni_blockswap.errors import BlockSwapError, SpaceError, first_line, shown
 from nni_blockswap.files import read_json, write_json
+from nni_blockswap.finite import is_finite
 from nni_blockswap.registry import load
 from nni_blockswap.trust import distrust
 
@@ -214,7 +214,7 @@ class Architecture:
 
 
 def _is_score(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and type(value) is not bool and math.isfinite(value))
+    return value is None or (isinstance(value, int | float) and type(value) is not bool and is_finite(value))
 
 
 def with_space(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """What a network is judged by: the name of the figure, how it is shown, and which of two is the better one."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from nni_blockswap.errors import StateError
+from nni_blockswap.finite import is_finite
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def judged(result: Mapping[str, Any]) -> tuple[Metric, float]:
     """
     metric = _metric_of(result)
     value = result.get(metric.key) if metric is not None else None
-    if metric is None or isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if metric is None or isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
         raise StateError(
             f"the trial of {result.get('architecture_id')} has no value of its metric in its result; run it again."
         )

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from nni_blockswap.errors import ConfigError
+from nni_blockswap.finite import is_finite
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Range:
         option, kind = spelled(name), "a whole number" if self.whole else "a number"
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             raise ConfigError(f"{option} must be {kind}, not {value!r}.")
-        if not math.isfinite(value):
+        if not is_finite(value):
             raise ConfigError(f"{option} must be finite, which {value} is not.")
         if self.from_zero and value < 0:
             raise ConfigError(f"{option} must not be negative, as {value} is.")
