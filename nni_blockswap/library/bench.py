@@ -149,13 +149,13 @@ class Bench:
             self._optimisers[name].load_state_dict({"state": momenta, "param_groups": groups})
 
     def finish(self, errors: Mapping[str, Error]) -> None:
-        """Keep what was learned; of a candidate that got worse, what it began with."""
+        """Keep what was learned; of a candidate that got worse or diverged, what it began with."""
         kept, settled = {}, []
         for name, error in errors.items():
             start = self.starts[name]
-            if start.value - error.value <= error.deviation:
+            if not start.value - error.value > error.deviation:
                 settled.append(name)
-            if error.value > start.value:
+            if not error.value <= start.value:
                 self.candidates[name].load_state_dict(self.beginning(name).state_dict())
                 error = start
             kept[name] = [error.value, error.deviation]

@@ -96,7 +96,10 @@ def _claim(folder: Path, settings: LibrarySettings, teacher: str, data: str) -> 
     }
     identity["versions"] = {"nni_blockswap": nni_blockswap.__version__, "torch": torch.__version__}
     if (folder / ABOUT).exists():
-        before = read_json(folder / ABOUT)
+        try:
+            before = dict(read_json(folder / ABOUT))
+        except (ValueError, TypeError) as error:
+            raise StateError(f"'{folder / ABOUT}' is damaged; choose another folder, or delete this one.") from error
         loose = ("steps", "teacher", "device", "versions")  # a teacher is known by its digest, not by its path
         changed = [f"{name} was {before.get(name)}, now {value}" for name, value in identity.items()
                    if name not in loose and before.get(name) != value]  # fmt: skip

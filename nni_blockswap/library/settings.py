@@ -1,5 +1,6 @@
 """What a library is made of, and how it is taught."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,8 +60,10 @@ class LibrarySettings:
             check_count(name, getattr(self, name))
         if self.blocks_at_once is not None:
             check_count("blocks_at_once", self.blocks_at_once)
-        if not self.lr > 0 or self.weight_decay < 0:
-            raise ConfigError(f"lr is above 0 and weight_decay not below, not {self.lr} and {self.weight_decay}.")
+        if not 0 < self.lr < math.inf or not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(
+                f"lr is above 0, weight_decay not below, and both finite, not {self.lr} and {self.weight_decay}."
+            )
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision is {' or '.join(PRECISIONS)}, not '{self.precision}'.")
         check_seed(self.seed, "seed")
