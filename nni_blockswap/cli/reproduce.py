@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Reproduce; faults at the end."""
     from nni_blockswap.cli.search import SearchLine
-    from nni_blockswap.experiment.reproduction import PAGE, Plan, reproduce
+    from nni_blockswap.experiment.plan import Plan
+    from nni_blockswap.experiment.reproduction import PAGE, reproduce
 
     out = Path(options.out)
     with SearchLine() as shown:

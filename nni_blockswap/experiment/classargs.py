@@ -1,8 +1,7 @@
 """The tuner's classArgs: from what stands in an nnictl config to the settings of a search."""
 
-import math
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -11,6 +10,7 @@ from nni_blockswap.architecture import cost_table, with_space
 from nni_blockswap.blocks.nni_format import from_nni
 from nni_blockswap.errors import BlockSwapError, ConfigError, shown
 from nni_blockswap.files import expanded
+from nni_blockswap.finite import is_finite
 from nni_blockswap.scoring.settings import check_count
 from nni_blockswap.searching import SearchSettings
 from nni_blockswap.studies.comparison import Comparison
@@ -63,9 +63,9 @@ def wrong_types(arguments: Mapping[Any, Any]) -> dict[Any, str]:
     """By name, a sentence for each classArg that is none by its type."""
     kinds = _kinds()
     return {
-        name: f"the tuner's argument {name} is {_spell(kinds.get(name, str))}, not {shown(value)}."
+        name: f"the tuner's argument {name} is {spell(kinds.get(name, str))}, not {shown(value)}."
         for name, value in arguments.items()
-        if not isinstance(name, str) or (name in kinds and not _fits(value, kinds[name]))
+        if not isinstance(name, str) or (name in kinds and not fits(value, kinds[name]))
     }
 
 
@@ -97,20 +97,24 @@ def _blocks(arguments: Mapping[str, Any]) -> int:
     return len(cost_table(arguments["space"], arguments.get("space_args")).labels) if "space" in arguments else 0
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a config is of the type ``hint``: numbers finite, names in mappings text, sequences lists."""
     if get_origin(hint) in (Union, types.UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
+        return any(fits(value, part) for part in get_args(hint))
     kind = get_origin(hint) or hint
     if kind in (int, float):
-        return isinstance(value, int | kind) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | kind) and not isinstance(value, bool) and is_finite(value)
+    if kind is Sequence:
+        return isinstance(value, list) and all(fits(part, get_args(hint)[0]) for part in value)
     if isinstance(value, Mapping):
         return isinstance(value, kind) and all(isinstance(name, str) for name in value)
     return isinstance(value, kind)
 
 
-def _spell(hint: Any) -> str:
+def spell(hint: Any) -> str:
+    """The type in a sentence."""
     if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_spell(part) for part in get_args(hint))
+        return " or ".join(spell(part) for part in get_args(hint))
     names = {
         str: "text",
         int: "a whole number",
@@ -118,5 +122,6 @@ def _spell(hint: Any) -> str:
         bool: "true or false",
         type(None): "null",
         list: "a list",
+        Sequence: "a list",
     }
-    return names.get(hint, "a mapping of names to values")
+    return names.get(get_origin(hint) or hint, "a mapping of names to values")

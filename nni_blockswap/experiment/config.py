@@ -1,9 +1,10 @@
 """The nnictl config of an experiment, as far as it concerns this package."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
-from nni_blockswap.errors import ConfigError
+from nni_blockswap.errors import ConfigError, shown
 from nni_blockswap.experiment.yaml_file import read_yaml
 from nni_blockswap.files import expanded
 from nni_blockswap.metric import Metric
@@ -38,6 +39,14 @@ class Config:
         return self.resolve(self.content.get("trialCodeDirectory", "."))
 
     @property
+    def trial_command(self) -> list[str]:
+        """Its words. Raises ConfigError where there is none."""
+        found = words_of(self.content.get("trialCommand"), f"the trialCommand of '{self.path}'")
+        if not found:
+            raise ConfigError(f"the trialCommand of '{self.path}' is empty; as in 'python -m trial.distill'.")
+        return found
+
+    @property
     def service(self) -> dict[str, Any]:
         """The training service."""
         service = self.content.get("trainingService")
@@ -68,3 +77,13 @@ class Config:
             names = read_candidates(self.resolve(self.content["searchSpaceFile"]))
             return {label: {"_type": "choice", "_value": values} for label, values in names.items()}
         return self.content.get("searchSpace")
+
+
+def words_of(command: object, what: str) -> list[str]:
+    """The words of a command line. Raises ConfigError where it is no text, or a quote in it is not closed."""
+    if not isinstance(command, str):
+        raise ConfigError(f"{what} is text, not {shown(command)}.")
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise ConfigError(f"{what} is no command line ({error}): {shown(command)}.") from error

@@ -1,96 +1,25 @@
 """All of the paper's tables and figures in order: experiments, what is made of their trials, one page of it all.
 
-A plan names experiments, each an nnictl config; sections of the page, each made of the trials of some experiments; and
-scales, which say what an experiment has otherwise than its config. What is done is not done again.
+What is done is not done again.
 """
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from nni_blockswap.conversation import Progress
-from nni_blockswap.errors import BlockSwapError, ConfigError
+from nni_blockswap.errors import BlockSwapError
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.experiment.page import Part, write_page
+from nni_blockswap.experiment.plan import Plan, Scale, Section
 from nni_blockswap.experiment.unmanaged import TRIALS, Changes, run_experiment
 from nni_blockswap.scoring.proxies import PAPER
-from nni_blockswap.studies.figures import FIGURES, draw
-from nni_blockswap.studies.published import TABLES, lay_beside
+from nni_blockswap.studies.figures import draw
+from nni_blockswap.studies.published import lay_beside
 from nni_blockswap.studies.report import report
 from nni_blockswap.studies.trained import study_experiment
 
 PAGE = "index.html"
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page.
-
-    Attributes:
-        of: the experiments whose trials it is made of.
-        shows: ``table N``, ``figure NAME`` or ``report``, as ``blockswap report`` has them; ``table 1``, a rank study.
-        paper: what the paper has there, in a sentence.
-    """
-
-    title: str
-    of: Sequence[str]
-    shows: str
-    paper: str = ""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large everything is.
-
-    Attributes:
-        what: in a sentence, for the page.
-        class_args: over those of every experiment's tuner.
-        trial: options for every trial's command.
-        at_once: trials side by side.
-        experiments: by name, fields of the comparison over those of the experiment.
-        without: experiments that are left out.
-        study: ``train_minibatches`` and fields of ``ScoreSettings`` for Table 1.
-    """
-
-    what: str
-    class_args: Mapping[str, Any] = field(default_factory=dict)
-    trial: str = ""
-    at_once: int = 1
-    experiments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    without: Sequence[str] = ()
-    study: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Plan:
-    """A plan's file.
-
-    Raises:
-        ConfigError: it cannot be read, or something in it is not what it should be.
-    """
-
-    def __init__(self, path: Path) -> None:
-        content = Config(path).content
-        try:
-            self.experiments = {name: path.parent / config for name, config in content["experiments"].items()}
-            self.sections = [Section(**one) for one in content["sections"]]
-            self._scales = {name: Scale(**one) for name, one in content["scales"].items()}
-        except (KeyError, TypeError, AttributeError) as error:
-            known = ", ".join(one.name for one in fields(Scale))
-            raise ConfigError(
-                f"the plan '{path}' has experiments, sections (title, of, shows, paper) and scales ({known}): {error}."
-            ) from error
-        for section in self.sections:
-            kind, _, name = section.shows.partition(" ")
-            if name not in {"table": ("1", *TABLES), "figure": tuple(FIGURES), "report": ("",)}.get(kind, ()):
-                raise ConfigError(f"the section '{section.title}' shows '{section.shows}', which nobody can make.")
-
-    def scale(self, name: str) -> Scale:
-        """The scale called ``name``. Raises ConfigError where there is none."""
-        if name not in self._scales:
-            raise ConfigError(f"there is no scale '{name}'; choose from {', '.join(self._scales)}.")
-        return self._scales[name]
 
 
 def reproduce(

@@ -6,7 +6,6 @@ by the next call: scores, the list of trials, and each trial from its last epoch
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.conversation import Progress
+from nni_blockswap.errors import StateError
 from nni_blockswap.experiment.classargs import read_settings
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.files import read_json, write_json
@@ -61,8 +61,8 @@ def run_experiment(
     Returns:
         A sentence for each trial that failed; the next call tries them again.
     """
+    command = [*config.trial_command, *changes.trial]
     trials = _trials(config, changes, out, on_progress)
-    command = [*shlex.split(config.content["trialCommand"]), *changes.trial]
     folders = [out / TRIALS / f"{number:03d}" for number in range(len(trials))]
     waiting = [pair for pair in zip(folders, trials, strict=True) if not (pair[0] / RESULT).exists()]
     say(f"{len(trials)} trials, {len(trials) - len(waiting)} of them done already.")
@@ -85,12 +85,14 @@ def _trials(
     path = out / "trials.json"
     if not path.exists():
         arguments = {**config.arguments, **changes.class_args}
-        comparison = Comparison.read({**config.arguments.get("comparison", {}), **changes.comparison})
         search_space = {} if "space_args" in changes.class_args else config.search_space()  # that is of another space
         settings, _ = read_settings({**arguments, "students": 1}, search_space, config.code_directory)
+        comparison = Comparison.read({**config.arguments.get("comparison", {}), **changes.comparison})
         write_json(path, contestants(comparison, settings, out / "search", on_progress))
-    found: list[dict[str, Any]] = read_json(path)
-    return found
+    try:
+        return [dict(one) for one in read_json(path)]
+    except (ValueError, TypeError) as error:
+        raise StateError(f"'{path}' is damaged ({error}); delete it and start again.") from error
 
 
 def _run(

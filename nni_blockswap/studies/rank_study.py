@@ -130,6 +130,8 @@ def rank_study(
         settings: of the scores; its proxy and train_minibatches give way to those of the study.
         library: whose errors the proxies "library" and "library_log" add up, whatever the number of minibatches.
     """
+    if not proxies or not train_minibatches:
+        raise ConfigError("a rank study is of at least one proxy, after at least one number of training minibatches.")
     found = []
     summed = _sums(trained, settings, [name for name in proxies if name in choosing.PROXIES], library)
     choices = [one.architecture.choices for one in trained]

@@ -62,7 +62,8 @@ def study_experiment(
         if point.method != RANDOM or len(trained) < FEWEST:
             continue
         first = trained[0].architecture
-        given = {"space": first.space, "space_args": first.space_args, **data_of(folders), **settings}
+        data = {} if "data" in settings else data_of(folders)
+        given = {"space": first.space, "space_args": first.space_args, **data, **settings}
         home = Path(out) / point.variant
         study = rank_study(trained, ScoreSettings(**given), proxies, train_minibatches, home, on_progress, library)
         found.append(Studied(point.variant, point.params / first.teacher().params, tuple(study)))
@@ -94,13 +95,16 @@ def data_of(folders: Iterable[str | Path]) -> dict[str, Any]:
     """The data that trials below ``folders`` were trained on, as ``ScoreSettings`` names it.
 
     Raises:
-        StateError: there is no trial that says.
+        StateError: there is no trial that says, or one is damaged.
     """
-    path = next((path for folder in folders for path in Path(folder).rglob("settings.json")), None)
-    if path is None:
-        raise StateError("no trial here says what data it was trained on; give --data (and --data-root).")
-    kept = read_json(path)
-    return {name: kept[name] for name in ("data", "data_root", "data_options") if name in kept}
+    for path in (path for folder in folders for path in Path(folder).rglob("settings.json")):
+        try:
+            kept = dict(read_json(path))
+        except (OSError, ValueError, TypeError) as error:
+            raise StateError(f"'{path}' is damaged ({error}); train that trial again.") from error
+        if "data" in kept:
+            return {name: kept[name] for name in ("data", "data_root", "data_options") if name in kept}
+    raise StateError("no trial here says what data it was trained on; give --data (and --data-root).")
 
 
 def table_1(studied: Sequence[Studied]) -> list[list[str]]:

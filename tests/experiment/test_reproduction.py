@@ -10,7 +10,8 @@ from nni_blockswap.cli import main
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.experiment.page import Part, write_page
-from nni_blockswap.experiment.reproduction import Plan, Scale, show
+from nni_blockswap.experiment.plan import Plan, Scale
+from nni_blockswap.experiment.reproduction import show
 from nni_blockswap.studies.comparison import Comparison
 from tests.studies.test_report import GROUPED, MIXED, trial
 from trial import detect, distill
@@ -81,7 +82,14 @@ def test_tables_are_shown_as_they_are_with_long_fractions_cut(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"scales": {"tiny": {"speed": 3}}}, "experiments, sections .* and scales"),
+        ({"scales": {"tiny": {"speed": 3}}}, "the scale tiny has no 'speed'; it has what, class_args, .*, study"),
+        ({"scales": {"tiny": {}}}, "the scale tiny has no what; add it"),
+        ({"scales": {"tiny": "small"}}, "the scale tiny is a mapping of names to values, not 'small'"),
+        ({"scales": {"tiny": {"what": "A", "trial": "--lr '3"}}}, "trial is no command line .No closing quotation."),
+        ({"scales": {"tiny": {"what": "A", "study": {"batch_size": ""}}}}, "batch_size of the study is a whole number"),
+        ({"scales": {"../tiny": {"what": "A"}}}, "'../tiny' names a folder, too"),
+        ({"sections": [{"title": "A", "of": ["nope"], "shows": "report"}]}, "it has no experiment 'nope'"),
+        ({"sections": [{"title": "A", "of": "mixing", "shows": "report"}]}, "of of a section is a list, not 'mixing'"),
         ({"sections": [{"title": "A", "of": ["mixing"], "shows": "table 7"}]}, "'A' shows 'table 7'"),
         ({"sections": [{"title": "A", "of": ["mixing"], "shows": "pictures"}]}, "which nobody can make"),
     ],

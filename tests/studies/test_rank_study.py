@@ -254,3 +254,9 @@ def test_a_combination_is_made_of_scores_that_are_there_already(tmp_path):
     places = [[sorted(one.scores).index(score) + 1 for score in one.scores] for one in (alone, costs)]
     assert both.scores == tuple(sum(two) / 4 for two in zip(*places, strict=True))
     assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == ["l2_norm-1", "params-1"]
+
+
+@pytest.mark.parametrize(("proxies", "steps"), [([], [1]), (["fisher"], [])])
+def test_a_study_of_nothing_is_refused(tmp_path, proxies, steps):
+    with pytest.raises(ConfigError, match="at least one proxy, after at least one number of training minibatches"):
+        rank_study([], SETTINGS, proxies, steps, tmp_path)
