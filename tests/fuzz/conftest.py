@@ -1,11 +1,14 @@
 """Valid input for the tests to make wrong."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from nni_blockswap.architecture import Architecture
+from tests.conftest import generated_coco
 from tests.fuzz import valid
 from tests.fuzz.harness import run_blockswap, run_trial
 from trial import distill
@@ -30,4 +33,21 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert (searched.code, trained.code) == (0, 0), searched.err + trained.err
     (home / "space.json").write_text(json.dumps(valid.CONFIG["searchSpace"]))
     (home / "config.yml").write_text(yaml.safe_dump(valid.CONFIG))
+    (home / "compared.yml").write_text(yaml.safe_dump(valid.config(valid.BOTH)))
+    (home / "plan.yml").write_text(yaml.safe_dump(valid.PLAN))
+    errors = zip((10, 20, 30), ("S S S", "G(4) S B(2)", "B(2) B(2) B(2)"), strict=True)
+    (home / "trained.csv").write_text("error,choices\n" + "".join(f"{error},{names}\n" for error, names in errors))
+    (teacher,) = (home / "teachers").glob("*.pt")
+    shutil.copy(teacher, home / "teacher.pt")
+    return home
+
+
+@pytest.fixture(scope="session")
+def detectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier to make a detector of, and images to train it on."""
+    home = tmp_path_factory.mktemp("detectors")
+    (home / "coco").mkdir()
+    generated_coco(home / "coco", count=2)
+    smallest = Architecture.from_choices("search_spaces.resnet:ResNetSpace", ["G(N)"] * 8, {"depth": 18})
+    smallest.save(home / "classifier.json")
     return home

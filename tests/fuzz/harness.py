@@ -96,6 +96,7 @@ def _ended(command: Callable[[], int], words: Sequence[str]) -> Ended:
 @contextlib.contextmanager
 def _apart() -> Iterator[None]:
     """Undo what a command leaves in its process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(trust, "_always", [])
         patch.setattr(sys, "path", [*sys.path])
@@ -104,6 +105,8 @@ def _apart() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(1)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

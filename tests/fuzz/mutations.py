@@ -21,7 +21,7 @@ TEXTS = ("", " ", "x", "nan", "inf", "-1", "0", "1e400", "9" * 5000, "36%", "0%"
 """What stands for something else somewhere, is no text that anybody means, or is beyond every measure. None names a
 file that could be overwritten, or a function that does harm."""
 
-NUMBERS = (0, -1, 1, 2, 3, 7, 1000, 10**5, 2**31, 2**32, 2**63, -(2**63), 10**30, 0.5, -0.5, 1e-300, 1e308,
+NUMBERS = (0, -1, 1, 2, 3, 7, 1000, 10**5, 2**31, 2**32, 2**63, -(2**63), 10**30, 10**400, 0.5, -0.5, 1e-300, 1e308,
            float("inf"), float("-inf"), float("nan"))  # fmt: skip
 OTHERS = (None, True, False, [], {}, [[]], [None], ["S"], {"a": 1}, {1: 0}, {"": ""}, DEEP)
 

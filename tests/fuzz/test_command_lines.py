@@ -1,14 +1,17 @@
-"""Command lines that are wrong somewhere, of every command that starts no experiment, and of trials."""
+"""Command lines that are wrong somewhere, of every command that starts no process, and of trials."""
 
+import math
 import shutil
 
 import pytest
 from hypothesis import strategies as st
 
+from nni_blockswap.cli import parser
+from nni_blockswap.library.library import Library
 from tests.fuzz.harness import examine, run_blockswap, run_trial
 from tests.fuzz.mutations import miswritten
-from tests.fuzz.valid import IMAGES, SCORE, SEARCH, SPACE, TRAIN
-from trial import distill, teacher
+from tests.fuzz.valid import DETECT, IMAGES, SCORE, SEARCH, SPACE, TRAIN
+from trial import detect, distill, teacher
 
 COMMANDS = [
     ["space", *SPACE, "--budget", "60%", "--tolerance", "0.1", "--search-space-file", "space.json", "--json"],
@@ -23,6 +26,15 @@ COMMANDS = [
     ["export", "trial", "--fold-bn", "--format", "safetensors", "--out", "new"],
     ["report", "trial", "--latency-batch", "0", "--table", "2", "--out", "new"],
     ["status", "trial"],
+    ["init", "mine"],
+    ["rank-study", "trained.csv", *SPACE, *IMAGES, *SCORE, "--proxies", "fisher", "--train-minibatches", "1", "2",
+     "--out", "new"],
+]  # fmt: skip
+TAUGHT = ["--teacher", "teacher.pt", "--steps", "2", "--batch-size", "8", "--held-out", "8", "--out", "new"]
+LIBRARIES = [
+    ["library", *SPACE, *IMAGES, *TAUGHT, "--lr", "0.01", "--weight-decay", "0.01", "--seed", "1"],
+    ["library", *SPACE, *IMAGES, *TAUGHT, "--device", "cpu", "--precision", "bf16", "--blocks-at-once", "1"],
+    ["library", "--model", "torchvision.models:resnet18", "--input-size", "3,32,32", *IMAGES, *TAUGHT],
 ]
 STUDENT = ["--architecture", "search/best.json", "--teacher-dir", "teachers", *TRAIN, "--out", "new"]
 TRIALS = [
@@ -48,6 +60,16 @@ def test_commands(count, workshop):
     examine(st.sampled_from(COMMANDS).flatmap(miswritten), run, count)
 
 
+def test_libraries(count, workshop):
+    def build(words: list[str]) -> None:
+        shutil.copy(workshop / "teacher.pt", "teacher.pt")
+        if run_blockswap(*words).is_valid:
+            for errors in Library.load(parser().parse_args(words).out).errors.values():
+                assert all(0 <= one.value < math.inf for one in errors.values())
+
+    examine(st.sampled_from(LIBRARIES).flatmap(miswritten), build, count)
+
+
 def test_trials(count, workshop):
     def run(case) -> None:
         shutil.copytree(workshop, ".", dirs_exist_ok=True)
@@ -55,3 +77,18 @@ def test_trials(count, workshop):
 
     cases = st.sampled_from(TRIALS).flatmap(lambda one: st.tuples(st.just(one[0]), miswritten(one[1])))
     examine(cases, run, count)
+
+
+DETECTORS = [
+    ["--architecture", "classifier.json", *DETECT, "--lr", "0.01", "--momentum", "0.9", "--clip", "1", "--out", "new"],
+    ["--architecture", "classifier.json", *DETECT, "--milestones", "1", "2", "--method", "single", "--variant", "G(N)",
+     "--weight-decay", "1e-4", "--seed", "3", "--precision", "bf16-mixed", "--out", "new"],
+]  # fmt: skip
+
+
+def test_detectors(count, detectors):
+    def train(words: list[str]) -> None:
+        shutil.copytree(detectors, ".", dirs_exist_ok=True)
+        _ = run_trial(detect, *words).is_valid
+
+    examine(st.sampled_from(DETECTORS).flatmap(miswritten), train, count)

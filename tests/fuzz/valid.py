@@ -57,3 +57,23 @@ def config(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 CONFIG = config(ARGUMENTS)
+BOTH = {**ARGUMENTS, "comparison": {"methods": ["blockswap", "random"], "random": 3, "single": ["G(4)"], "seeds": 1}}
+SHOWN = ("report", "figure mixing", "table 1", "table 2")
+PLAN: dict[str, Any] = {
+    "experiments": {"first": "compared.yml", "second": "compared.yml"},
+    "sections": [{"title": shows, "of": ["first"], "shows": shows, "paper": "It is so."} for shows in SHOWN],
+    "scales": {
+        "tiny": {
+            "what": "Small.",
+            "class_args": {"samples": 3},
+            "trial": "--epochs 2",
+            "at_once": 1,
+            "experiments": {"first": {"random": 3}},
+            "without": ["second"],
+            "study": {"batch_size": 4, "train_minibatches": [1], "processes": 1},
+        }
+    },
+}
+
+DETECT = ["--batch-size", "2", "--epochs", "1", "--limit-steps", "1", "--devices", "1", "--warmup", "0"]
+DETECT += ["--space-arg", "min_size=32", "max_size=48", "box_batch_size_per_image=8", "--data-root", "coco"]
