@@ -22,8 +22,7 @@ def print_students(folder: Path, config: Config) -> bool:
     except OSError:
         return False  # the search failed, and the person has been told why
     ended = results(folder)
-    proxy = config.arguments.get("proxy", "fisher")
-    score = "Fisher potential" if proxy == "fisher" else proxy
+    score = _score_heading(config)
     rows: list[tuple[str, ...]] = [("student", "parameters", "MACs", score, str(config.metric), "ms", "MB", "files")]
     measured = _measured([student for student in students if student.id in ended])
     rows += [_row(student, config.metric, measured, *ended.get(student.id, ("", {}))) for student in students]
@@ -39,6 +38,14 @@ def print_students(folder: Path, config: Config) -> bool:
     if any(student.state == LOST and student.id not in ended for student in students):
         print(f"Lost is a student whose trials were ended from outside; nnictl resume {folder.name} trains it.")
     return all(student.state == SUCCEEDED or student.id in ended for student in students)
+
+
+def _score_heading(config: Config) -> str:
+    """The proxy's name; in a comparison, where each method scores by its own, what all of them have in common."""
+    if config.arguments.get("comparison"):
+        return "score"
+    proxy = config.arguments.get("proxy", "fisher")
+    return "Fisher potential" if proxy == "fisher" else str(proxy)
 
 
 def _measured(students: Sequence[Student]) -> dict[str, tuple[str, str]]:

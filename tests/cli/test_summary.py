@@ -51,6 +51,28 @@ def test_what_was_trained_is_measured_beside_its_teacher(
     assert "95.00%  3.00" in teacher
 
 
+@pytest.mark.parametrize(
+    ("arguments", "heading"),
+    [
+        ("data: digits", "Fisher potential"),
+        ("data: digits, proxy: taylor", "taylor"),
+        ("data: digits, proxy: library, comparison: {methods: [library, blockswap, random]}", "score"),
+    ],
+)
+def test_scores_of_several_proxies_do_not_stand_below_the_name_of_one(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    heading: str,
+) -> None:
+    monkeypatch.setattr(summary, "MEASURED", 0)
+    (folder / "config.yml").write_text(f"tuner: {{classArgs: {{{arguments}}}}}")
+    summary.print_students(folder, Config(folder / "config.yml"))
+    header = next(line for line in capsys.readouterr().out.splitlines() if line)
+    assert header.partition("MACs")[2].partition("accuracy")[0].strip() == heading
+
+
 def test_so_many_are_not_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "MEASURED", 1)
     monkeypatch.setattr(latency, "measure", lambda networks: pytest.fail("it would take minutes"))
