@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nni_blockswap.blocks.network import swap_blocks
     from nni_blockswap.cost.budget import Budget
     from nni_blockswap.exporting import export
-    from nni_blockswap.own import search
+    from nni_blockswap.own import build_library, search
     from nni_blockswap.scoring.proxies.fisher import fisher_information
     from nni_blockswap.searching import SearchSettings
     from nni_blockswap.strategy import BlockSwapStrategy
@@ -27,6 +27,7 @@ __all__ = [
     "Budget",
     "SearchSettings",
     "attention_transfer_loss",
+    "build_library",
     "distill",
     "export",
     "fisher_information",
@@ -42,6 +43,7 @@ _HOMES = {
     "Budget": "cost.budget",
     "SearchSettings": "searching",
     "attention_transfer_loss": "training.attention",
+    "build_library": "own",
     "distill": "training.distilling",
     "export": "exporting",
     "fisher_information": "scoring.proxies.fisher",

@@ -1,6 +1,6 @@
-"""A search over a network and data that a program holds: the settings of ``searching`` from live objects."""
+"""A search, and a library, of a network and data that a program holds: settings from live objects."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +10,9 @@ from nni_blockswap.architecture import named_arguments
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.conversation import OnProgress, Progress
 from nni_blockswap.errors import ConfigError
+from nni_blockswap.library import building
+from nni_blockswap.library.library import Library
+from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.searching import SearchSettings
 from nni_blockswap.tasks import TASKS, Task
@@ -62,35 +65,78 @@ def search_own(
     Raises:
         BlockSwapError: something given does not fit.
     """
-    if not isinstance(space, BlockSpace):
-        raise ConfigError(f"a search takes a space, as swap_blocks makes one, not a {type(space).__name__}.")
-    known = {one.name for one in fields(SearchSettings)} - {"space", "space_args", "data", "budgets"}
-    if unknown := settings.keys() - known:
-        raise ConfigError(f"a search has no setting '{min(unknown)}'; it has {', '.join(sorted(known))}.")
-    kind: Any = type(space)
-    task = _task(loader, loss)
-
-    def given(root: str | None) -> Task:
-        return task
-
-    TASKS.register(OWN_DATA, given)
+    named = _named("a search", space, settings, SearchSettings)
+    _register(_task(loader, loss))
     several = isinstance(budget, Sequence) and not isinstance(budget, str)
     budgets = [str(one) for one in budget] if several else [str(budget)]  # type: ignore[union-attr]
     asked = SearchSettings(
-        space=f"{kind.__module__}:{kind.__qualname__}",
-        space_args=named_arguments(kind, *space.trace_args, **space.trace_kwargs),
-        data=OWN_DATA,
+        **named,
         budgets=budgets,
         samples=samples,
         seed=seed,
         **settings,
     )
-    if on_progress is not None:
-        rankings = searching.search(asked, out, on_progress)
+    if on_progress is not None or asked.library is not None:  # which takes no time
+        rankings = searching.search(asked, out, on_progress or (lambda progress: None))
     else:
         with _Bar() as bar:
             rankings = searching.search(asked, out, bar)
     return rankings if several else rankings[0]
+
+
+def build_library(
+    space: BlockSpace,
+    loader: Any,
+    *,
+    out: str | Path,
+    on_progress: Callable[[building.Progress], None] | None = None,
+    **settings: Any,
+) -> Library:
+    """Teach every candidate of every block to do what the network's own block does, on ``loader``'s images.
+
+    Labels are not looked at. What was learned is in ``out`` as it comes: the same call goes on where it was stopped,
+    and with more ``steps`` teaches on. Then ``search(..., proxy="library", library=out)`` finds the best architecture
+    within a budget exactly, and ``distill(..., init=f"library={out}")`` starts a student from what its blocks learned.
+
+    Args:
+        space: what ``swap_blocks`` made of a trained network; ``extra`` offers further candidates there, such as W(r).
+        loader: as for ``search_own``.
+        out: folder of the library.
+        on_progress: is told after each step; None draws a bar.
+        settings: further fields of ``LibrarySettings``: ``steps``, ``batch_size``, ``held_out``, ``device``, ...; of a
+            space that is no user's own network, ``teacher``.
+
+    Raises:
+        BlockSwapError: something given does not fit; another library in ``out``.
+    """
+    named = _named("a library", space, settings, LibrarySettings)
+    _register(_task(loader, None))
+    asked = LibrarySettings(**named, **settings)
+    if on_progress is not None:
+        return building.build(asked, out, on_progress)
+    with _Steps() as bar:
+        return building.build(asked, out, bar)
+
+
+def _named(what: str, space: Any, settings: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    """A space and the user's own data as fields of ``kind``, once ``settings`` are known to be others of them."""
+    if not isinstance(space, BlockSpace):
+        raise ConfigError(f"{what} takes a space, as swap_blocks makes one, not a {type(space).__name__}.")
+    known = {one.name for one in fields(kind)} - {"space", "space_args", "data", "budgets"}
+    if unknown := settings.keys() - known:
+        raise ConfigError(f"{what} has no setting '{min(unknown)}'; it has {', '.join(sorted(known))}.")
+    own: Any = type(space)
+    arguments = named_arguments(own, *space.trace_args, **space.trace_kwargs)
+    return {"space": f"{own.__module__}:{own.__qualname__}", "space_args": arguments, "data": OWN_DATA}
+
+
+def _register(task: Task) -> None:
+    """Let the user's own data be known by ``OWN_DATA``."""
+
+    def given(root: str | None) -> Task:
+        return task
+
+    TASKS.register(OWN_DATA, given)
 
 
 def _task(loader: Any, loss: Loss | None) -> Task:
@@ -121,6 +167,23 @@ class _Bar:
         self._bar.update(progress.done - self._bar.n)
         if progress.best is not None:
             self._bar.set_postfix(best=f"{progress.best:.4g}", refresh=False)
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+
+class _Steps:
+    """A progress bar over the steps of a library's blocks."""
+
+    def __enter__(self) -> "_Steps":
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(unit="step", leave=True)
+        return self
+
+    def __call__(self, progress: building.Progress) -> None:
+        self._bar.total = progress.total
+        self._bar.update(progress.done - self._bar.n)
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -210,3 +211,70 @@ def test_a_network_of_two_inputs_is_told() -> None:
 def test_a_module_is_no_space() -> None:
     with pytest.raises(BlockSwapError, match="a search takes a space, as swap_blocks makes one, not a Sequential"):
         bs.search(network(), loader(), budget="70%")
+
+
+TAUGHT = {"steps": 3, "batch_size": 8, "held_out": 8, "device": "cpu", "on_progress": lambda progress: None}
+
+
+def test_a_library_of_a_network_that_a_program_holds(tmp_path: Path) -> None:
+    """Taught, searched, and where the student starts: the network's own weights and those that were learned."""
+    model = network()
+    space = bs.swap_blocks(model, EXAMPLE, extra=["W(1/2)"])
+    folder = str(tmp_path / "lib")
+    library = bs.build_library(space, loader(), out=folder, **TAUGHT)
+    assert all(errors["S"].value == 0 for errors in library.errors.values())
+    best = bs.search(space, loader(), budget="70%", proxy="library", library=folder).best
+    sums = [
+        sum(library.errors[label][name].value for label, name in one.choices.items())
+        for one in bs.search(space, loader(), budget="70%", **QUICK)
+    ]
+    assert best.score is not None
+    assert best.score <= min(sums)
+    student = best.build()
+    kind = {"epochs": 1, "limit_steps": 1, "lr": 1e-12, "weight_decay": 0.0, "beta": 0.0, "kd": 1.0}
+    bs.distill(student, model, loader(), loader(), init=f"library={folder}", out=tmp_path / "student", **kind)
+    swapped = {label: name for label, name in best.choices.items() if name != "S"}
+    assert swapped
+    learned = [value for label, name in swapped.items() for value in library.weights(label, name).values()]
+    own = list(model.parameters())
+    for weight in student.parameters():
+        assert any(weight.shape == one.shape and torch.allclose(weight, one, atol=1e-6) for one in [*learned, *own])
+
+
+def test_a_library_goes_on_where_it_was_and_knows_its_network(tmp_path: Path) -> None:
+    def taught(model: nn.Module, steps: int) -> Any:
+        return bs.build_library(bs.swap_blocks(model, EXAMPLE), loader(), out=tmp_path, **{**TAUGHT, "steps": steps})
+
+    first = taught(network(), 2)
+    assert taught(network(), 2).digest == first.digest
+    assert taught(network(), 4).digest != first.digest
+    other = network()
+    nn.init.ones_(other[-1].weight)
+    with pytest.raises(BlockSwapError, match="holds another library"):
+        taught(other, 4)
+    with pytest.raises(BlockSwapError, match="a library has no setting 'samples'; it has batch_size,"):
+        bs.build_library(bs.swap_blocks(other, EXAMPLE), loader(), out=tmp_path, samples=3)
+
+
+def test_minibatches_in_turn_are_those_one_by_one_in_one_pass() -> None:
+    """Also where images are changed at random as they are read, and somebody draws numbers in between."""
+
+    class Noisy(TensorDataset):
+        read = 0
+
+        def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+            Noisy.read += 1
+            image, label = super().__getitem__(index)
+            return image + torch.randn(()), label
+
+    task = LoaderTask(Noisy(IMAGES, LABELS))
+    alone = [task.minibatch(12, seed=5, index=index) for index in range(3)]
+    Noisy.read, in_turn = 0, []
+    for batch in task.minibatches(12, seed=5):
+        in_turn.append(batch)
+        torch.randn(3)
+    assert Noisy.read == len(IMAGES)
+    assert len(in_turn) == 3
+    for one, other in zip(alone, in_turn, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])

@@ -1,9 +1,11 @@
 """The images that a library learns from, and those that it does not."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 from nni_blockswap.errors import DataError
 from nni_blockswap.tasks import Batch, Task
+from nni_blockswap.tasks.loader import LoaderTask
 
 
 class Lessons:
@@ -25,6 +27,8 @@ class Lessons:
 
     def __init__(self, task: Task, batch_size: int, held_out: int, seed: int) -> None:
         self._task, self._batch_size, self._seed = task, batch_size, seed
+        self._stream: Iterator[Batch] = iter(())
+        self._next = 0
         wanted = -(-held_out // batch_size)
         self._known = self._count(5 * wanted)
         if self._known < 2:
@@ -64,4 +68,15 @@ class Lessons:
         return low
 
     def _minibatch(self, index: int, *, augment: bool) -> Batch:
+        if isinstance(self._task, LoaderTask):
+            found = self._in_turn(self._task, index)
+            if found is not None:
+                return found
         return self._task.minibatch(self._batch_size, seed=self._seed, index=index, augment=augment)
+
+    def _in_turn(self, task: LoaderTask, index: int) -> Batch | None:
+        """The same of batches that come one after the other: from where the last was read, if it lies ahead."""
+        if index < self._next or not self._next:
+            self._stream, self._next = task.minibatches(self._batch_size, seed=self._seed), 0
+        ahead, self._next = index - self._next, index + 1
+        return next(islice(self._stream, ahead, None), None)

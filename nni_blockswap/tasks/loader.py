@@ -1,6 +1,7 @@
 """Somebody's own batches of images and labels as a task, with a loss and a metric of their own."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
+from itertools import islice
 from typing import Any
 
 import torch
@@ -80,7 +81,9 @@ class LoaderTask(Classification):
 
     def __init__(self, train: Any, val: Any = None) -> None:
         self.train, self.val = train, val
-        _, labels = self._first(1, seed=0)
+        _, labels = next(self._batches(1, seed=0), (None, None))
+        if labels is None:
+            raise DataError("data gives no batch.")
         self.num_classes = int(labels.max()) + 1 if _are_classes(labels) else 0  # as far as the first batch tells
 
     def train_loader(self, batch_size: int, *, seed: int = 0, workers: int = 0) -> Any:
@@ -98,28 +101,41 @@ class LoaderTask(Classification):
             DataError: there are fewer, or a batch is not made of images and labels.
         """
         wanted = batch_size * (index + 1)
-        images, labels = self._first(wanted, seed)
-        if len(images) < wanted:
+        found = next(islice(self.minibatches(batch_size, seed=seed), index, None), None)
+        if found is None:
+            given = sum(len(images) for images, _ in self._batches(batch_size, seed))
             raise DataError(
-                f"{index + 1} minibatch(es) of {batch_size} need {wanted} images; the loader has {len(images)}: lower "
+                f"{index + 1} minibatch(es) of {batch_size} need {wanted} images; the loader has {given}: lower "
                 "batch_size or the number of minibatches."
             )
-        chosen = slice(batch_size * index, wanted)
-        return images[chosen], labels[chosen]
+        return found
 
-    def _first(self, count: int, seed: int) -> Labelled:
-        """The first batches that hold ``count`` images between them, or all there are."""
+    def minibatches(self, batch_size: int, *, seed: int) -> Iterator[Labelled]:
+        """All whole minibatches in turn, each as ``minibatch`` gives it, in one pass over ``train``."""
         images, labels = list[Tensor](), list[Tensor]()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(seed, 0))
-            for some, of_some in own_batches(self.train, "data", count, shuffle=True):
-                images.append(some)
-                labels.append(of_some)
-                if sum(map(len, images)) >= count:
-                    break
-        if not images:
-            raise DataError("data gives no batch.")
-        return torch.cat(images), torch.cat(labels)
+        for some, of_some in self._batches(batch_size, seed):
+            images.append(some)
+            labels.append(of_some)
+            if sum(map(len, images)) >= batch_size:
+                all_images, all_labels = torch.cat(images), torch.cat(labels)
+                whole = len(all_images) // batch_size * batch_size
+                for start in range(0, whole, batch_size):
+                    chosen = slice(start, start + batch_size)
+                    yield all_images[chosen], all_labels[chosen]
+                images, labels = [all_images[whole:]], [all_labels[whole:]]
+
+    def _batches(self, batch_size: int, seed: int) -> Iterator[Labelled]:
+        """The batches that ``train`` gives under the random numbers of ``seed``, whatever is drawn in between."""
+        batches = iter(own_batches(self.train, "data", batch_size, shuffle=True))
+        state = torch.Generator().manual_seed(derived_seed(seed, 0)).get_state()
+        while True:
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(state)
+                batch = next(batches, None)
+                state = torch.get_rng_state()
+            if batch is None:
+                return
+            yield batch
 
     def prepare(self, batch: Labelled, *, train: bool, generator: torch.Generator | None = None) -> Labelled:
         """The batch as it is."""

@@ -1,5 +1,7 @@
 """Which images are learned from, and which are not."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from nni_blockswap.errors import DataError
 from nni_blockswap.library.lessons import Lessons
 from nni_blockswap.tasks.classification import Classification, Labelled, minibatch_indices
+from nni_blockswap.tasks.loader import LoaderTask
 
 
 class Numbers(Classification):
@@ -54,3 +57,21 @@ def test_the_number_of_minibatches_is_found_exactly() -> None:
         lessons = Lessons(Numbers(size), 10, 10_000, seed=0)
         last = size // 10 - lessons.held_out
         np.testing.assert_array_equal(lessons.learned(0)[0], lessons.learned(last)[0])
+
+
+def test_a_loader_is_not_read_from_the_beginning_for_each_step() -> None:
+    class Loader:
+        passes = 0
+
+        def __iter__(self) -> Iterator[Labelled]:
+            Loader.passes += 1
+            return ((torch.full((5, 1, 1, 1), float(n)), torch.tensor([0, 1, 0, 1, 0])) for n in range(40))
+
+    lessons = Lessons(LoaderTask(Loader()), 10, 20, seed=0)
+    before = Loader.passes
+    held_out = torch.cat([images for images, _ in lessons.measured()]).unique().tolist()
+    learned = torch.cat([lessons.learned(step)[0] for step in range(18)]).unique().tolist()
+    assert Loader.passes <= before + 3  # once more to count how many there are, and to come back
+    assert held_out == [0.0, 1.0, 2.0, 3.0]
+    assert learned == [float(n) for n in range(4, 40)]
+    assert torch.equal(lessons.learned(18)[0], lessons.learned(0)[0])
