@@ -11,8 +11,11 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.weights import initialise
-from nni_blockswap.errors import SpaceError
+from nni_blockswap.errors import SpaceError, shown
 from search_spaces.resnet import convert, stages
+
+SMALLEST, LARGEST = 32, 10_000
+"""Pixels of a side: a pixel of the coarsest map, and more than any machine trains; ``LARGEST``: proposals, too."""
 
 
 class MaskRCNNSpace(MaskRCNN, BlockSpace):  # type: ignore[misc]  # NNI is not typed
@@ -40,7 +43,7 @@ class MaskRCNNSpace(MaskRCNN, BlockSpace):  # type: ignore[misc]  # NNI is not t
         extra: substitutes to offer beside the paper's, for example ``substitutes.PUBLISHED_EXTRA``.
 
     Raises:
-        SpaceError: no such depth, or not 0 to 5 trainable layers.
+        SpaceError: no such depth, not 0 to 5 trainable layers, or a size that is none.
     """
 
     detects = True
@@ -56,6 +59,9 @@ class MaskRCNNSpace(MaskRCNN, BlockSpace):  # type: ignore[misc]  # NNI is not t
         trainable_layers: int = 5,
         extra: Sequence[str] = (),
     ) -> None:
+        _check_size("min_size", min_size, SMALLEST)
+        _check_size("max_size", max_size, SMALLEST)
+        _check_size("box_batch_size_per_image", box_batch_size_per_image, 1)
         if not 0 <= trainable_layers <= 5:
             raise SpaceError(f"a ResNet has 0 to 5 trainable layers (5 trains everything), not {trainable_layers}.")
         body = ResNet(BasicBlock, stages(depth), norm_layer=FrozenBatchNorm2d if frozen_bn else nn.BatchNorm2d)
@@ -75,6 +81,11 @@ class MaskRCNNSpace(MaskRCNN, BlockSpace):  # type: ignore[misc]  # NNI is not t
         """Backbone, FPN and RPN head on one image, or on several; see above."""
         image = torch.zeros(batch_size, *self.input_size, device=next(self.parameters()).device)
         self.rpn.head(list(self.backbone(image).values()))
+
+
+def _check_size(name: str, size: object, smallest: int) -> None:
+    if not isinstance(size, int) or not smallest <= size <= LARGEST:
+        raise SpaceError(f"{name} is a whole number from {smallest} to {LARGEST:,}, not {shown(size)}.")
 
 
 def _padded(side: int) -> int:

@@ -10,11 +10,10 @@ from nni_blockswap.key_values import key_values
 def add_space_options(parser: argparse.ArgumentParser, *, positional: bool = False, required: bool = True) -> None:
     """The search space and its arguments."""
     text = "search space as module:Class, for example search_spaces.wide_resnet:WideResNetSpace"
+    parser.set_defaults(needs_space=required, named=None)
     if positional:
-        parser.add_argument("space", nargs="?", metavar="SPACE", help=text)
-    else:
-        parser.add_argument("--space", metavar="SPACE", help=text)
-    parser.set_defaults(needs_space=required)
+        parser.add_argument("named", nargs="?", metavar="SPACE", help=text)
+    parser.add_argument("--space", metavar="SPACE", help="the same, as other commands take it" if positional else text)
     own = parser.add_argument_group("in place of a space, a network of your own")
     own.add_argument("--model", metavar="MODULE:FUNCTION", help="what returns it, such as torchvision.models:resnet50")
     own.add_argument("--model-arg", action="append", default=[], metavar="NAME=VALUE", help="argument of the function")
@@ -35,13 +34,16 @@ def space_of(options: argparse.Namespace) -> dict[str, Any]:
     """``space`` and ``space_args``, from the options above.
 
     Raises:
-        ConfigError: neither a space nor a model is named, where one has to be.
+        ConfigError: neither a space nor a model is named, where one has to be; or a space twice.
     """
     from nni_blockswap.architecture import with_space
 
-    if options.space is None and options.model is None and options.needs_space:
+    if options.space is not None and options.named is not None:
+        raise ConfigError(f"the space is named twice, '{options.named}' and '{options.space}'; name it once.")
+    space = options.space if options.named is None else options.named
+    if space is None and options.model is None and options.needs_space:
         raise ConfigError("name a search space with --space MODULE:CLASS, or a network with --model MODULE:FUNCTION.")
-    given = {"space": options.space, "space_args": key_values(options.space_arg, "--space-arg"), "model": options.model}
+    given = {"space": space, "space_args": key_values(options.space_arg, "--space-arg"), "model": options.model}
     given |= {"include": options.include, "exclude": options.exclude}
     given |= {"model_args": key_values(options.model_arg, "--model-arg"), "input_size": _size(options.input_size)}
     return with_space(given)
@@ -51,7 +53,7 @@ def _size(text: str | None) -> list[int] | None:
     if text is None:
         return None
     parts = text.replace("x", ",").split(",")
-    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(part.isdecimal() and len(part) < 10 and int(part) > 0 for part in parts):
         raise ConfigError(f"--input-size is channels, height and width, as in 3,224,224; not '{text}'.")
     return [int(part) for part in parts]
 

@@ -5,10 +5,13 @@ from typing import Any
 
 import torch
 
-from nni_blockswap.errors import ConfigError
+from nni_blockswap.errors import ConfigError, shown
 
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
 """Lightning's, as far as weights stay in float32: a step of SGD is often too small to change a bfloat16."""
+
+MOST_PROCESSES, MOST_STEPS = 1024, 10**12
+"""More than any machine has, and than anybody waits for."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,22 @@ class Machine:
     limit_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.devices != "auto" and not (self.devices.isdecimal() and int(self.devices) >= 1):
-            raise ConfigError(f"--devices is a number of devices or 'auto', not '{self.devices}'.")
+        is_number = self.devices.isdecimal() and len(self.devices) < 10 and 1 <= int(self.devices) <= MOST_PROCESSES
+        if self.devices != "auto" and not is_number:
+            raise ConfigError(
+                f"--devices is a number of devices or 'auto', not '{self.devices}'; {MOST_PROCESSES:,} is the most."
+            )
         if self.precision not in PRECISIONS:
             raise ConfigError(f"--precision is one of {', '.join(PRECISIONS)}, not '{self.precision}'.")
         if self.workers < 0:
-            raise ConfigError(f"--workers must not be negative, as {self.workers} is.")
-        if self.limit_steps is not None and self.limit_steps < 1:
-            raise ConfigError(f"--limit-steps must be above 0, not {self.limit_steps}; leave it out for no limit.")
+            raise ConfigError(f"--workers must not be negative, as {shown(self.workers)} is.")
+        if self.workers > MOST_PROCESSES:
+            raise ConfigError(f"--workers is at most {MOST_PROCESSES:,}, not {shown(self.workers)}.")
+        if self.limit_steps is not None and not 1 <= self.limit_steps <= MOST_STEPS:
+            raise ConfigError(
+                f"--limit-steps must be above 0, not {shown(self.limit_steps)}, and at most {MOST_STEPS:,}; leave it "
+                "out for no limit."
+            )
 
     @property
     def device_count(self) -> Any:

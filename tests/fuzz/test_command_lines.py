@@ -34,21 +34,40 @@ TAUGHT = ["--teacher", "teacher.pt", "--steps", "2", "--batch-size", "8", "--hel
 LIBRARIES = [
     ["library", *SPACE, *IMAGES, *TAUGHT, "--lr", "0.01", "--weight-decay", "0.01", "--seed", "1"],
     ["library", *SPACE, *IMAGES, *TAUGHT, "--device", "cpu", "--precision", "bf16", "--blocks-at-once", "1"],
-    ["library", "--model", "torchvision.models:resnet18", "--input-size", "3,32,32", *IMAGES, *TAUGHT],
+    ["library", "--model", "tests.library.own:own", "--input-size", "1,8,8", *IMAGES, *TAUGHT[2:]],
 ]
 STUDENT = ["--architecture", "search/best.json", "--teacher-dir", "teachers", *TRAIN, "--out", "new"]
 TRIALS = [
     (distill, [*STUDENT, "--beta", "10", "--kd", "0.5", "--lr", "0.1", "--momentum", "0.9", "--weight-decay", "5e-4"]),
     (distill, [*STUDENT, "--schedule", "step", "--milestones", "1", "--warmup", "1", "--clip", "1", "--ema", "0.9"]),
     (distill, [*STUDENT, "--init", "teacher", "--optimizer", "adamw", "--accumulate", "2", "--recipe", '{"lr": 0.2}']),
-    (distill, [*STUDENT, "--method", "l1_pruning", "--nonzero", "9000", "--seed", "1", "--attention-points", "x"]),
+    (distill, [*STUDENT, "--method", "l1_pruning", "--nonzero", "9000", "--seed", "1", "--attention-points", "stage1"]),
     (teacher, [*SPACE, "--teacher-dir", "new", *IMAGES, "--batch-size", "16", "--epochs", "1", "--limit-steps", "1"]),
 ]
+
+DETECTORS = [
+    ["--architecture", "classifier.json", *DETECT, "--lr", "0.01", "--momentum", "0.9", "--clip", "1", "--out", "new"],
+    ["--architecture", "classifier.json", *DETECT, "--milestones", "1", "2", "--method", "single", "--variant", "G(N)",
+     "--weight-decay", "1e-4", "--seed", "3", "--precision", "bf16-mixed", "--out", "new"],
+]  # fmt: skip
 
 
 @pytest.fixture
 def _home(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))  # where NNI keeps its list of experiments
+
+
+@pytest.mark.slow  # all of them, twenty
+@pytest.mark.usefixtures("_home")
+def test_nothing_is_wrong_before(workshop, detectors, tmp_path, monkeypatch):
+    """Else what is tried below would be refused for one reason alone."""
+    commands = [("blockswap", words) for words in [*COMMANDS, *LIBRARIES]]
+    trials = [*TRIALS, *((detect, words) for words in DETECTORS)]
+    for number, (program, words) in enumerate([*commands, *trials]):
+        monkeypatch.chdir(shutil.copytree(workshop, tmp_path / str(number)))
+        shutil.copytree(detectors, ".", dirs_exist_ok=True)
+        ended = run_blockswap(*words) if program == "blockswap" else run_trial(program, *words)
+        assert ended.code == 0, (words, ended.err)
 
 
 @pytest.mark.usefixtures("_home")
@@ -77,13 +96,6 @@ def test_trials(count, workshop):
 
     cases = st.sampled_from(TRIALS).flatmap(lambda one: st.tuples(st.just(one[0]), miswritten(one[1])))
     examine(cases, run, count)
-
-
-DETECTORS = [
-    ["--architecture", "classifier.json", *DETECT, "--lr", "0.01", "--momentum", "0.9", "--clip", "1", "--out", "new"],
-    ["--architecture", "classifier.json", *DETECT, "--milestones", "1", "2", "--method", "single", "--variant", "G(N)",
-     "--weight-decay", "1e-4", "--seed", "3", "--precision", "bf16-mixed", "--out", "new"],
-]  # fmt: skip
 
 
 def test_detectors(count, detectors):

@@ -75,5 +75,5 @@ PLAN: dict[str, Any] = {
     },
 }
 
-DETECT = ["--batch-size", "2", "--epochs", "1", "--limit-steps", "1", "--devices", "1", "--warmup", "0"]
+DETECT = ["--batch-size", "2", "--epochs", "1", "--limit-steps", "1", "--warmup", "0"]
 DETECT += ["--space-arg", "min_size=32", "max_size=48", "box_batch_size_per_image=8", "--data-root", "coco"]

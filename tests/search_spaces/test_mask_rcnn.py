@@ -214,3 +214,7 @@ def test_bad_arguments() -> None:
         MaskRCNNSpace(depth=50)
     with pytest.raises(SpaceError, match="0 to 5 trainable layers"):
         MaskRCNNSpace(trainable_layers=6)
+    for wrong in ({"min_size": 31}, {"max_size": 0}, {"max_size": 48.5}, {"box_batch_size_per_image": "many"}):
+        (name,) = wrong
+        with pytest.raises(SpaceError, match=rf"{name} is a whole number from \d+ to 10,000, not {wrong[name]!r}"):
+            MaskRCNNSpace(**wrong)

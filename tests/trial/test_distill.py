@@ -115,10 +115,20 @@ def test_arguments_of_the_space_are_spelled_in_several_ways() -> None:
         (["--data", "mnist"], "no data set 'mnist'"),
         (["--data-option", "colour=red"], "no option 'colour'"),
         (["--devices", "two"], "--devices is a number of devices or 'auto', not 'two'"),
+        (
+            ["--devices", "2147483648"],
+            "--devices is a number of devices or 'auto', not '2147483648'; 1,024 is the most",
+        ),
+        (["--devices", "9" * 5000], "--devices is a number of devices or 'auto', not '9999"),
         (["--precision", "bf16-true"], "--precision is one of auto, 32-true, 16-mixed, bf16-mixed, not 'bf16-true'"),
         (["--precision", "64-true"], "--precision is one of .*, not '64-true'"),
         (["--workers", "-1"], "--workers must not be negative, as -1 is"),
+        (["--workers", "100000"], "--workers is at most 1,024, not 100000"),
         (["--limit-steps", "0"], "--limit-steps must be above 0, not 0"),
+        (
+            ["--limit-steps", "1" + "0" * 400],
+            "--limit-steps must be above 0, not 1000.*, and at most 1,000,000,000,000",
+        ),
     ],
 )
 def test_faults_end_in_one_sentence(
