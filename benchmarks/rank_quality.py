@@ -38,9 +38,10 @@ from nni_blockswap.library.building import build  # noqa: E402
 from nni_blockswap.library.library import Library  # noqa: E402
 from nni_blockswap.library.settings import LibrarySettings  # noqa: E402
 from nni_blockswap.methods.sampler import Sampler  # noqa: E402
+from nni_blockswap.results.tables import write_png  # noqa: E402
 from nni_blockswap.scoring.proxies import PROXIES  # noqa: E402
 from nni_blockswap.scoring.settings import ScoreSettings  # noqa: E402
-from nni_blockswap.studies.rank_study import Correlation, Trained, rank_study, table  # noqa: E402
+from nni_blockswap.studies.rank_study import Correlation, Trained, rank_study, scatter, table  # noqa: E402
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
 SIZES = ("width", "image_size", "images", "epochs", "budget", "architectures")
@@ -50,31 +51,37 @@ REPEATED, SEEDS = 5, 3
 
 COMBINATIONS = ("fisher+macs", "fisher+naswot", "fisher_channel+naswot", "taylor+naswot")
 DRAWS = (1, 5)
+DRAWN = ("fisher", "macs", "naswot", "library_log")
+"""Proxies in the picture."""
+
+PICTURE = "rank_quality.png"
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that say what is trained, and where it is."""
+    command = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument("--data-root", required=True, metavar="DIR", help="folder of CIFAR-10")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR")
+    command.add_argument("--budget", default="60K", help="parameters of all of them, within 2.5 %% (60K)")
+    command.add_argument("--architectures", type=int, default=60)
+    command.add_argument("--epochs", type=int, default=12)
+    command.add_argument("--width", type=int, default=1, help="of WRN-16 (1)")
+    command.add_argument("--image-size", type=int, default=32, help="pixels that images are scaled to (32)")
+    command.add_argument("--images", type=int, default=20_000, help="of CIFAR-10's training set (20,000)")
+    command.add_argument("--jobs", type=int, default=os.cpu_count(), help="trained side by side, a core each")
+    return command
 
 
 def main() -> None:
     """Train, score, correlate, and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", required=True, metavar="DIR", help="folder of CIFAR-10")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--budget", default="60K", help="parameters of all of them, within 2.5 %% (60K)")
-    parser.add_argument("--architectures", type=int, default=60)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--width", type=int, default=1, help="of WRN-16 (1)")
-    parser.add_argument("--image-size", type=int, default=32, help="pixels that images are scaled to (32)")
-    parser.add_argument("--images", type=int, default=20_000, help="of CIFAR-10's training set (20,000)")
-    parser.add_argument("--proxies", nargs="+", default=[*PROXIES, *COMBINATIONS, *choosing.PROXIES], metavar="NAME")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trained side by side, a core each")
-    given = parser.parse_args()
-    arguments = complete_args(SPACE, {"depth": 16, "width": given.width, "image_size": given.image_size})
-    chosen = draw(arguments, given.budget, given.architectures)
+    command = parser(__doc__)
+    command.add_argument("--proxies", nargs="+", default=[*PROXIES, *COMBINATIONS, *choosing.PROXIES], metavar="NAME")
+    given = command.parse_args()
+    settings = score_settings(given)
+    chosen = draw(settings.space_args, given.budget, given.architectures)
     errors = train_all(chosen, given)
     library = learn(chosen[0].teacher(), given)
     trained = [Trained(one, errors[one.id, 0]) for one in chosen]
-    size = {"image_size": given.image_size}
-    settings = ScoreSettings(
-        space=SPACE, space_args=arguments, data="cifar10", data_root=given.data_root, data_options=size
-    )
     studies = {}
     for inits in DRAWS:
         several = replace(settings, inits=inits)
@@ -82,8 +89,20 @@ def main() -> None:
     text = report(given, trained, errors, studies)
     write_text(given.out / "correlations.md", text)
     if given.architectures >= 60:
-        write_text(ROOT / "benchmarks" / "results" / "rank_quality.md", text)
+        results = ROOT / "benchmarks" / "results"
+        write_text(results / "rank_quality.md", text)
+        drawn = [one for one in studies[max(DRAWS)] if one.proxy in DRAWN]
+        write_png(results / PICTURE, scatter([one.error for one in trained], drawn))
     print(text)
+
+
+def score_settings(given: argparse.Namespace) -> ScoreSettings:
+    """Space, data and images as they were trained."""
+    arguments = complete_args(SPACE, {"depth": 16, "width": given.width, "image_size": given.image_size})
+    size = {"image_size": given.image_size}
+    return ScoreSettings(
+        space=SPACE, space_args=arguments, data="cifar10", data_root=given.data_root, data_options=size
+    )
 
 
 def draw(arguments: Mapping[str, Any], budget: str, count: int) -> list[Architecture]:
@@ -182,6 +201,7 @@ The proxies `library` and `library_log` are the errors of a library that the ori
     ]
     for inits, found in studies.items():
         parts.append(f"Draws of the weights: {inits}.\n\n{table(found)}\n")
+    parts.append(f"![error against score]({PICTURE}), {', '.join(DRAWN)}, {max(DRAWS)} draws.\n")
     return "\n".join(parts)
 
 
