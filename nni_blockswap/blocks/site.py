@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.registry import Registry, import_named
@@ -64,11 +64,19 @@ class Site:
         """The branch that ``name`` means here: (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)."""
         return find_family(name).build(_bare(name), self)
 
-    def inherit(self, name: str, branch: nn.Module, original: nn.Module) -> None:
-        """Let ``branch``, built as ``name``, begin with weights of ``original``, where its family knows how."""
+    def inherit(self, name: str, branch: nn.Module, original: nn.Module, entered: Tensor) -> bool:
+        """Let ``branch``, built as ``name``, begin with what ``original`` has. Returns whether its family knows how.
+
+        Args:
+            name: a candidate.
+            branch: what ``build`` made of it.
+            original: what it stands in for.
+            entered: what enters ``original`` in the trained network: (N, in_channels, H, W).
+        """
         begin = getattr(find_family(name), "inherit", None)
         if begin is not None:
-            begin(branch, original)
+            begin(branch, original, entered)
+        return begin is not None
 
     def candidates(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of ``names`` that fit here, canonical, each once. Raises SpaceError for one that is no substitute."""
@@ -85,8 +93,9 @@ class Site:
 class Family(Protocol):
     """A kind of substitute: how it is spelled, and how it is built for a site.
 
-    One that can begin with the original's weights has a method ``inherit(branch, original)``, too, which sets those of
-    a ``branch`` that it built, and leaves them where the original is not what it expects.
+    One that can begin with the original's weights has a method ``inherit(branch, original, entered)``, too, which sets
+    weights and statistics of a ``branch`` that it built, given what enters the original, and leaves them where that is
+    not what it expects.
 
     Names may hold parentheses, commas and slashes, but no dots: they are candidates of an NNI ``LayerChoice``.
     """

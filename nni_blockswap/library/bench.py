@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nni_blockswap.blocks.inheritance import settle_all
 from nni_blockswap.blocks.shells import Block
 from nni_blockswap.blocks.weights import initialise, seeded
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.library import store
+from nni_blockswap.library.fitting import LastConvolution
 from nni_blockswap.library.measuring import Error, spread
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.seeds import derived_seed
@@ -40,7 +42,10 @@ class Bench:
         begin: the step at which this series of them began.
         starts: errors of the candidates at ``begin``, once they were measured.
 
-    A candidate learns no more where its error is nothing, or where a whole series of steps has bettered it by less than
+    Candidates begin from what their families take over from the original, or from fresh weights. The last convolution
+    is fitted to what the original gives.
+
+    A candidate learns no more where its error is nothing, or where a whole series of steps has changed it by less than
     its standard error.
     """
 
@@ -49,6 +54,8 @@ class Bench:
         self.step = self.begin = 0
         self.starts: dict[str, Error] = {}
         self.candidates: dict[str, nn.Module] = {}
+        self._begun: dict[str, dict[str, Tensor]] = {}
+        self._fits: list[LastConvolution] = []
         self._settled: set[str] = set()
         self._optimisers: dict[str, torch.optim.AdamW] = {}
 
@@ -70,7 +77,7 @@ class Bench:
     def open(self) -> None:
         """Build the candidates: as an interrupted run left them, as a finished one did, or as they begin."""
         self.begin = self.step = self.steps_done
-        self.candidates = {name: self.beginning(name) for name in self.block.names if name != ORIGINAL}
+        self.candidates = {name: self._built(name) for name in self.block.names if name != ORIGINAL}
         for name, candidate in self.candidates.items():
             self._optimisers[name] = torch.optim.AdamW(
                 candidate.parameters(), self._settings.lr, weight_decay=self._settings.weight_decay
@@ -84,19 +91,45 @@ class Bench:
 
     def close(self) -> None:
         """Let go of the candidates."""
-        self.candidates, self._optimisers = {}, {}
+        self.candidates, self._optimisers, self._begun = {}, {}, {}
 
-    def beginning(self, name: str) -> nn.Module:
-        """The candidate at ``begin``: from the finished file, from the original's weights, or fresh."""
+    def _built(self, name: str) -> nn.Module:
+        """A candidate, fresh, or from the finished file."""
         seed = derived_seed(self._settings.seed, zlib.crc32(f"{self.block.label} {name}".encode()))
         with seeded(seed):
             candidate = self.block.site.build(name)
             initialise(candidate)
-        self.block.site.inherit(name, candidate, self.block.active_branch())
         if self.begin:
             candidate.load_state_dict(of_candidate(store.read(self.final)[0], name))
         laid_out: nn.Module = candidate.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         return laid_out
+
+    def inherit(self, entered: Tensor, left: Tensor) -> None:
+        """Take over what families know to, from the original; or, with fresh weights, the scale of what enters it."""
+        site, original = self.block.site, self.block.active_branch()
+        for name, candidate in self.candidates.items():
+            if not site.inherit(name, candidate.eval(), original, entered):
+                settle_all(candidate, entered)
+        self._fits = [LastConvolution(candidate) for candidate in self.candidates.values()]
+
+    def gather(self, entered: Tensor, left: Tensor) -> None:
+        """See more of what last convolutions are fitted to."""
+        for fit in self._fits:
+            fit(entered, left)
+
+    def fit(self) -> None:
+        """Fit them to what was seen."""
+        for fit in self._fits:
+            fit.solve()
+        self._fits = []
+
+    def mark(self, errors: Mapping[str, Error]) -> None:
+        """Remember what the candidates begin with, and its errors."""
+        self.starts = dict(errors)
+        self._begun = {
+            name: {key: value.clone() for key, value in candidate.state_dict().items()}
+            for name, candidate in self.candidates.items()
+        }
 
     def learn(self, entered: Tensor, left: Tensor, arithmetic: Callable[[], Any]) -> dict[str, Tensor]:
         """One step of each candidate that has something to learn; their losses."""
@@ -127,6 +160,8 @@ class Bench:
     def save(self) -> None:
         """Keep all that is needed to go on."""
         tensors = self.weights()
+        for name, begun in self._begun.items():
+            tensors |= {f"{name} begun.{key}": value for key, value in begun.items()}
         for name, optimiser in self._optimisers.items():
             for number, values in optimiser.state_dict()["state"].items():
                 tensors |= {f"{name} optimiser.{number}.{key}": value for key, value in values.items()}
@@ -142,6 +177,8 @@ class Bench:
                 if key.startswith("optimiser."):
                     _, number, kind = key.split(".")
                     momenta.setdefault(int(number), {})[kind] = value
+                elif key.startswith("begun."):
+                    self._begun.setdefault(name, {})[key.removeprefix("begun.")] = value
                 else:
                     mine[key] = value
             candidate.load_state_dict(mine)
@@ -153,10 +190,10 @@ class Bench:
         kept, settled = {}, []
         for name, error in errors.items():
             start = self.starts[name]
-            if not start.value - error.value > error.deviation:
+            if not abs(start.value - error.value) > error.deviation:
                 settled.append(name)
             if not error.value <= start.value:
-                self.candidates[name].load_state_dict(self.beginning(name).state_dict())
+                self.candidates[name].load_state_dict(self._begun[name])
                 error = start
             kept[name] = [error.value, error.deviation]
         store.write(self.final, self.weights(), {"steps": self.step, "errors": kept, "settled": settled})

@@ -34,6 +34,12 @@ SAVE_EVERY = 60.0
 PATIENCE = 10.0
 """Seconds to wait for another process in the same folder: one that was killed takes a while to end."""
 
+FITTED = 4
+"""Minibatches that last convolutions are fitted to."""
+
+STARTS = "originals' factors, last convolution fitted"
+"""How candidates begin; a library that began otherwise is another one."""
+
 CURVE_EVERY = 10
 """Steps between two points of a curve."""
 
@@ -93,6 +99,7 @@ def _claim(folder: Path, settings: LibrarySettings, teacher: str, data: str) -> 
         "data_options": dict(settings.data_options),
         "teacher_digest": teacher,
         "data_fingerprint": data,
+        "starts": STARTS,
     }
     identity["versions"] = {"nni_blockswap": nni_blockswap.__version__, "torch": torch.__version__}
     if (folder / ABOUT).exists():
@@ -145,7 +152,10 @@ class _School:
                 bench.close()
 
     def _teach_group(self, group: Sequence[Bench], board: SummaryWriter) -> None:
-        self._measure_starts([bench for bench in group if not bench.starts])
+        new = [bench for bench in group if not bench.starts]
+        self._begin([bench for bench in new if not bench.begin])
+        for bench, gauge in zip(new, self._measure(new), strict=True):
+            bench.mark(gauge.errors())
         saved = time.monotonic()
         while (step := min(bench.step for bench in group)) < self._settings.steps:
             self._step([bench for bench in group if bench.step == step], step, board)
@@ -172,9 +182,15 @@ class _School:
         rate = self._fresh / (time.monotonic() - self._begun)
         self._on_progress(Progress(self._done, self._total, (self._total - self._done) / rate))
 
-    def _measure_starts(self, benches: Sequence[Bench]) -> None:
-        for bench, gauge in zip(benches, self._measure(benches), strict=True):
-            bench.starts = gauge.errors()
+    def _begin(self, benches: Sequence[Bench]) -> None:
+        """Let candidates take over what they can from the originals."""
+        if benches:
+            self._run(self._lessons.learned(0), {bench.block: bench.inherit for bench in benches}, exactly=True)
+            for index in range(FITTED):
+                looks = {bench.block: bench.gather for bench in benches}
+                self._run(self._lessons.learned(index), looks, exactly=True)
+        for bench in benches:
+            bench.fit()
 
     def _measure(self, benches: Sequence[Bench]) -> list[Gauge]:
         gauges = [Gauge(bench.candidates) for bench in benches]

@@ -1,6 +1,6 @@
 """A substitute from outside that is the original by another name: it begins with the original's weights."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from nni_blockswap.blocks.site import FAMILIES, Site
 
@@ -17,7 +17,7 @@ class Copies:
     def build(self, name: str, site: Site) -> nn.Module:
         return site.build("S")
 
-    def inherit(self, branch: nn.Module, original: nn.Module) -> None:
+    def inherit(self, branch: nn.Module, original: nn.Module, entered: Tensor) -> None:
         branch.load_state_dict(original.state_dict())
 
 

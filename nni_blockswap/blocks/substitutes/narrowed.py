@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nni_blockswap.blocks.inheritance import dense_convolutions, first_norm, importance
 from nni_blockswap.blocks.site import Site
 from nni_blockswap.blocks.substitutes.paper import PAPERS, Conv, conv_module, stacked
 from nni_blockswap.cost.table import ORIGINAL
@@ -69,42 +70,16 @@ class Narrowed:
         return stacked((first, Conv(width, site.out_channels, site.kernel, spatial=True)), site)
 
     @torch.no_grad()
-    def inherit(self, branch: nn.Module, original: nn.Module) -> None:
+    def inherit(self, branch: nn.Module, original: nn.Module, entered: Tensor) -> None:
         """Take over the inner channels of greatest importance; the best factors, of a convolution alone."""
-        own, theirs = (_convolutions(module) for module in (branch, original))
+        own, theirs = (dense_convolutions(module) for module in (branch, original))
         if len(own) == 2 and len(theirs) == 1:
             _factorise(own, theirs[0])
         elif len(own) == len(theirs) == 2 and theirs[0].out_channels == theirs[1].in_channels:
-            _narrow(own, theirs, _norm(branch), _norm(original))
+            _narrow(own, theirs, first_norm(branch), first_norm(original))
 
 
 NARROWED = Narrowed()
-
-
-def importance(first: Tensor, last: Tensor, norm: Any) -> Tensor:
-    """How much each of N inner channels can matter to what leaves the branch: (N,).
-
-        I_i = sqrt(E[relu(gamma_i z + beta_i)^2]) ||last_i||    with z normal; without a norm    ||first_i|| ||last_i||
-
-    What BN lets out has the scale gamma and the shift beta, whatever the weights before it are, and the mean square of
-    a normal variable behind a ReLU is (gamma^2 + beta^2) Phi(beta / gamma) + beta gamma phi(beta / gamma).
-
-    Args:
-        first: weights (N, C_in, k, k) of the first convolution.
-        last: weights (C_out, N, k, k) of the second one.
-        norm: what normalises between them, with a scale and a shift a channel; None where nothing does.
-    """
-    after: Tensor = last.transpose(0, 1).flatten(1).norm(dim=1)
-    if norm is None:
-        before: Tensor = first.flatten(1).norm(dim=1)
-        return before * after
-    scale, shift = norm.weight.abs().clamp_min(1e-12), norm.bias
-    ratio = shift / scale
-    below = torch.special.ndtr(ratio)
-    density = torch.exp(-(ratio**2) / 2) / math.sqrt(2 * math.pi)
-    square = (scale**2 + shift**2) * below + shift * scale * density
-    let_out: Tensor = square.clamp_min(0).sqrt()
-    return let_out * after
 
 
 def _narrow(own: list[nn.Conv2d], theirs: list[nn.Conv2d], norm: Any, their_norm: Any) -> None:
@@ -129,19 +104,6 @@ def _factorise(own: list[nn.Conv2d], original: nn.Conv2d) -> None:
     own[1].weight.copy_((left[:, :width] * root).view_as(own[1].weight))
     if own[1].bias is not None and original.bias is not None:
         own[1].bias.copy_(original.bias)
-
-
-def _convolutions(module: nn.Module) -> list[nn.Conv2d]:
-    return [one for one in module.modules() if isinstance(one, nn.Conv2d) and one.groups == 1]
-
-
-def _norm(branch: nn.Module) -> nn.Module | None:
-    """The first module of ``branch`` that has a scale and a shift for each channel."""
-    for module in branch.modules():
-        scale, shift = (getattr(module, name, None) for name in ("weight", "bias"))
-        if isinstance(scale, Tensor) and isinstance(shift, Tensor) and scale.shape == shift.shape:
-            return module
-    return None
 
 
 def _width(name: str, site: Site) -> int:

@@ -27,9 +27,21 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from nni_blockswap.blocks.inheritance import (
+    copy_affine,
+    dense_convolutions,
+    factorise_inputs,
+    factorise_outputs,
+    first_norm,
+    importance,
+    lifted,
+    settled,
+)
 from nni_blockswap.blocks.site import Kernel, Site
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import SpaceError
@@ -100,6 +112,21 @@ class Paper:
         """The branch: ``conv1, bn1, relu1, conv2, ...``, ending in its last convolution."""
         return stacked(convs(name, site), site)
 
+    @torch.no_grad()
+    def inherit(self, branch: nn.Module, original: nn.Module, entered: Tensor) -> None:
+        """Low-rank and grouped approximations of the original's kernels, one after the other, up to the last one.
+
+        ``G``: each pair the nearest to one convolution. ``B`` and ``BG``: the nearest to the first one, with its most
+        important outputs alone; or, at a convolution alone, to that one, with the outputs' first singular vectors.
+        """
+        own, theirs = list(branch.children()), dense_convolutions(original)
+        if len(theirs) == 2 and theirs[0].out_channels != theirs[1].in_channels:
+            return
+        if len(own[::3]) == 2 * len(theirs):
+            _inherit_pairs(own, theirs, first_norm(original), entered)
+        elif len(own[::3]) == 3 and len(theirs) in (1, 2):
+            _inherit_bottleneck(own, theirs, first_norm(original), entered)
+
 
 PAPERS = Paper()
 
@@ -146,6 +173,42 @@ def conv_module(conv: Conv, site: Site, bias: bool = False) -> nn.Conv2d:
         bias=bias,
         padding_mode=site.padding_mode,  # type: ignore[arg-type]  # one of torch's
     )
+
+
+# --- from the original's weights; a branch is a convolution, a normalisation, an activation, a convolution, ... -------
+
+
+def _inherit_pairs(own: list[Any], theirs: list[nn.Conv2d], norm: nn.Module | None, x: Tensor) -> None:
+    for number, original in enumerate(theirs):
+        grouped, between, activation, pointwise, *after = own[6 * number : 6 * number + 6]
+        factorise_outputs(grouped, pointwise, original.weight)
+        x, scale = lifted(between, grouped(x))
+        pointwise.weight.mul_(scale[:, None, None])
+        x = pointwise(activation(x))
+        if after:
+            copy_affine(after[0], norm)
+            x = after[1](settled(after[0], x))
+
+
+def _inherit_bottleneck(own: list[Any], theirs: list[nn.Conv2d], norm: nn.Module | None, x: Tensor) -> None:
+    down, before, activation, spatial, after, _, up = own
+    kernel, middle = theirs[0].weight, spatial.out_channels
+    if len(theirs) == 2:
+        kept = importance(kernel, theirs[1].weight, norm).topk(middle).indices.sort().values
+        wanted, last = kernel[kept], theirs[1].weight[:, kept].sum((2, 3))
+        copy_affine(after, norm, kept)
+    else:
+        left = torch.linalg.svd(kernel.flatten(1), full_matrices=False).U[:, :middle]
+        wanted, last = torch.einsum("nm,ncij->mcij", left, kernel), left
+    factorise_inputs(down, spatial, wanted)
+    x, scale = lifted(before, down(x))
+    spatial.weight.view(spatial.groups, -1, *spatial.weight.shape[1:]).mul_(scale.view(spatial.groups, 1, -1, 1, 1))
+    x = spatial(activation(x))
+    if len(theirs) == 2:
+        settled(after, x)
+    else:
+        last = last * lifted(after, x)[1]
+    up.weight.copy_(last[:, :, None, None])
 
 
 # --- the kinds: (name, site, arguments) -> convolutions -------------------------------------------------------------

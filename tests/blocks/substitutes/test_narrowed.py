@@ -8,8 +8,9 @@ from torch import nn
 
 from nni_blockswap import Architecture
 from nni_blockswap.architecture import cost_table
+from nni_blockswap.blocks.inheritance import importance
 from nni_blockswap.blocks.site import Site
-from nni_blockswap.blocks.substitutes.narrowed import WIDTHS, importance
+from nni_blockswap.blocks.substitutes.narrowed import WIDTHS
 from nni_blockswap.errors import SpaceError
 from tests.conftest import SMALL, WRN
 
@@ -71,7 +72,7 @@ def test_channels_that_do_nothing_go_first_and_the_rest_computes_what_the_origin
     with torch.no_grad():
         original.conv2.weight[:, dead] = 0  # nobody listens to them
     branch = site.build("W(1/2)")
-    site.inherit("W(1/2)", branch, original)
+    site.inherit("W(1/2)", branch, original, torch.randn(1, 16, 8, 8))
     x = torch.randn(4, 16, 8, 8)
     torch.testing.assert_close(branch.eval()(x), original.eval()(x))
 
@@ -101,7 +102,7 @@ def test_a_convolution_alone_is_factorised_and_exact_where_its_rank_allows(kerne
     with torch.no_grad():
         conv.weight.copy_((torch.randn(32, 8) @ torch.randn(8, 24 * kernel**2)).view_as(conv.weight))
     branch = site.build("W(1/4)")
-    site.inherit("W(1/4)", branch, original)
+    site.inherit("W(1/4)", branch, original, torch.randn(1, 24, 9, 9))
     x = torch.randn(2, 24, 9, 9)
     torch.testing.assert_close(branch(x), original(x), rtol=1e-3, atol=1e-3)
     assert sum(w.numel() for w in branch.parameters()) == 8 * (24 * kernel**2 + 32) + 32 * bias

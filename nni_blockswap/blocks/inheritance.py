@@ -1,0 +1,137 @@
+"""What a substitute can take over from the original: kernels in fewer numbers, and the scale of what passes.
+
+Where a substitute has a normalisation and an activation and the original has none, they are made to do little: what
+passes is lifted by ``SHIFT`` deviations, which leaves most of it on one side of a ReLU, and the scale that was taken
+away goes into the next weights.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SHIFT = 1.0
+"""Deviations; a ReLU lets 84 % of a normal variable pass that was lifted by one."""
+
+
+def importance(first: Tensor, last: Tensor, norm: Any) -> Tensor:
+    """How much each of N inner channels can matter to what leaves the branch: (N,).
+
+        I_i = sqrt(E[relu(gamma_i z + beta_i)^2]) ||last_i||    with z normal; without a norm    ||first_i|| ||last_i||
+
+    What BN lets out has the scale gamma and the shift beta, whatever the weights before it are, and the mean square of
+    a normal variable behind a ReLU is (gamma^2 + beta^2) Phi(beta / gamma) + beta gamma phi(beta / gamma).
+
+    Args:
+        first: weights (N, C_in, k, k) of the first convolution.
+        last: weights (C_out, N, k, k) of the second one.
+        norm: what normalises between them, with a scale and a shift a channel; None where nothing does.
+    """
+    after: Tensor = last.transpose(0, 1).flatten(1).norm(dim=1)
+    if norm is None:
+        before: Tensor = first.flatten(1).norm(dim=1)
+        return before * after
+    scale, shift = norm.weight.abs().clamp_min(1e-12), norm.bias
+    ratio = shift / scale
+    below = torch.special.ndtr(ratio)
+    density = torch.exp(-(ratio**2) / 2) / math.sqrt(2 * math.pi)
+    square = (scale**2 + shift**2) * below + shift * scale * density
+    let_out: Tensor = square.clamp_min(0).sqrt()
+    return let_out * after
+
+
+def dense_convolutions(module: nn.Module) -> list[nn.Conv2d]:
+    """Those without groups, in the order of the modules."""
+    return [one for one in module.modules() if isinstance(one, nn.Conv2d) and one.groups == 1]
+
+
+def first_norm(branch: nn.Module) -> nn.Module | None:
+    """The first module of ``branch`` that has a scale and a shift for each channel."""
+    for module in branch.modules():
+        scale, shift = (getattr(module, name, None) for name in ("weight", "bias"))
+        if isinstance(scale, Tensor) and isinstance(shift, Tensor) and scale.shape == shift.shape:
+            return module
+    return None
+
+
+@torch.no_grad()
+def factorise_outputs(spatial: nn.Conv2d, pointwise: nn.Conv2d, kernel: Tensor) -> None:
+    """Let ``spatial``, grouped, and then ``pointwise`` be as near to ``kernel`` (N, C, k, k) as they can.
+
+    Each group's slice of the kernel, a matrix (N) x (C/g k k), gets the product of its first singular vectors, as many
+    as the group has channels between: the least sum of squares. The rows of ``spatial`` are orthonormal in a group.
+    """
+    between, width = spatial.out_channels // spatial.groups, spatial.in_channels // spatial.groups
+    for group, part in enumerate(torch.split(kernel, width, dim=1)):
+        left, values, right = torch.linalg.svd(part.flatten(1), full_matrices=False)
+        rank, start = min(between, len(values)), group * between
+        spatial.weight[start : start + rank] = right[:rank].view(rank, *part.shape[1:])
+        pointwise.weight[:, start : start + between] = 0
+        pointwise.weight[:, start : start + rank, 0, 0] = left[:, :rank] * values[:rank]
+
+
+@torch.no_grad()
+def factorise_inputs(pointwise: nn.Conv2d, spatial: nn.Conv2d, kernel: Tensor) -> None:
+    """Let ``pointwise`` and then ``spatial``, grouped or not, be as near to ``kernel`` (M, C, k, k) as they can.
+
+    The rows of a group of ``spatial``'s outputs, a matrix (C) x (M/g k k), get the product of their first singular
+    vectors, as many as the group reads: the least sum of squares. ``pointwise`` is orthonormal in a group.
+    """
+    width = spatial.in_channels // spatial.groups
+    for group, part in enumerate(kernel.chunk(spatial.groups)):
+        left, values, right = torch.linalg.svd(part.transpose(0, 1).flatten(1), full_matrices=False)
+        rank, start = min(width, len(values)), group * width
+        pointwise.weight[start : start + rank, :, 0, 0] = left[:, :rank].T
+        core = (values[:rank, None] * right[:rank]).view(rank, len(part), *part.shape[2:])
+        outputs = slice(group * len(part), (group + 1) * len(part))
+        spatial.weight[outputs] = 0
+        spatial.weight[outputs, :rank] = core.transpose(0, 1)
+
+
+@torch.no_grad()
+def settle(norm: nn.Module, x: Tensor) -> None:
+    """Let the statistics that ``norm`` keeps, if it does, be those of ``x`` (N, C, H, W)."""
+    mean, variance = (getattr(norm, f"running_{name}", None) for name in ("mean", "var"))
+    if isinstance(mean, Tensor) and isinstance(variance, Tensor):
+        mean.copy_(x.mean((0, 2, 3)))
+        variance.copy_(x.var((0, 2, 3)))
+
+
+def settle_all(branch: nn.Module, x: Tensor) -> None:
+    """Let all statistics in ``branch`` be those of what comes to them from ``x``, in evaluation mode."""
+    handles = [
+        module.register_forward_pre_hook(lambda norm, inputs: settle(norm, inputs[0])) for module in branch.modules()
+    ]
+    try:
+        branch.eval()(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def settled(norm: nn.Module, x: Tensor) -> Tensor:
+    """What ``norm`` makes of ``x`` (N, C, H, W), its statistics being those of ``x``."""
+    settle(norm, x)
+    normalised: Tensor = norm.eval()(x)
+    return normalised
+
+
+@torch.no_grad()
+def lifted(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What a fresh ``norm`` makes of ``x``, lifted by ``SHIFT``; and the scale that it took from each channel: (C,)."""
+    if isinstance(shift := getattr(norm, "bias", None), Tensor):
+        shift.fill_(SHIFT)
+    normalised = settled(norm, x)
+    before, after = (one.transpose(0, 1).flatten(1).std(dim=1).clamp_min(1e-12) for one in (x, normalised))
+    return normalised, before / after
+
+
+@torch.no_grad()
+def copy_affine(norm: nn.Module, original: nn.Module | None, kept: Tensor | slice = slice(None)) -> None:
+    """Scale and shift of the original's channels ``kept``, where both have them."""
+    if original is None or first_norm(norm) is not norm:
+        return
+    for name in ("weight", "bias"):
+        getattr(norm, name).copy_(getattr(original, name)[kept])

@@ -1,0 +1,145 @@
+"""What substitutes take over: exact where the original is of their form, else as near as singular values allow."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nni_blockswap.blocks.inheritance import SHIFT, factorise_inputs, factorise_outputs, lifted, settle_all
+from nni_blockswap.blocks.site import Site
+
+
+def tail(matrix: Tensor, rank: int) -> float:
+    """Sum of squares of the singular values behind the first ``rank``, by numpy."""
+    values = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
+    return float((values[rank:] ** 2).sum())
+
+
+def composed(spatial: nn.Conv2d) -> Tensor:
+    """A grouped convolution's kernel, dense: zeros between the groups."""
+    weight, groups = spatial.weight.detach(), spatial.groups
+    dense = weight.new_zeros(weight.shape[0], spatial.in_channels, *weight.shape[2:])
+    rows, width = weight.shape[0] // groups, weight.shape[1]
+    for group in range(groups):
+        part = slice(group * rows, (group + 1) * rows)
+        dense[part, group * width : (group + 1) * width] = weight[part]
+    return dense
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_outputs_are_factorised_as_near_as_singular_values_allow(groups: int) -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(16, 8, 3, 3)
+    spatial, pointwise = nn.Conv2d(8, 8, 3, groups=groups), nn.Conv2d(8, 16, 1)
+    factorise_outputs(spatial, pointwise, kernel)
+    found = torch.einsum("nm,mcij->ncij", pointwise.weight.detach()[:, :, 0, 0], composed(spatial))
+    width = 8 // groups
+    wanted = sum(tail(part.flatten(1), width) for part in kernel.split(width, dim=1))  # type: ignore[no-untyped-call]
+    assert (found - kernel).square().sum().item() == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_inputs_are_factorised_as_near_as_singular_values_allow(groups: int) -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(8, 16, 3, 3)
+    pointwise, spatial = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 8, 3, groups=groups)
+    factorise_inputs(pointwise, spatial, kernel)
+    found = torch.einsum("nmij,mc->ncij", composed(spatial), pointwise.weight.detach()[:, :, 0, 0])
+    wanted = sum(tail(part.transpose(0, 1).flatten(1), 8 // groups) for part in kernel.chunk(groups))
+    assert (found - kernel).square().sum().item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_more_channels_than_the_rank_are_silent() -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(2, 16, 1, 1)  # of rank 2, where a group has eight channels between
+    spatial, pointwise = nn.Conv2d(16, 16, 1, groups=2, bias=False), nn.Conv2d(16, 2, 1, bias=False)
+    factorise_outputs(spatial, pointwise, kernel)
+    x = torch.randn(3, 16, 5, 5)
+    torch.testing.assert_close(pointwise(spatial(x)), nn.functional.conv2d(x, kernel), rtol=1e-4, atol=1e-4)
+
+
+def linear(**others: object) -> Site:
+    """A site without normalisation and activation: what stands there is a product of kernels."""
+    return Site(8, 16, norm=lambda channels: nn.Identity(), activation=nn.Identity, **others)  # type: ignore[arg-type]
+
+
+def test_a_grouped_original_is_taken_over_whole() -> None:
+    torch.manual_seed(1)
+    site = linear(stride=2, convolutions=1)
+    original = nn.Conv2d(8, 16, 3, 2, 1, bias=False)
+    grouped, pointwise = nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 16, 1)
+    with torch.no_grad():
+        original.weight.copy_(torch.einsum("nm,mcij->ncij", pointwise.weight[:, :, 0, 0], composed(grouped)))
+    assert same(site, "G(4)", original)
+    assert not same(site, "G(8)", original)
+
+
+def test_both_convolutions_of_a_branch_are_taken_over() -> None:
+    torch.manual_seed(2)
+    site = Site(16, 16, stride=2, norm=lambda channels: nn.Identity(), activation=nn.Identity)
+    assert same(site, "G(1)", site.build("S"))  # a pointwise convolution behind a dense one loses nothing
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_bottleneck_is_taken_over_whole(groups: int) -> None:
+    torch.manual_seed(3)
+    site = linear(stride=2, convolutions=1)
+    down, spatial, up = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, groups=groups), nn.Conv2d(8, 16, 1)
+    with torch.no_grad():
+        if groups > 1:  # the outputs' singular vectors are those of the groups, in their order
+            up.weight.copy_(torch.eye(16, 8)[:, :, None, None])
+            spatial.weight.mul_(torch.linspace(3, 1, 8)[:, None, None, None])
+        inner = torch.einsum("nmij,mc->ncij", composed(spatial), down.weight[:, :, 0, 0])
+        if groups > 1:
+            rows = inner.flatten(1)
+            inner = (torch.linspace(3, 1, 8)[:, None] * torch.linalg.qr(rows.T).Q.T).view_as(inner)
+        original = nn.Conv2d(8, 16, 3, 2, 1, bias=False)
+        original.weight.copy_(torch.einsum("nm,mcij->ncij", up.weight[:, :, 0, 0], inner))
+    assert same(site, "B(2)", original)
+    assert not same(site, "B(4)", original)
+
+
+def same(site: Site, name: str, original: nn.Module) -> bool:
+    branch, x = site.build(name), torch.randn(2, site.in_channels, 8, 8)
+    assert site.inherit(name, branch, original, x)
+    return torch.allclose(branch(x), original(x), rtol=1e-3, atol=1e-4)
+
+
+def test_what_nothing_non_linear_stood_for_is_lifted_and_its_scale_is_known() -> None:
+    torch.manual_seed(4)
+    x = torch.randn(64, 3, 8, 8) * torch.tensor([0.1, 1.0, 7.0])[:, None, None] + 5
+    norm = nn.BatchNorm2d(3)
+    passed, scale = lifted(norm, x)
+    torch.testing.assert_close(passed.mean((0, 2, 3)), torch.full((3,), SHIFT), atol=1e-3, rtol=0)
+    torch.testing.assert_close(scale, torch.tensor([0.1, 1.0, 7.0]), rtol=0.05, atol=0)
+    assert (passed > 0).float().mean().item() == pytest.approx(0.5 * (1 + math.erf(SHIFT / 2**0.5)), abs=0.01)
+
+
+def test_a_branch_keeps_its_middle_norm_and_the_channels_that_matter() -> None:
+    torch.manual_seed(5)
+    site = Site(8, 16)
+    original = site.build("S")
+    with torch.no_grad():
+        original.bn1.weight.uniform_(0.5, 2)  # type: ignore[union-attr,operator]
+        original.bn1.bias.normal_()  # type: ignore[union-attr,operator]
+        original.conv2.weight[:, ::2] = 0  # type: ignore[union-attr,index,operator]  # nobody listens to every other one
+    grouped, bottleneck = site.build("G(2)"), site.build("B(2)")
+    for name, branch in (("G(2)", grouped), ("B(2)", bottleneck)):
+        site.inherit(name, branch, original, torch.randn(4, 8, 8, 8))
+    assert torch.equal(grouped.bn2.weight, original.bn1.weight)
+    assert torch.equal(bottleneck.bn2.weight, original.bn1.weight[1::2])  # type: ignore[index]
+    assert torch.equal(bottleneck.bn2.bias, original.bn1.bias[1::2])  # type: ignore[index]
+
+
+def test_fresh_weights_get_the_statistics_of_what_enters() -> None:
+    torch.manual_seed(6)
+    branch = Site(8, 16).build("MB(2)")
+    x = 3 + 2 * torch.randn(8, 8, 8, 8)
+    settle_all(branch, x)
+    assert not branch.training
+    assert not any(module._forward_pre_hooks for module in branch.modules())
+    after = branch(x)
+    torch.testing.assert_close(after.mean((0, 2, 3)), torch.zeros(16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(after.var((0, 2, 3)), torch.ones(16), atol=1e-3, rtol=0)
