@@ -1,4 +1,4 @@
-"""What the beginnings of a library's candidates bring: their errors after some steps, by where they began.
+r"""What the beginnings of a library's candidates bring: their errors after some steps, by where they began.
 
 - fresh: fresh weights, but of ``W(r)``, which has the original's;
 - factors: what families take over from the original, by approximating its convolutions;
