@@ -213,7 +213,7 @@ def test_a_module_is_no_space() -> None:
         bs.search(network(), loader(), budget="70%")
 
 
-TAUGHT = {"steps": 3, "batch_size": 8, "held_out": 8, "device": "cpu", "on_progress": lambda progress: None}
+TAUGHT = {"steps": 3, "lr": 5e-4, "batch_size": 8, "held_out": 8, "device": "cpu", "on_progress": lambda progress: None}
 
 
 def test_a_library_of_a_network_that_a_program_holds(tmp_path: Path) -> None:
