@@ -5,7 +5,7 @@ and minibatches that no search saw (five draws). An evaluation is one architectu
 `halving` has five draws to spend, the others one. The uniform method's first hundred samples are the same whether a
 thousand follow or not, so that only its longest search is run, and the shorter ones read its scores. Every search keeps
 its scores and its result below --out: the same command goes on where it was. Writes benchmarks/results/methods.md and
-methods.png.
+methods.png, or methods_small.
 
     python benchmarks/methods.py --out results/methods --small           # WRN-16-1 on digits: minutes
     python benchmarks/methods.py --out results/methods --data-root data  # WRN-40-2 on CIFAR-10: a day
@@ -141,8 +141,9 @@ def report(found: dict[tuple[str, str, int], list[dict[str, Any]]], case: dict[s
         f"the last column is its share of what the uniform method finds with {most} samples.\n\n"
         f"{markdown(rows)}\n"
     )
-    write_text(ROOT / "benchmarks/results/methods.md", text)
-    draw(found, ROOT / "benchmarks/results/methods.png")
+    kept = ROOT / "benchmarks/results" / ("methods_small" if small else "methods")
+    write_text(kept.with_suffix(".md"), text)
+    draw(found, kept.with_suffix(".png"))
 
 
 def draw(found: dict[tuple[str, str, int], list[dict[str, Any]]], path: Path) -> None:

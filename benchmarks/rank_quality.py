@@ -182,6 +182,7 @@ def report(
     """All of it in Markdown."""
     between, within = noise(trained, errors)
     verdict = "enough" if between > 2 * within else "too little: train longer, or on more images"
+    ceiling = max(0.0, 1 - (within / between) ** 2) ** 0.5
     final = [one.error for one in trained]
     kept = [list(one.architecture.choices.values()).count("S") for one in trained]
     rho = np.corrcoef(rankdata(kept), rankdata(final))[0, 1]
@@ -195,6 +196,7 @@ The proxies `library` and `library_log` are the errors of a library that the ori
 
 * Error in percent: {min(final):.1f} to {max(final):.1f}.
 * Its standard deviation: {between:.2f} between architectures, {within:.2f} between {SEEDS} seeds of one; {verdict}.
+* A perfect ranking would have a correlation of about {ceiling:.2f} with errors as noisy as these.
 * The number of blocks that keep `S` has {rho:+.2f} with the error.
 * Command: `{command(given)}`.
 """

@@ -29,4 +29,5 @@ def test_noise_is_the_spread_between_seeds() -> None:
     text = report(given, trained, errors, {1: [found]})  # type: ignore[arg-type]
     assert "3.16 between architectures, 1.00 between 3 seeds of one; enough" in text
     assert "-1.00" in text
+    assert "correlation of about 0.95 with" in text  # the root of 1 - 1 / 10
     assert "--image-size 32 --images 100 --epochs 3 --budget 60K --architectures 5`" in text
