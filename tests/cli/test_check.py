@@ -119,6 +119,7 @@ def test_the_papers_experiments_lack_nothing_but_data(path, tmp_path):
         ({"tuner__classArgs": None}, "tuner.classArgs is missing"),
         ({"tuner__classArgs__sample": 3}, "the tuner has no argument 'sample'"),
         ({"tuner__classArgs__budget": None}, "argument 'budget' is missing"),
+        ({"tuner__classArgs__samples": 10**400}, "samples is a whole number, not 1000"),
         ({"tuner__classArgs__samples": "many"}, "samples is a whole number, not 'many'"),
         ({"tuner__classArgs__space": "nowhere:Space"}, "the space 'nowhere:Space' cannot be imported"),
         ({"tuner__classArgs__space_args": {"depth": 17}}, "6n + 4"),

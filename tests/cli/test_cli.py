@@ -30,6 +30,16 @@ def test_space_prints_candidates_costs_and_counts(capsys: pytest.CaptureFixture[
     assert "block_17  16 candidates" in out
 
 
+def test_the_space_is_named_in_its_place_or_as_elsewhere_but_once(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for named in ([WRN], ["--space", WRN]):
+        assert main(["space", *named, *SPACE_ARGS]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert main(["space", WRN, "--space", "search_spaces.resnet:ResNetSpace"]) == 2
+    assert "the space is named twice" in capsys.readouterr().err
+
+
 def test_space_json_is_what_nni_reads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["space", WRN, *SPACE_ARGS, "--json"]) == 0
     content = json.loads(capsys.readouterr().out)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from nni_blockswap.architecture import Architecture
+from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.experiment.unmanaged import Changes, run_experiment
 
@@ -93,3 +94,21 @@ def test_a_scale_changes_space_comparison_and_command(config, tmp_path) -> None:
     assert (told["--variant"], told["--epochs"]) == ("B(2)", "3")
     assert Architecture.load(told["--architecture"]).space_args["width"] == 2
     assert not (out / "trials" / "001").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "null", "[1]"])
+def test_a_list_of_trials_that_is_damaged_is_told(config, tmp_path, content) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "trials.json").write_text(content)
+    with pytest.raises(StateError, match=r"trials\.json' is damaged .*; delete it and start again"):
+        run_experiment(config, Changes({}, {}), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("command", "rule"), [(None, "is text, not None"), ("", "is empty"), ("python 'x", "is no command line")]
+)
+def test_a_command_that_is_none_is_told_before_anything_is_searched(config, tmp_path, command, rule) -> None:
+    config.content["trialCommand"] = command
+    with pytest.raises(ConfigError, match=rf"the trialCommand of .*config\.yml' {rule}"):
+        run_experiment(config, Changes({}, {}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import torch
 
 from nni_blockswap.architecture import cost_table
 from nni_blockswap.blocks.site import Site
-from nni_blockswap.errors import CheckpointError, StateError
+from nni_blockswap.errors import CheckpointError, ConfigError, StateError
 from nni_blockswap.files import locked
 from nni_blockswap.library import building, store
+from nni_blockswap.library.bench import Bench
 from nni_blockswap.library.building import build
 from nni_blockswap.library.fitting import LastConvolution
 from nni_blockswap.library.lessons import Lessons
 from nni_blockswap.library.library import Library
+from nni_blockswap.library.measuring import Error
 from nni_blockswap.library.teacher import load_teacher
 from nni_blockswap.tasks import make_task
 from tests.conftest import WRN
@@ -204,6 +207,38 @@ def _replaced(teacher: Path, changed: dict[str, Any]) -> Any:
     from dataclasses import replace
 
     return replace(settings(teacher), **changed)
+
+
+def test_what_diverged_keeps_what_it_began_with(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benches: list[Bench] = []
+    finish = Bench.finish
+
+    def watched(bench: Bench, errors: Mapping[str, Error]) -> None:
+        assert any(math.isnan(error.value) for error in errors.values())
+        benches.append(bench)
+        finish(bench, errors)
+
+    monkeypatch.setattr(Bench, "finish", watched)
+    wild = build(_replaced(teacher, {"lr": 1e30}), tmp_path)
+    assert len(benches) == len(wild.errors)
+    for bench in benches:
+        label = bench.block.label
+        assert {name: error for name, error in wild.errors[label].items() if name != "S"} == bench.starts
+        for name in bench.starts:
+            assert all(bool(value.isfinite().all()) for value in wild.weights(label, name).values())
+
+
+@pytest.mark.parametrize("wrong", [{"lr": math.inf}, {"lr": math.nan}, {"weight_decay": math.inf}, {"lr": 0.0}])
+def test_a_rate_that_is_no_number_is_refused(wrong: dict[str, float], teacher: Path) -> None:
+    with pytest.raises(ConfigError, match="lr is above 0, weight_decay not below, and both finite"):
+        _replaced(teacher, wrong)
+
+
+@pytest.mark.parametrize("content", ["{", "null", "[1]"])
+def test_a_library_json_that_is_damaged_is_told(content: str, teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "library.json").write_text(content)
+    with pytest.raises(StateError, match=r"library\.json' is damaged; choose another folder, or delete this one"):
+        build(settings(teacher), tmp_path)
 
 
 def test_another_teacher_or_other_images_are_refused(library: Library, tmp_path: Path) -> None:

@@ -72,6 +72,24 @@ def test_the_trials_say_what_data_they_were_trained_on(experiment, tmp_path):
         data_of([tmp_path / "nothing"])
 
 
+@pytest.mark.parametrize("content", ["null", "{", "[1]"])
+def test_settings_of_a_trial_that_are_damaged_are_told(content, experiment):
+    for path in experiment.rglob("settings.json"):
+        path.write_text(content)
+    with pytest.raises(StateError, match=r"settings\.json' is damaged .*; train that trial again"):
+        data_of([experiment])
+
+
+def test_where_no_trial_names_its_data_the_user_does(experiment, tmp_path):
+    for path in experiment.rglob("settings.json"):
+        path.write_text("{}")
+    given = {"batch_size": 8, "device": "cpu"}
+    with pytest.raises(StateError, match="no trial here says what data it was trained on; give --data"):
+        study_experiment([experiment], given, ["l2_norm"], [1], tmp_path / "out")
+    named = {**given, "data": DATA["data"], "data_options": DATA["data_options"]}
+    assert "l2_norm" in study_experiment([experiment], named, ["l2_norm"], [1], tmp_path / "out")
+
+
 def test_an_experiment_without_random_architectures_is_not_studied(tmp_path):
     trial(tmp_path / "a", ["G(4)"] * 3, 0.8, seed=0, method="single", variant="G(4)")
     with pytest.raises(StateError, match="needs 3 architectures of the method 'random'"):

@@ -17,6 +17,7 @@ from nni_blockswap.training.recipe import DetectionRecipe, Recipe
         ({"lr": math.inf}, "--lr must be finite, which inf is not"),
         ({"lr": 0.0}, "--lr must be above 0, not 0.0"),
         ({"lr": "0.1"}, "--lr must be a number, not '0.1'"),
+        ({"epochs": 10**400}, "--epochs must be finite, which 1000"),
         ({"epochs": -12}, "--epochs must be above 0, not -12"),
         ({"epochs": 1.5}, "--epochs must be a whole number, not 1.5"),
         ({"epochs": True}, "--epochs must be a whole number, not True"),
