@@ -79,7 +79,7 @@ def search_own(
     if on_progress is not None or asked.library is not None:  # which takes no time
         rankings = searching.search(asked, out, on_progress or (lambda progress: None))
     else:
-        with _Bar() as bar:
+        with _SearchBar() as bar:
             rankings = searching.search(asked, out, bar)
     return rankings if several else rankings[0]
 
@@ -114,7 +114,7 @@ def build_library(
     asked = LibrarySettings(**named, **settings)
     if on_progress is not None:
         return building.build(asked, out, on_progress)
-    with _Steps() as bar:
+    with _Bar() as bar:
         return building.build(asked, out, bar)
 
 
@@ -150,40 +150,34 @@ def _task(loader: Any, loss: Loss | None) -> Task:
 
 
 class _Bar:
-    """A progress bar, in a terminal or a notebook; above it, what scores and how long a candidate takes it."""
+    """A progress bar, in a terminal or a notebook, over so many of a ``unit``."""
+
+    unit = "step"
 
     def __enter__(self) -> "_Bar":
         from tqdm.auto import tqdm
 
-        self._bar = tqdm(unit="architecture", leave=True)
-        self._told = ""
+        self._bar = tqdm(unit=self.unit, leave=True)
         return self
+
+    def __call__(self, progress: Any) -> None:
+        self._bar.total = progress.total
+        self._bar.update(progress.done - self._bar.n)
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+
+class _SearchBar(_Bar):
+    """Above it, what scores and how long a candidate takes it."""
+
+    unit = "architecture"
+    told = ""
 
     def __call__(self, progress: Progress) -> None:
-        if progress.engine != self._told and progress.has_pace:
-            self._told = progress.engine
+        if progress.engine != self.told and progress.has_pace:
+            self.told = progress.engine
             self._bar.write(progress.spelled_engine)
-        self._bar.total = progress.total
-        self._bar.update(progress.done - self._bar.n)
+        super().__call__(progress)
         if progress.best is not None:
             self._bar.set_postfix(best=f"{progress.best:.4g}", refresh=False)
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-
-class _Steps:
-    """A progress bar over the steps of a library's blocks."""
-
-    def __enter__(self) -> "_Steps":
-        from tqdm.auto import tqdm
-
-        self._bar = tqdm(unit="step", leave=True)
-        return self
-
-    def __call__(self, progress: building.Progress) -> None:
-        self._bar.total = progress.total
-        self._bar.update(progress.done - self._bar.n)
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
