@@ -15,7 +15,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from nni_blockswap.errors import MachineError
+from nni_blockswap.errors import ConfigError, MachineError
 from nni_blockswap.experiment import probe
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.experiment.machines import RemoteMachine, connected, machines_of, run
@@ -83,8 +83,8 @@ def _given(config: Config) -> argparse.Namespace:
 
 
 def _words(config: Config) -> list[str]:
-    with suppress(ValueError):
-        return shlex.split(str(config.content.get("trialCommand", "")))
+    with suppress(ConfigError):  # which others tell
+        return config.trial_command
     return []
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nni_blockswap.blocks.inheritance import dense_convolutions
+
 RIDGE = 1e-3
 """Of the mean square of what is multiplied with the weights, added to its square: directions that hardly vary."""
 
@@ -51,8 +53,7 @@ class LastConvolution:
         def note(conv: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             seen.append((conv, inputs[0], output))
 
-        convolutions = [one for one in self._branch.modules() if isinstance(one, nn.Conv2d) and one.groups == 1]
-        handles = [one.register_forward_hook(note) for one in convolutions]
+        handles = [one.register_forward_hook(note) for one in dense_convolutions(self._branch)]
         try:
             left = self._branch(entered)
         finally:
