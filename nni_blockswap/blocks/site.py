@@ -65,7 +65,7 @@ class Site:
         return find_family(name).build(_bare(name), self)
 
     def inherit(self, name: str, branch: nn.Module, original: nn.Module, entered: Tensor) -> bool:
-        """Let ``branch``, built as ``name``, begin with what ``original`` has. Returns whether its family knows how.
+        """Let ``branch``, built as ``name``, begin with what ``original`` has. Returns whether its family did so.
 
         Args:
             name: a candidate.
@@ -74,9 +74,7 @@ class Site:
             entered: what enters ``original`` in the trained network: (N, in_channels, H, W).
         """
         begin = getattr(find_family(name), "inherit", None)
-        if begin is not None:
-            begin(branch, original, entered)
-        return begin is not None
+        return begin is not None and begin(branch, original, entered) is not False
 
     def candidates(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of ``names`` that fit here, canonical, each once. Raises SpaceError for one that is no substitute."""
@@ -94,8 +92,8 @@ class Family(Protocol):
     """A kind of substitute: how it is spelled, and how it is built for a site.
 
     One that can begin with the original's weights has a method ``inherit(branch, original, entered)``, too, which sets
-    weights and statistics of a ``branch`` that it built, given what enters the original, and leaves them where that is
-    not what it expects.
+    weights and statistics of a ``branch`` that it built, given what enters the original. Where the original is not what
+    it expects it leaves the branch as it is and returns False; statistics are those of what enters then.
 
     Names may hold parentheses, commas and slashes, but no dots: they are candidates of an NNI ``LayerChoice``.
     """

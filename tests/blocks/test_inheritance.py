@@ -133,6 +133,16 @@ def test_a_branch_keeps_its_middle_norm_and_the_channels_that_matter() -> None:
     assert torch.equal(bottleneck.bn2.bias, original.bn1.bias[1::2])  # type: ignore[index]
 
 
+@pytest.mark.parametrize("name", ["G(2)", "B(2)", "W(1/2)", "MB(2)"])
+def test_a_branch_that_nothing_is_taken_over_to_is_told_and_left_alone(name: str) -> None:
+    site = Site(8, 16)
+    excited = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1), nn.Conv2d(16, 16, 3))
+    branch = site.build(name)
+    before = {key: value.clone() for key, value in branch.state_dict().items()}
+    assert not site.inherit(name, branch, excited, torch.randn(2, 8, 8, 8))
+    assert all(torch.equal(value, before[key]) for key, value in branch.state_dict().items())
+
+
 def test_fresh_weights_get_the_statistics_of_what_enters() -> None:
     torch.manual_seed(6)
     branch = Site(8, 16).build("MB(2)")

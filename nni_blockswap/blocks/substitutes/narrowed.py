@@ -70,13 +70,16 @@ class Narrowed:
         return stacked((first, Conv(width, site.out_channels, site.kernel, spatial=True)), site)
 
     @torch.no_grad()
-    def inherit(self, branch: nn.Module, original: nn.Module, entered: Tensor) -> None:
+    def inherit(self, branch: nn.Module, original: nn.Module, entered: Tensor) -> bool:
         """Take over the inner channels of greatest importance; the best factors, of a convolution alone."""
         own, theirs = (dense_convolutions(module) for module in (branch, original))
         if len(own) == 2 and len(theirs) == 1:
             _factorise(own, theirs[0])
         elif len(own) == len(theirs) == 2 and theirs[0].out_channels == theirs[1].in_channels:
             _narrow(own, theirs, first_norm(branch), first_norm(original))
+        else:
+            return False
+        return True
 
 
 NARROWED = Narrowed()

@@ -113,7 +113,7 @@ class Paper:
         return stacked(convs(name, site), site)
 
     @torch.no_grad()
-    def inherit(self, branch: nn.Module, original: nn.Module, entered: Tensor) -> None:
+    def inherit(self, branch: nn.Module, original: nn.Module, entered: Tensor) -> bool:
         """Low-rank and grouped approximations of the original's kernels, one after the other, up to the last one.
 
         ``G``: each pair the nearest to one convolution. ``B`` and ``BG``: the nearest to the first one, with its most
@@ -121,11 +121,14 @@ class Paper:
         """
         own, theirs = list(branch.children()), dense_convolutions(original)
         if len(theirs) == 2 and theirs[0].out_channels != theirs[1].in_channels:
-            return
+            return False
         if len(own[::3]) == 2 * len(theirs):
             _inherit_pairs(own, theirs, first_norm(original), entered)
         elif len(own[::3]) == 3 and len(theirs) in (1, 2):
             _inherit_bottleneck(own, theirs, first_norm(original), entered)
+        else:
+            return False
+        return True
 
 
 PAPERS = Paper()
