@@ -43,7 +43,8 @@ class Comparison:
         budgets: at which they are compared; empty: at the search's own. A range, ``10%..60%``, is ``points`` of them.
         points: budgets of a range.
         random: architectures of the method ``random`` at each budget; every seed has others.
-        best_of: numbers of samples; of the search's, in the order of their draw, the best of the first so many.
+        best_of: numbers of samples; of the search's, in the order of their draw, the best of the first so many. The
+            search has to be of the method ``uniform``.
         single: substitutes, each to be tried in every block at once.
         one_swap: substitutes, each to be tried in one block at a time, the others as in the original.
         reduced: arguments of the space, each a narrower or shallower original.
@@ -138,8 +139,12 @@ def faults(comparison: Comparison, settings: SearchSettings) -> list[BlockSwapEr
         attempts += [partial(_by_library, name) for name in comparison.methods if name in PROXIES]
     if settings.samples < max(comparison.best_of, default=0):
         attempts.append(partial(_too_few, settings.samples, max(comparison.best_of)))
+    if comparison.best_of and settings.method != "uniform":
+        attempts.append(partial(_not_drawn, settings.method))
     for text in settings.budgets:
-        if set(comparison.methods) - set(PRUNED) or comparison.best_of:
+        if set(comparison.methods) - {*PRUNED, *PROXIES, FRONT} or comparison.best_of:
+            attempts.append(partial(_reached, text, _sampled(settings)))
+        elif set(comparison.methods) - set(PRUNED):
             attempts.append(partial(_reached, text, settings))
         if set(comparison.methods) & set(PRUNED):
             attempts.append(partial(_count, text, settings))
@@ -161,6 +166,11 @@ def _at_its_budgets(comparison: Comparison, settings: SearchSettings) -> SearchS
     return replace(settings, budgets=[str(budget) for budget in comparison.budgets] or settings.budgets)
 
 
+def _sampled(settings: SearchSettings) -> SearchSettings:
+    """Those of the search by Fisher potential: what is drawn at random is from its draw, and not a library's."""
+    return replace(settings, proxy="fisher", library=None)
+
+
 Compared = tuple[str, str, Sequence[Sequence[dict[str, Any]]]]
 """Method, variant, and for each seed, in turn, the parameters of its trials."""
 
@@ -170,7 +180,7 @@ def _compared(
 ) -> Iterator[Compared]:
     for method in comparison.methods:
         if method == RANDOM:
-            yield from _random(settings, comparison.seeds, comparison.random)
+            yield from _random(_sampled(settings), comparison.seeds, comparison.random)
         elif method in PRUNED:
             original = _original(settings, {})
             for text in settings.budgets:
@@ -184,7 +194,7 @@ def _compared(
             for text, ranking in _rankings(proxy, settings, out, on_progress):
                 yield method, text, [[ranking.best.to_parameters(1)]]
     if comparison.best_of:
-        yield from _best_of(comparison.best_of, settings, _rankings("fisher", settings, out, on_progress))
+        yield from _best_of(comparison.best_of, _sampled(settings), _rankings("fisher", settings, out, on_progress))
     yield from _without_budget(comparison, settings)
 
 
@@ -260,6 +270,10 @@ def _by_library(method: str) -> None:
 
 def _too_few(samples: int, count: int) -> None:
     raise ConfigError(f"the best of {count} samples is asked for, and samples is {samples}; raise it to {count}.")
+
+
+def _not_drawn(method: str) -> None:
+    raise ConfigError(f"best_of takes the first of a uniform draw, and method is {method}; set it to uniform.")
 
 
 def _original(settings: SearchSettings, changed: Mapping[str, Any]) -> Architecture:

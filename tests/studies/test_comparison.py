@@ -135,6 +135,44 @@ def test_more_samples_cannot_be_the_best_of_than_are_drawn():
     assert "best of 7 samples is asked for, and samples is 6" in str(fault)
 
 
+def test_the_first_of_a_draw_are_of_a_search_that_draws():
+    (fault,) = faults(Comparison(methods=[], best_of=[2]), replace(SETTINGS, method="evolution"))
+    assert "first of a uniform draw, and method is evolution" in str(fault)
+
+
+BESIDE_A_LIBRARY = replace(SETTINGS, tolerance=None, proxy="library", library="unread")
+
+
+@pytest.fixture(scope="module")
+def beside_a_library(tmp_path_factory):
+    compared = Comparison(methods=["blockswap", "random"], best_of=[2, 6], seeds=2)
+    return contestants(compared, BESIDE_A_LIBRARY, tmp_path_factory.mktemp("beside"))
+
+
+def test_beside_a_library_random_networks_use_up_the_budget_as_blockswaps_does(beside_a_library):
+    """A library's choice may be far below; what is drawn at random is compared to what is searched at random."""
+    table = table_of(BESIDE_A_LIBRARY)
+    budget = Budget.parse("40K")
+    for parameters in beside_a_library:
+        assert budget.admits(table, {"params": parameters["params"]}), parameters
+    plain = replace(SETTINGS, tolerance=None)
+    alone = contestants(Comparison(methods=["random"], seeds=2), plain, "unused")
+    assert [one(beside_a_library, "random", "40K", seed) for seed in (0, 1)] == alone
+
+
+def test_beside_a_library_the_best_of_all_samples_is_blockswaps(beside_a_library):
+    best_of_all = one(beside_a_library, "best of 6", "40K")["architecture_id"]
+    assert best_of_all == one(beside_a_library, "blockswap", "40K")["architecture_id"]
+
+
+def test_beside_a_library_each_method_has_to_reach_what_it_is_held_to():
+    beyond = replace(BESIDE_A_LIBRARY, budgets=["500K"])  # the original has 78K: below it is everything
+    assert faults(Comparison(methods=["library", "front"]), beyond) == []
+    for one_more in ("random", "blockswap"):
+        (fault,) = faults(Comparison(methods=["library", one_more]), beyond)
+        assert isinstance(fault, BudgetError)
+
+
 def test_several_random_architectures_for_each_seed_are_all_different():
     many = Comparison(methods=["random"], random=4, seeds=2)
     found = contestants(many, SETTINGS, "unused")
