@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from nni_blockswap.errors import DataError, first_line
 from nni_blockswap.metric import Metric
 from nni_blockswap.seeds import derived_seed
+from nni_blockswap.tasks.base import fingerprint
 from nni_blockswap.tasks.classification import Classification, Labelled
+from nni_blockswap.tasks.draws import Draws
 
 Loss = Callable[[Any, Any], Tensor]
 """From a network's outputs and the labels of a batch to a scalar, the mean over the batch."""
@@ -78,6 +80,8 @@ class LoaderTask(Classification):
     """It has seen one batch."""
     judge: Judge | None = None
     """How the metric is computed where it is not accuracy."""
+    _is_repeatable = False
+    """Whether two passes were seen to begin alike."""
 
     def __init__(self, train: Any, val: Any = None) -> None:
         self.train, self.val = train, val
@@ -101,7 +105,7 @@ class LoaderTask(Classification):
             DataError: there are fewer, or a batch is not made of images and labels.
         """
         wanted = batch_size * (index + 1)
-        found = next(islice(self.minibatches(batch_size, seed=seed), index, None), None)
+        found = next(islice(self._whole(batch_size, seed), index, None), None)
         if found is None:
             given = sum(len(images) for images, _ in self._batches(batch_size, seed))
             raise DataError(
@@ -111,7 +115,23 @@ class LoaderTask(Classification):
         return found
 
     def minibatches(self, batch_size: int, *, seed: int) -> Iterator[Labelled]:
-        """All whole minibatches in turn, each as ``minibatch`` gives it, in one pass over ``train``."""
+        """All whole minibatches in turn, each as ``minibatch`` gives it, in one pass over ``train``.
+
+        Raises:
+            DataError: another pass gives others.
+        """
+        if not self._is_repeatable:
+            first, again = (fingerprint(next(self._batches(batch_size, seed), ())) for _ in range(2))
+            if first != again:
+                raise DataError(
+                    "data begins with another batch in each pass, and one has to know which images are which: let it "
+                    "draw from the global generators of torch, numpy and random, or from its loader's or sampler's "
+                    "own torch.Generator, which are set before each pass."
+                )
+            self._is_repeatable = True
+        return self._whole(batch_size, seed)
+
+    def _whole(self, batch_size: int, seed: int) -> Iterator[Labelled]:
         images, labels = list[Tensor](), list[Tensor]()
         for some, of_some in self._batches(batch_size, seed):
             images.append(some)
@@ -126,13 +146,11 @@ class LoaderTask(Classification):
 
     def _batches(self, batch_size: int, seed: int) -> Iterator[Labelled]:
         """The batches that ``train`` gives under the random numbers of ``seed``, whatever is drawn in between."""
-        batches = iter(own_batches(self.train, "data", batch_size, shuffle=True))
-        state = torch.Generator().manual_seed(derived_seed(seed, 0)).get_state()
+        source = own_batches(self.train, "data", batch_size, shuffle=True)
+        batches, draws = iter(source), Draws(source.batches, derived_seed(seed, 0))
         while True:
-            with torch.random.fork_rng(devices=[]):
-                torch.set_rng_state(state)
+            with draws.drawn():
                 batch = next(batches, None)
-                state = torch.get_rng_state()
             if batch is None:
                 return
             yield batch

@@ -8,12 +8,13 @@ from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from nni_blockswap.blocks.points import equal_points, moved, shared_points, undisturbed
 from nni_blockswap.errors import ConfigError, DataError, first_line
 from nni_blockswap.metric import ACCURACY, Metric
 from nni_blockswap.tasks.base import fingerprint
+from nni_blockswap.tasks.draws import drawing
 from nni_blockswap.tasks.loader import (
     BY_LOSS,
     Judge,
@@ -177,9 +178,7 @@ def content(val: OwnBatches) -> str | None:
 @contextmanager
 def left_alone(*batches: OwnBatches) -> Iterator[None]:
     """Give a user's DataLoaders back the generators that they had; training sets their own for each epoch."""
-    loaders = [one.batches for one in batches if isinstance(one.batches, DataLoader)]
-    parts: list[Any] = [part for loader in loaders for part in (loader, loader.sampler)]
-    owners = [part for part in parts if hasattr(part, "generator")]
+    owners = [owner for one in batches for owner in drawing(one.batches)]
     before = [owner.generator for owner in owners]
     try:
         yield

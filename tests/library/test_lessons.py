@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from nni_blockswap.errors import DataError
 from nni_blockswap.library.lessons import Lessons
@@ -75,3 +76,14 @@ def test_a_loader_is_not_read_from_the_beginning_for_each_step() -> None:
     assert held_out == [0.0, 1.0, 2.0, 3.0]
     assert learned == [float(n) for n in range(4, 40)]
     assert torch.equal(lessons.learned(18)[0], lessons.learned(0)[0])
+
+
+def test_a_shuffling_loaders_held_out_images_are_never_learned_from() -> None:
+    numbered = TensorDataset(torch.arange(200.0).view(200, 1, 1, 1), torch.arange(200) % 2)
+    order = torch.Generator().manual_seed(0)
+    lessons = Lessons(LoaderTask(DataLoader(numbered, 10, shuffle=True, generator=order)), 10, 30, seed=0)
+    measured = [torch.cat([images for images, _ in lessons.measured()]).flatten().tolist()]
+    learned = torch.cat([lessons.learned(step)[0] for step in range(20)]).flatten().tolist()
+    measured.append(torch.cat([images for images, _ in lessons.measured()]).flatten().tolist())
+    assert measured[0] == measured[1]
+    assert not set(measured[0]) & set(learned)

@@ -1,10 +1,22 @@
 """Somebody's own batches as a task, to learn from and to be judged on; what a search takes: tests/test_own.py."""
 
+import random
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from nni_blockswap.errors import DataError
 from nni_blockswap.metric import ACCURACY, Metric
@@ -117,3 +129,92 @@ def test_answers_at_every_position_are_judged_at_every_position() -> None:
     task = LoaderTask(DATASET)
     task.num_classes = 3
     assert task.figures(outputs, torch.tensor([[[1, 1], [2, 1]]])) == {"accuracy": 0.75}
+
+
+NUMBERED = TensorDataset(torch.arange(40.0).view(40, 1, 1, 1), torch.arange(40))
+
+
+class Noisy(Dataset[Any]):
+    """Images of noise that ``draw`` gives, on top of their number."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        self.draw = draw
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((1, 1, 1), index + 0.5 * self.draw()), 0
+
+
+def own() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def shuffled(draw: Callable[[], float]) -> DataLoader[Any]:
+    return DataLoader(Noisy(draw), 4, shuffle=True, generator=own())
+
+
+LOADERS = {
+    "a generator": DataLoader(NUMBERED, 4, shuffle=True, generator=own()),
+    "a sampler's": DataLoader(NUMBERED, 4, sampler=SubsetRandomSampler(range(8, 40), generator=own())),
+    "weights": DataLoader(NUMBERED, 4, sampler=WeightedRandomSampler([1.0] * 40, 40, generator=own())),
+    "a batch sampler's": DataLoader(
+        NUMBERED, batch_sampler=BatchSampler(RandomSampler(NUMBERED, generator=own()), 4, drop_last=False)
+    ),
+    "no generator": DataLoader(NUMBERED, 4, shuffle=True),
+    "torch": shuffled(lambda: float(torch.rand(()))),
+    "numpy": shuffled(lambda: float(np.random.rand())),  # noqa: NPY002  # as users do
+    "random": shuffled(random.random),
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
+def test_every_pass_gives_the_same_batches_whatever_was_drawn_before_and_in_between(loader: DataLoader[Any]) -> None:
+    def pass_over(seed: int) -> list[float]:
+        found = []
+        for images, _ in task.minibatches(8, seed=seed):
+            found += images.flatten().tolist()
+            torch.rand(5), np.random.rand(5), random.random()  # noqa: NPY002
+        return found
+
+    task = LoaderTask(loader)
+    first = pass_over(3)
+    other, *_ = task.minibatches(8, seed=3)  # a pass that begins within another
+    assert other[0].flatten().tolist() == first[:8]
+    assert pass_over(3) == first
+    assert task.minibatch(8, seed=3, index=2)[0].flatten().tolist() == first[16:24]
+    assert pass_over(4) != first
+    assert len(first) >= 32
+
+
+def test_passes_leave_all_generators_as_they_were() -> None:
+    def numbers() -> list[float]:
+        loader_own = torch.rand((), generator=loader.generator)
+        return [float(torch.rand(())), float(loader_own), np.random.rand(), random.random()]  # noqa: NPY002
+
+    def begin() -> None:
+        torch.manual_seed(5), np.random.seed(5), random.seed(5), loader.generator.manual_seed(5)  # noqa: NPY002
+
+    loader: Any = shuffled(random.random)
+    task = LoaderTask(loader)
+    begin()
+    expected = numbers()
+    begin()
+    list(task.minibatches(8, seed=0))
+    assert numbers() == expected
+
+
+def test_a_list_is_a_sampler_that_draws_nothing() -> None:
+    task = LoaderTask(DataLoader(NUMBERED, 4, sampler=[5, 3, 8, 1]))
+    assert [labels.tolist() for _, labels in task.minibatches(4, seed=0)] == [[5, 3, 8, 1]]
+
+
+@pytest.mark.parametrize("draw", [np.random.default_rng(0).random, random.Random(0).random])
+def test_a_loader_whose_passes_cannot_be_made_alike_is_refused_where_they_have_to_be(draw: Any) -> None:
+    task = LoaderTask(shuffled(draw))
+    with pytest.raises(
+        DataError, match=r"data begins with another batch in each pass, .*: let it draw from the global"
+    ):
+        task.minibatches(8, seed=0)
+    task.minibatch(8, seed=0)  # a search takes one, once
