@@ -3,7 +3,7 @@
 Its correlation with the error under other minibatches, sizes of images and numbers of training steps; of each block
 alone; and with the error after fewer epochs. Takes the options, and the folder OUT, of ``rank_quality.py``, which has
 to be done; scores are kept there. Writes OUT/causes.md and, where all are trained,
-benchmarks/results/rank_causes.md.
+benchmarks/results/rank_causes.md, or of the ``--name`` given.
 
     python benchmarks/rank_causes.py --data-root data/cifar10 --out out
 """
@@ -58,9 +58,10 @@ def main() -> None:
     ways |= {f"images of {size} x {size}": scores(chosen, at_size(usual, size), given.out) for size in SIZES}
     rows = [("Fisher potential", "rho with the error"), *((way, rho(found, final)) for way, found in ways.items())]
     between, within = noise(trained, errors)
+    causes = given.name.replace("quality", "causes")
     text = f"""# What Fisher potential's ranking hangs on
 
-The networks of [rank_quality.md](rank_quality.md): {len(trained)} random ones, within {given.budget} parameters.
+The networks of [{given.name}.md]({given.name}.md): {len(trained)} random ones, within {given.budget} parameters.
 Spearman's correlation with their error (95 % bootstrap interval), mean over {DRAWS} draws of the weights where
 nothing else is said; -1 is perfect. Errors differ by {between:.2f} between networks
 and {within:.2f} between seeds of one.
@@ -71,11 +72,11 @@ and {within:.2f} between seeds of one.
 
 {markdown(list(after_epochs(ways[USUAL], chosen, given)))}
 
-`{command(given).replace("rank_quality", "rank_causes")}`
+`{command(given).replace("rank_quality.py", "rank_causes.py")}`
 """
     write_text(given.out / "causes.md", text)
     if given.architectures >= 60:
-        write_text(ROOT / "benchmarks" / "results" / "rank_causes.md", text)
+        write_text(ROOT / "benchmarks" / "results" / f"{causes}.md", text)
     print(text)
 
 

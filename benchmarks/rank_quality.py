@@ -9,7 +9,7 @@ on where it was stopped.
     nice python benchmarks/rank_quality.py --data-root data/cifar10 --out out
 
 Sixty architectures take two cores about three hours. Writes OUT/correlations.md and, where all are trained,
-benchmarks/results/rank_quality.md.
+benchmarks/results/rank_quality.md; another set of networks is kept beside it by another ``--name``.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from nni_blockswap.scoring.settings import ScoreSettings  # noqa: E402
 from nni_blockswap.studies.rank_study import Correlation, Trained, rank_study, scatter, table  # noqa: E402
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
-SIZES = ("width", "image_size", "images", "epochs", "budget", "architectures")
+ASKED = ("width", "image_size", "images", "epochs", "budget", "architectures", "name")
 TOLERANCE = 0.025
 REPEATED, SEEDS = 5, 3
 """Architectures that are trained several times, and how often."""
@@ -53,8 +53,6 @@ COMBINATIONS = ("fisher+macs", "fisher+naswot", "fisher_channel+naswot", "taylor
 DRAWS = (1, 5)
 DRAWN = ("fisher", "macs", "naswot", "library_log")
 """Proxies in the picture."""
-
-PICTURE = "rank_quality.png"
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -68,6 +66,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     command.add_argument("--width", type=int, default=1, help="of WRN-16 (1)")
     command.add_argument("--image-size", type=int, default=32, help="pixels that images are scaled to (32)")
     command.add_argument("--images", type=int, default=20_000, help="of CIFAR-10's training set (20,000)")
+    command.add_argument("--name", default="rank_quality", help="of the files in benchmarks/results (rank_quality)")
     command.add_argument("--jobs", type=int, default=os.cpu_count(), help="trained side by side, a core each")
     return command
 
@@ -90,9 +89,9 @@ def main() -> None:
     write_text(given.out / "correlations.md", text)
     if given.architectures >= 60:
         results = ROOT / "benchmarks" / "results"
-        write_text(results / "rank_quality.md", text)
+        write_text(results / f"{given.name}.md", text)
         drawn = [one for one in studies[max(DRAWS)] if one.proxy in DRAWN]
-        write_png(results / PICTURE, scatter([one.error for one in trained], drawn))
+        write_png(results / f"{given.name}.png", scatter([one.error for one in trained], drawn))
     print(text)
 
 
@@ -126,17 +125,21 @@ def train_all(chosen: Sequence[Architecture], given: argparse.Namespace) -> dict
 
 
 def train(architecture: Architecture, seed: int, given: argparse.Namespace) -> float:
-    """Error in percent of one network; trained unless it is already."""
-    out = given.out / "trials" / f"{architecture.id}-{seed}"
+    """Error in percent of one network, trained from fresh weights."""
+    recipe = ["--beta", 0, "--batch-size", 128, "--epochs", given.epochs, "--seed", seed]
+    return trial(architecture, given.out / "trials" / f"{architecture.id}-{seed}", recipe, given)
+
+
+def trial(architecture: Architecture, out: Path, recipe: Sequence[object], given: argparse.Namespace) -> float:
+    """Error in percent of one network by the trial's program with these options; trained unless it is already."""
     if not (out / "result.json").exists():
         architecture.save(out / "asked.json")
-        asked = ["--architecture", out / "asked.json", "--out", out, "--seed", seed, "--epochs", given.epochs]
         data = ["--data", "cifar10", "--data-root", given.data_root, "--data-option", f"limit={given.images}"]
         data += ["--data-option", f"image_size={given.image_size}", "--data-option", "augment=crop+flip"]
-        recipe = ["--beta", 0, "--batch-size", 128]
+        asked = ["--architecture", out / "asked.json", "--out", out, *data, *recipe]
         with (out / "log").open("a") as log:
             subprocess.run(
-                [sys.executable, "-m", "trial.distill", *map(str, asked + data + recipe)],
+                [sys.executable, "-m", "trial.distill", *map(str, asked)],
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=log,
@@ -149,16 +152,20 @@ def train(architecture: Architecture, seed: int, given: argparse.Namespace) -> f
 def learn(teacher: Architecture, given: argparse.Namespace) -> Library:
     """The library whose errors are two of the proxies."""
     train(teacher, 0, given)
-    weights = given.out / "trials" / f"{teacher.id}-0" / "weights.pt"
     settings = LibrarySettings(
         space=SPACE,
         space_args=teacher.space_args,
-        teacher=str(weights),
+        teacher=str(taught_by(teacher, given)),
         data="cifar10",
         data_root=given.data_root,
         data_options={"image_size": given.image_size, "limit": given.images},
     )
     return build(settings, given.out / "library")
+
+
+def taught_by(teacher: Architecture, given: argparse.Namespace) -> Path:
+    """The weights of the library's teacher, once it is trained."""
+    return Path(given.out / "trials" / f"{teacher.id}-0" / "weights.pt")
 
 
 def noise(trained: Sequence[Trained], errors: Mapping[tuple[str, int], float]) -> tuple[float, float]:
@@ -169,7 +176,7 @@ def noise(trained: Sequence[Trained], errors: Mapping[tuple[str, int], float]) -
 
 def command(given: argparse.Namespace) -> str:
     """What gives the same tables."""
-    asked = [f"--{name.replace('_', '-')} {getattr(given, name)}" for name in SIZES]
+    asked = [f"--{name.replace('_', '-')} {getattr(given, name)}" for name in ASKED]
     return " ".join(["nice python benchmarks/rank_quality.py --data-root data/cifar10 --out out", *asked])
 
 
@@ -203,7 +210,7 @@ The proxies `library` and `library_log` are the errors of a library that the ori
     ]
     for inits, found in studies.items():
         parts.append(f"Draws of the weights: {inits}.\n\n{table(found)}\n")
-    parts.append(f"![error against score]({PICTURE}), {', '.join(DRAWN)}, {max(DRAWS)} draws.\n")
+    parts.append(f"![error against score]({given.name}.png), {', '.join(DRAWN)}, {max(DRAWS)} draws.\n")
     return "\n".join(parts)
 
 
