@@ -13,21 +13,22 @@ from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.surgery import place
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.library.library import Library
+from nni_blockswap.training.unwrapping import weights_of
 
 
-def assemble(architecture: Architecture, teacher: Mapping[str, Tensor], library: Library) -> nn.Module:
+def assemble(architecture: Architecture, teacher: Mapping[str, Any], library: Library) -> nn.Module:
     """The network of ``architecture`` whose blocks do what they learned, in evaluation mode.
 
     Args:
         architecture: of the library's space.
-        teacher: weights of the teacher that the library learned from, its state_dict.
+        teacher: weights of the teacher that the library learned from, its state_dict or a checkpoint that holds it.
         library: of the candidates that ``architecture`` names.
 
     Raises:
         StateError: the library is of another space or teacher.
     """
     student = architecture.build()
-    furnish(student, architecture, teacher, library)
+    furnish(student, architecture, weights_of(teacher, student.state_dict().keys()), library)
     return student.eval()
 
 

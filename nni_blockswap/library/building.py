@@ -15,10 +15,10 @@ import nni_blockswap
 from nni_blockswap.architecture import complete_args, cost_table
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.errors import StateError
-from nni_blockswap.files import locked, read_json, write_json
+from nni_blockswap.files import locked, write_json
 from nni_blockswap.library.bench import Bench
 from nni_blockswap.library.lessons import Lessons
-from nni_blockswap.library.library import ABOUT, Library
+from nni_blockswap.library.library import ABOUT, Library, read_about
 from nni_blockswap.library.measuring import Gauge
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import load_teacher
@@ -97,16 +97,14 @@ def _claim(folder: Path, settings: LibrarySettings, teacher: str, data: str) -> 
     identity = {
         **named,
         "data_options": dict(settings.data_options),
+        "labels": list(cost_table(settings.space, settings.space_args).labels),
         "teacher_digest": teacher,
         "data_fingerprint": data,
         "starts": STARTS,
     }
     identity["versions"] = {"nni_blockswap": nni_blockswap.__version__, "torch": torch.__version__}
-    if (folder / ABOUT).exists():
-        try:
-            before = dict(read_json(folder / ABOUT))
-        except (ValueError, TypeError) as error:
-            raise StateError(f"'{folder / ABOUT}' is damaged; choose another folder, or delete this one.") from error
+    before = read_about(folder)
+    if before is not None:
         loose = ("steps", "teacher", "device", "versions")  # a teacher is known by its digest, not by its path
         changed = [f"{name} was {before.get(name)}, now {value}" for name, value in identity.items()
                    if name not in loose and before.get(name) != value]  # fmt: skip
@@ -114,6 +112,7 @@ def _claim(folder: Path, settings: LibrarySettings, teacher: str, data: str) -> 
             raise StateError(
                 f"'{folder}' holds another library ({', '.join(changed)}); choose another folder for this one."
             )
+        identity["steps"] = max(before["steps"], settings.steps)  # fewer than it has are nothing to do
     write_json(folder / ABOUT, identity)
 
 

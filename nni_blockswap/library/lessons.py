@@ -54,8 +54,14 @@ class Lessons:
         return self._minibatch(index, augment=True)
 
     def _count(self, most: int) -> int:
-        """How many there are, at most ``most``, by bisection: a task does not say."""
+        """How many there are, at most ``most``: a task does not say."""
         self._minibatch(0, augment=False)  # raises where there is none at all
+        if isinstance(self._task, LoaderTask):
+            return sum(1 for _ in islice(self._task.minibatches(self._batch_size, seed=self._seed), most))
+        return self._bisect(most)
+
+    def _bisect(self, most: int) -> int:
+        """The same where any minibatch can be had without those before it."""
         low, high = 1, most + 1
         while high - low > 1:
             middle = (low + high) // 2 if high - low <= most else most

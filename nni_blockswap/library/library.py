@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nni_blockswap.architecture import complete_args, cost_table
+from nni_blockswap.architecture import complete_args
 from nni_blockswap.cost.table import ORIGINAL, Table
 from nni_blockswap.errors import StateError
 from nni_blockswap.files import read_json, write_text
@@ -20,6 +20,17 @@ from nni_blockswap.library.bench import of_candidate
 from nni_blockswap.library.measuring import NONE, Error
 
 ABOUT, ERRORS = "library.json", "errors.csv"
+
+KINDS = {
+    "space": str,
+    "space_args": dict,
+    "labels": list,
+    "data": str,
+    "teacher_digest": str,
+    "steps": int,
+    "seed": int,
+}
+"""What library.json holds at least."""
 
 FLOOR = 0.01
 """Added to errors before their logarithm is taken: differences far below it say nothing, and the original's is 0."""
@@ -54,12 +65,11 @@ class Library:
             CheckpointError: it is damaged.
         """
         folder = Path(folder)
-        try:
-            about = read_json(folder / ABOUT)
-        except (OSError, ValueError) as error:
-            raise StateError(f"there is no library in '{folder}' ({error}); 'blockswap library' builds one.") from error
-        errors, digests = {}, {}
-        for label in cost_table(about["space"], about["space_args"]).labels:
+        about = read_about(folder)
+        if about is None:
+            raise StateError(f"there is no library in '{folder}'; 'blockswap library' builds one.")
+        errors, digests, steps = {}, {}, dict[int, str]()
+        for label in about["labels"]:
             path = folder / f"{label}.safetensors"
             if not path.exists():
                 raise StateError(
@@ -67,8 +77,13 @@ class Library:
                 )
             said = store.read(path)[1]
             errors[label] = {ORIGINAL: NONE} | {name: Error(*numbers) for name, numbers in said["errors"].items()}
-            digests[label] = said["digest"]
-        return cls(folder, about, errors, digests)
+            digests[label], steps[said["steps"]] = said["digest"], label
+        if len(steps) > 1:
+            made = " and ".join(f"{label} {number}" for number, label in sorted(steps.items()))
+            raise StateError(
+                f"the library in '{folder}' is not finished: {made} steps; run its command again with the most."
+            )
+        return cls(folder, {**about, "steps": next(iter(steps))}, errors, digests)
 
     @property
     def digest(self) -> str:
@@ -123,3 +138,23 @@ class Library:
             [value(self.errors[label][name].value) for name in names]
             for label, names in zip(table.labels, table.candidates, strict=True)
         ]
+
+
+def read_about(folder: Path) -> dict[str, Any] | None:
+    """The content of library.json, without a look at what it names; None where there is none.
+
+    Raises:
+        StateError: it is damaged, or of an older version.
+    """
+    path = folder / ABOUT
+    try:
+        about = read_json(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StateError(f"'{path}' is damaged ({error}); choose another folder, or delete this one.") from error
+    if not isinstance(about, dict) or not all(isinstance(about.get(name), kind) for name, kind in KINDS.items()):
+        raise StateError(f"'{path}' is damaged, or of another version; choose another folder, or delete this one.")
+    if not about["labels"] or not all(isinstance(label, str) and label.isidentifier() for label in about["labels"]):
+        raise StateError(f"'{path}' is damaged: its labels name no blocks; choose another folder, or delete this one.")
+    return about

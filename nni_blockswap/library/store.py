@@ -33,7 +33,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def write(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write ``tensors`` with plain values ``about`` them."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = save(plain, {"about": json.dumps(about), "digest": digest(plain)})
+    said, found = json.dumps(about), digest(plain)
+    content = save(plain, {"about": said, "digest": found, "check": _check(said, found)})
     write_atomically(path, lambda stream: stream.write(content))
 
 
@@ -47,11 +48,16 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as content:
             metadata = content.metadata() or {}
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  # it is no mapping
-        about = json.loads(metadata["about"])
+        said, found, check = (str(metadata[name]) for name in ("about", "digest", "check"))
     except FileNotFoundError:
         raise CheckpointError(f"there is no file '{path}'.") from None
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"'{path}' cannot be read, it may be damaged ({error}); delete it.") from error
-    if digest(tensors) != metadata.get("digest"):
-        raise CheckpointError(f"'{path}' is damaged: its tensors are not those of its digest; delete it.")
-    return tensors, {**about, "digest": metadata["digest"]}
+    if digest(tensors) != found or _check(said, found) != check:
+        raise CheckpointError(f"'{path}' is damaged: its content is not that of its digest; delete it.")
+    return tensors, {**json.loads(said), "digest": found}
+
+
+def _check(about: str, found: str) -> str:
+    """Sixteen hexadecimal digits of what is said about the tensors, and of their digest."""
+    return hashlib.sha256(f"{found} {about}".encode()).hexdigest()[:16]

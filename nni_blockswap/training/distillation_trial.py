@@ -26,7 +26,7 @@ from nni_blockswap.training.publishing import described, publish
 from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.reporting import AttentionPictures, Description, EpochReport
 from nni_blockswap.training.running import Finished, fit
-from nni_blockswap.training.starting import FRESH, check_start, remembering, start
+from nni_blockswap.training.starting import FRESH, check_start, identity, remembering, start
 from nni_blockswap.training.student import ARCHITECTURE, COMPARISON, begin
 from nni_blockswap.training.teachers import TeacherPlan, check_fit, check_source, find_teacher, original_of
 
@@ -77,7 +77,7 @@ def run(given: argparse.Namespace) -> None:
 def _settings(architecture: Architecture, recipe: Recipe, given: argparse.Namespace) -> dict[str, Any]:
     """What makes the run the one that it is."""
     of_teacher = {"teacher": given.teacher, "teacher_epochs": given.teacher_epochs}
-    started = {"init": given.init, "attention_points": given.attention_points}
+    started = {"init": identity(given.init), "attention_points": given.attention_points}
     named = {"architecture_id": architecture.id, **options.data_settings(given)}
     return {**named, **of_teacher, **started, **recipe.settings(), **_compared(given)}
 

@@ -30,7 +30,7 @@ from nni_blockswap.training.publishing import publish
 from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.reporting import AttentionPictures, EpochReport, History
 from nni_blockswap.training.running import evaluate, fit
-from nni_blockswap.training.starting import start
+from nni_blockswap.training.starting import identity, start
 
 BEST_WEIGHTS = "best_weights.pt"
 
@@ -134,7 +134,7 @@ def distill(
             **plan.settings(),
             "batch_size": batch_size,
             "limit_steps": limit_steps,
-            "init": init,
+            "init": init and identity(init),
             "attention_points": list(points),
             "judged_by": task.metric.recorded(),
             "data": content(batches[1]),

@@ -1,5 +1,6 @@
 """Students put together from a library."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from nni_blockswap.tasks import make_task
 from nni_blockswap.training import distillation_trial
 from nni_blockswap.training.starting import remembering, start
 from tests.conftest import WRN
-from tests.library.conftest import SPACE_ARGS, make_teacher
+from tests.library.conftest import SPACE_ARGS, make_teacher, settings
 from tests.library.own import own
 from trial import distill
 
@@ -94,6 +95,21 @@ def test_a_trial_starts_from_it(library: Library, teacher: Path, tmp_path: Path)
         torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-20)
     kept = Architecture.load(tmp_path / "student" / "architecture.json").provenance
     assert kept["library_digest"] == library.digest
+    moved = shutil.copytree(library.folder, tmp_path / "moved")
+    again = ["library=" + str(moved) if word.startswith("library=") else word for word in command]
+    distillation_trial.run(distill.parser().parse_args(again))  # the same library, and done
+    build(settings(teacher, steps=8), moved)
+    with pytest.raises(StateError, match="holds a run with another init"):
+        distillation_trial.run(distill.parser().parse_args(again))
+
+
+def test_a_teacher_may_come_in_a_wrapper(library: Library, teacher: Path) -> None:
+    architecture = Architecture.from_choices(WRN, ["W(1/2)", "S", "G(4)"], SPACE_ARGS)
+    state = torch.load(teacher, weights_only=True)
+    wrapped = {"state_dict": {f"network.{name}": value for name, value in state.items()}, "epoch": 3}
+    plain = assemble(architecture, state, library).state_dict()
+    found = assemble(architecture, wrapped, library).state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in plain.items())
 
 
 def test_a_users_own_network_is_taught_and_put_together_in_the_same_way(tmp_path: Path) -> None:

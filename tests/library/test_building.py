@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from nni_blockswap.architecture import cost_table
+from nni_blockswap.architecture import NETWORK, cost_table
 from nni_blockswap.blocks.site import Site
 from nni_blockswap.errors import CheckpointError, ConfigError, StateError
 from nni_blockswap.files import locked
@@ -234,11 +234,57 @@ def test_a_rate_that_is_no_number_is_refused(wrong: dict[str, float], teacher: P
         _replaced(teacher, wrong)
 
 
-@pytest.mark.parametrize("content", ["{", "null", "[1]"])
+@pytest.mark.parametrize("content", ["{", "null", "[1]", "{}", '{"space": 1}'])
 def test_a_library_json_that_is_damaged_is_told(content: str, teacher: Path, tmp_path: Path) -> None:
     (tmp_path / "library.json").write_text(content)
-    with pytest.raises(StateError, match=r"library\.json' is damaged; choose another folder, or delete this one"):
+    with pytest.raises(StateError, match=r"library\.json' is damaged.*; choose another folder, or delete this one"):
         build(settings(teacher), tmp_path)
+    with pytest.raises(StateError, match=r"library\.json' is damaged.*; choose another folder, or delete this one"):
+        Library.load(tmp_path)
+
+
+def copy_of(library: Library, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    for path in library.folder.glob("*.*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_what_a_library_says_it_is_of_is_not_imported(library: Library, tmp_path: Path) -> None:
+    path = copy_of(library, tmp_path) / "library.json"
+    call = {"model": "os:mkdir", "model_args": {"path": str(tmp_path / "made")}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "space": NETWORK, "space_args": call}))
+    stranger = Library.load(tmp_path)
+    with pytest.raises(StateError, match=r"is of .*, not of"):
+        stranger.check_space(WRN, SPACE_ARGS)
+    assert not (tmp_path / "made").exists()
+
+
+def test_errors_that_were_changed_on_disk_are_refused(library: Library, tmp_path: Path) -> None:
+    path = copy_of(library, tmp_path) / "block_01.safetensors"
+    content = path.read_bytes()
+    at = content.index(b"[0.") + 3
+    path.write_bytes(content[:at] + (b"1" if content[at : at + 1] != b"1" else b"2") + content[at + 1 :])
+    with pytest.raises(CheckpointError, match=r"block_01\.safetensors' is damaged"):
+        Library.load(tmp_path)
+
+
+def test_blocks_of_unequal_steps_are_no_finished_library(library: Library, teacher: Path, tmp_path: Path) -> None:
+    """As a kill between two blocks leaves them."""
+    longer = build(settings(teacher, steps=8), copy_of(library, tmp_path / "longer"))
+    mixed = copy_of(library, tmp_path / "mixed")
+    (mixed / "block_00.safetensors").write_bytes((longer.folder / "block_00.safetensors").read_bytes())
+    with pytest.raises(StateError, match=r"not finished: block_02 6 and block_00 8 steps; run its command again"):
+        Library.load(mixed)
+    assert build(settings(teacher, steps=8), mixed).digests == longer.digests
+
+
+def test_fewer_steps_than_a_library_has_leave_it_as_it_is(library: Library, teacher: Path, tmp_path: Path) -> None:
+    folder = copy_of(library, tmp_path / "library")
+    assert build(settings(teacher, steps=2), folder).digests == library.digests
+    assert json.loads((folder / "library.json").read_text()) == json.loads(
+        (library.folder / "library.json").read_text()
+    )
 
 
 def test_another_teacher_or_other_images_are_refused(library: Library, tmp_path: Path) -> None:
