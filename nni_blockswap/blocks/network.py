@@ -183,7 +183,6 @@ def site_of(network: nn.Module, found: Found) -> Site:
     """What a substitute has to take over at ``found``, normalisation and activation of the network's own kind."""
     norm, activation = norm_like(network, found), activation_like(network, found)
     same = tuple(step * (size - 1) // 2 for size, step in zip(found.kernel, found.dilation, strict=True))
-    inverted = found.kind == "inverted"
     return Site(
         found.in_channels,
         found.out_channels,
@@ -196,7 +195,8 @@ def site_of(network: nn.Module, found: Found) -> Site:
         padding_mode=found.padding_mode,
         norm=nn.BatchNorm2d if norm is None else norm,
         activation=lambda: copy.deepcopy(activation),
-        expansion=Fraction(found.middle_channels, found.in_channels) if inverted else None,
+        expansion=Fraction(found.middle_channels, found.in_channels) if found.kind == "inverted" else None,
+        middle_channels=found.middle_channels if found.kind == "branch" else None,
     )
 
 

@@ -33,6 +33,7 @@ class Site:
         norm: makes the network's own normalisation for a number of channels.
         activation: makes its activation.
         expansion: of an inverted residual, the width inside over ``in_channels``; None elsewhere.
+        middle_channels: width between the convolutions of a residual branch; None where it is ``out_channels``.
     """
 
     in_channels: int
@@ -47,10 +48,16 @@ class Site:
     norm: Callable[[int], nn.Module] = nn.BatchNorm2d
     activation: Callable[[], nn.Module] = _relu
     expansion: Fraction | None = None
+    middle_channels: int | None = None
 
     def __str__(self) -> str:
         """Its widths, ``64-128``."""
         return f"{self.in_channels}-{self.out_channels}"
+
+    @property
+    def inside(self) -> int:
+        """Width between the convolutions of a residual branch; of a convolution alone, the width that leaves."""
+        return self.out_channels if self.middle_channels is None else self.middle_channels
 
     def canonical(self, name: str) -> str:
         """The one spelling of the branch that ``name`` means here.

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nni_blockswap.blocks.inheritance import SHIFT, factorise_inputs, factorise_outputs, lifted, settle_all
+from nni_blockswap.blocks.inheritance import (
+    SHIFT,
+    dense_convolutions,
+    factorise_inputs,
+    factorise_outputs,
+    lifted,
+    settle_all,
+)
 from nni_blockswap.blocks.site import Site
 
 
@@ -80,6 +87,43 @@ def test_both_convolutions_of_a_branch_are_taken_over() -> None:
     torch.manual_seed(2)
     site = Site(16, 16, stride=2, norm=lambda channels: nn.Identity(), activation=nn.Identity)
     assert same(site, "G(1)", site.build("S"))  # a pointwise convolution behind a dense one loses nothing
+
+
+@pytest.mark.parametrize("inside", [8, 32])
+def test_a_branch_of_another_width_inside_is_taken_over_whole(inside: int) -> None:
+    torch.manual_seed(7)
+    site = Site(16, 24, 2, norm=lambda channels: nn.Identity(), activation=nn.Identity, middle_channels=inside)
+    original, grouped = site.build("S"), site.build("G(2)")
+    with torch.no_grad():
+        for number, one in enumerate(dense_convolutions(original)):
+            spatial, pointwise = grouped[6 * number], grouped[6 * number + 3]
+            one.weight.copy_(torch.einsum("nm,mcij->ncij", pointwise.weight[:, :, 0, 0], composed(spatial)))
+    assert same(site, "G(2)", original)
+    assert not same(site, "G(4)", original)
+    down, spatial, up = nn.Conv2d(16, 6, 1), nn.Conv2d(6, 6, 3), nn.Conv2d(6, 24, 1)
+    heard = slice(0, 12, 2) if inside > 12 else slice(0, 6)
+    with torch.no_grad():  # six channels are heard, by the middle of the kernel, and read six mixtures of what enters
+        inner = torch.einsum("nmij,mc->ncij", spatial.weight, down.weight[:, :, 0, 0])
+        original.get_parameter("conv1.weight")[heard] = inner
+        original.get_parameter("conv2.weight").zero_()[:, heard, 1, 1] = up.weight[:, :, 0, 0]
+    assert same(site, "B(4)", original)
+
+
+@pytest.mark.parametrize(
+    ("site", "original"),
+    [
+        (Site(16, 16, middle_channels=4), nn.Sequential(nn.Conv2d(16, 4, 3), nn.Conv2d(4, 16, 3))),
+        (Site(1, 32, convolutions=1), nn.Conv2d(1, 32, 3)),  # of rank 9
+    ],
+)
+@pytest.mark.parametrize("name", ["B(2)", "BG(2,4)"])
+def test_a_bottleneck_that_is_wider_than_what_it_could_take_over_begins_fresh(
+    name: str, site: Site, original: nn.Module
+) -> None:
+    branch = site.build(name)
+    before = {key: value.clone() for key, value in branch.state_dict().items()}
+    assert not site.inherit(name, branch, original, torch.randn(2, site.in_channels, 8, 8))
+    assert all(torch.equal(value, before[key]) for key, value in branch.state_dict().items())
 
 
 @pytest.mark.parametrize("groups", [1, 4])

@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from nni_blockswap import swap_blocks
+from nni_blockswap import Architecture, build_library, swap_blocks
+from nni_blockswap.architecture import NETWORK, named_arguments
+from nni_blockswap.blocks.network import NetworkSpace
 from nni_blockswap.library.bench import Bench
 from tests.blocks.networks import Sum, conv
+from tests.cost.test_table import count_macs, count_params
 from tests.library.conftest import settings
 
 
@@ -37,3 +42,50 @@ def test_where_nothing_is_taken_over_statistics_are_those_of_what_enters(tmp_pat
         norm = candidate.get_submodule("bn1")
         torch.testing.assert_close(norm.running_mean, x.mean((0, 2, 3)))
         torch.testing.assert_close(norm.running_var, x.var((0, 2, 3)))
+
+
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def residual(inside: int) -> nn.Module:
+    """A network whose one residual branch has 8 channels at its ends and ``inside`` between its convolutions."""
+    torch.manual_seed(0)
+    branch = (conv(8, inside), nn.BatchNorm2d(inside), nn.ReLU(), conv(inside, 8))
+    return nn.Sequential(Sum(*branch), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+
+
+def taught(space: NetworkSpace, folder: Path) -> dict[str, float]:
+    """Errors of the candidates after one step."""
+    loader = DataLoader(TensorDataset(IMAGES, torch.arange(32) % 3), batch_size=8)
+    library = build_library(space, loader, out=folder, steps=1, lr=1e-4, batch_size=8, held_out=8, device="cpu",
+                            on_progress=lambda progress: None)  # fmt: skip
+    return {name: error.value for name, error in library.errors["block_00"].items()}
+
+
+@pytest.mark.parametrize("inside", [2, 32])
+def test_a_branch_of_another_width_inside(inside: int, tmp_path: Path) -> None:
+    """A library of it can be built, and costs are those of the built network and of the closed form."""
+    space = swap_blocks(residual(inside), EXAMPLE, extra=["W(1/2)"])
+    errors = taught(space, tmp_path)
+    assert errors["S"] == 0
+    assert all(0 < error < 1.1 for name, error in errors.items() if name != "S")  # a constant would have 1
+    arguments = named_arguments(NetworkSpace, *space.trace_args, **space.trace_kwargs)
+    pairs = [9 * 8 * 8 // 2, 8 * inside, 9 * inside * inside // 2, 8 * inside]
+    weights = {"S": 9 * 2 * 8 * inside, "G(2)": sum(pairs), "B(4)": 2 * 8 * 2 + 9 * 2 * 2, "W(1/2)": 9 * 8 * inside}
+    for name in errors.keys() & weights.keys():
+        one = Architecture.from_choices(NETWORK, [name], arguments)
+        built = one.build()
+        assert (one.params, one.macs) == (count_params(built), count_macs(built, EXAMPLE))
+        assert one.macs == 64 * (9 * 3 * 8 + weights[name]) + 8 * 3  # between stem and head
+
+
+def test_a_narrowed_student_is_swapped_and_taught_again(tmp_path: Path) -> None:
+    space = swap_blocks(residual(32), EXAMPLE, extra=["W(1/2)"])
+    arguments = named_arguments(NetworkSpace, *space.trace_args, **space.trace_kwargs)
+    student = Architecture.from_choices(NETWORK, ["W(1/2)"], arguments).build().eval()
+    again = swap_blocks(student, EXAMPLE, extra=["W(1/2)"])
+    (block,) = again.blocks()
+    assert block.site.middle_channels == 16
+    assert block.candidate("W(1/2)").get_parameter("conv2.weight").shape == (8, 8, 3, 3)
+    assert 0 < taught(again, tmp_path)["W(1/2)"] < 1

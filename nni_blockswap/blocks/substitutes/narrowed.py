@@ -1,9 +1,8 @@
 """The original narrowed inside: ``W(r)`` keeps a share r of its inner channels, with the original's own weights.
 
-Of a branch of two convolutions, N channels between them, M = max(8, 8 round(r N / 8)) are kept; N is the width that
-leaves the site, as in S:
+Of a branch of two convolutions, N channels between them, M = max(8, 8 round(r N / 8)) are kept:
 
-    k x k conv to M, BN, ReLU, k x k conv to N            k^2 M (C_in + N) weights
+    k x k conv to M, BN, ReLU, k x k conv to C_out        k^2 M (C_in + C_out) weights
 
 All convolutions are dense and wide in multiples of 8, so that time falls with MACs. W(1) is S.
 
@@ -54,14 +53,16 @@ class Narrowed:
         Example:
             >>> NARROWED.canonical("W(1/8)", Site(32, 32)), NARROWED.canonical("W(1)", Site(32, 32))
             ('W(1/4)', 'S')
+            >>> NARROWED.canonical("W(1/8)", Site(32, 32, middle_channels=16))
+            'W(1/2)'
         """
         width = _width(name, site)
-        return ORIGINAL if width == site.out_channels else f"W({Fraction(width, site.out_channels)})"
+        return ORIGINAL if width == site.inside else f"W({Fraction(width, site.inside)})"
 
     def build(self, name: str, site: Site) -> nn.Module:
         """The branch: ``conv1, bn1, relu1, conv2``, or at a convolution alone ``conv1, conv2``."""
         width = _width(name, site)
-        if width == site.out_channels:
+        if width == site.inside:
             return PAPERS.build(ORIGINAL, site)
         first = Conv(site.in_channels, width, site.kernel, site.stride, spatial=True)
         if site.convolutions == 1:
@@ -117,9 +118,9 @@ def _width(name: str, site: Site) -> int:
     share = Fraction(int(match["over"]), int(match["under"] or 1))
     if share > 1:
         raise SpaceError(f"'{name}' does not fit here: it is wider than the original; choose a share below 1.")
-    width = max(STEP, STEP * math.floor(share * site.out_channels / STEP + Fraction(1, 2)))
-    if width >= site.out_channels:
-        return site.out_channels
+    width = max(STEP, STEP * math.floor(share * site.inside / STEP + Fraction(1, 2)))
+    if width >= site.inside:
+        return site.inside
     kernel = site.kernel if isinstance(site.kernel, tuple) else (site.kernel, site.kernel)
     before, after = site.in_channels * math.prod(kernel), site.out_channels
     if site.convolutions == 1 and width * (before + after) >= before * after:

@@ -16,7 +16,8 @@ grouped convolution keeps the input width and its 1x1 convolution changes it; in
 output width.
 
 At a site of one k x k convolution they stand around that: S is k x k, ``G`` one pair, ``B`` and ``BG`` as above.
-Padding, dilation, last bias, normalisation and activation are the network's own.
+Padding, dilation, last bias, normalisation and activation are the network's own. Where another width than N is between
+the original's convolutions, it is between those of ``S``, and between the pairs of ``G``.
 
 Group counts may be written relative to the width of the grouped convolution itself: ``G(N/8)``, ``BG(2,M/4)``. Two
 spellings that mean the same branch at a site have one canonical form: integers, except in ``G`` at a site that changes
@@ -117,17 +118,19 @@ class Paper:
         """Low-rank and grouped approximations of the original's kernels, one after the other, up to the last one.
 
         ``G``: each pair the nearest to one convolution. ``B`` and ``BG``: the nearest to the first one, with its most
-        important outputs alone; or, at a convolution alone, to that one, with the outputs' first singular vectors.
+        important outputs alone; or, at a convolution alone, to that one, with the outputs' first singular vectors. One
+        that is wider inside than the original has outputs, or singular vectors, takes over nothing.
         """
-        own, theirs = list(branch.children()), dense_convolutions(original)
+        own: list[Any] = list(branch.children())
+        theirs = dense_convolutions(original)
         if len(theirs) == 2 and theirs[0].out_channels != theirs[1].in_channels:
             return False
         if len(own[::3]) == 2 * len(theirs):
             _inherit_pairs(own, theirs, first_norm(original), entered)
-        elif len(own[::3]) == 3 and len(theirs) in (1, 2):
-            _inherit_bottleneck(own, theirs, first_norm(original), entered)
-        else:
+            return True
+        if len(own[::3]) != 3 or len(theirs) not in (1, 2) or own[3].out_channels > _directions(theirs):
             return False
+        _inherit_bottleneck(own, theirs, first_norm(original), entered)
         return True
 
 
@@ -193,6 +196,12 @@ def _inherit_pairs(own: list[Any], theirs: list[nn.Conv2d], norm: nn.Module | No
             x = after[1](settled(after[0], x))
 
 
+def _directions(theirs: Sequence[nn.Conv2d]) -> int:
+    """Inner channels that there is something for: outputs of the first of two convolutions; the rank of one alone."""
+    kernel = theirs[0].weight.flatten(1)
+    return len(kernel) if len(theirs) == 2 else min(kernel.shape)
+
+
 def _inherit_bottleneck(own: list[Any], theirs: list[nn.Conv2d], norm: nn.Module | None, x: Tensor) -> None:
     down, before, activation, spatial, after, _, up = own
     kernel, middle = theirs[0].weight, spatial.out_channels
@@ -218,25 +227,25 @@ def _inherit_bottleneck(own: list[Any], theirs: list[nn.Conv2d], norm: nn.Module
 
 
 def _standard(name: str, site: Site, arguments: Sequence[str]) -> tuple[Conv, ...]:
-    first = Conv(site.in_channels, site.out_channels, site.kernel, site.stride, spatial=True)
+    first = Conv(site.in_channels, site.inside, site.kernel, site.stride, spatial=True)
     if site.convolutions == 1:
         return (first,)
-    return first, Conv(site.out_channels, site.out_channels, site.kernel, spatial=True)
+    return first, Conv(site.inside, site.out_channels, site.kernel, spatial=True)
 
 
 def _grouped(name: str, site: Site, arguments: Sequence[str]) -> tuple[Conv, ...]:
     first = _groups(name, arguments[0], site.in_channels, "N")
     pair = (
         Conv(site.in_channels, site.in_channels, site.kernel, site.stride, first, spatial=True),
-        Conv(site.in_channels, site.out_channels),
+        Conv(site.in_channels, site.inside),
     )
     if site.convolutions == 1:
         return pair
-    second = _groups(name, arguments[0], site.out_channels, "N")
+    second = _groups(name, arguments[0], site.inside, "N")
     return (
         *pair,
-        Conv(site.out_channels, site.out_channels, site.kernel, 1, second, spatial=True),
-        Conv(site.out_channels, site.out_channels),
+        Conv(site.inside, site.inside, site.kernel, 1, second, spatial=True),
+        Conv(site.inside, site.out_channels),
     )
 
 

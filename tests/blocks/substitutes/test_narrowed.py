@@ -8,7 +8,7 @@ from torch import nn
 
 from nni_blockswap import Architecture
 from nni_blockswap.architecture import cost_table
-from nni_blockswap.blocks.inheritance import importance
+from nni_blockswap.blocks.inheritance import dense_convolutions, importance
 from nni_blockswap.blocks.site import Site
 from nni_blockswap.blocks.substitutes.narrowed import WIDTHS
 from nni_blockswap.errors import SpaceError
@@ -28,6 +28,13 @@ def test_widths_are_multiples_of_eight_and_have_one_spelling(written: str, width
     site = Site(16, width)
     assert site.canonical(written) == site.canonical(canonical) == canonical
     assert "." not in canonical
+
+
+def test_shares_are_of_the_width_inside() -> None:
+    assert Site(64, 64, middle_channels=16).candidates(WIDTHS) == ("W(1/2)", "S")
+    assert Site(64, 64, middle_channels=32).candidates(WIDTHS) == ("W(1/4)", "W(1/2)", "W(3/4)", "S")
+    wide = Site(8, 8, middle_channels=32)
+    assert [conv.weight.shape for conv in dense_convolutions(wide.build("W(1/4)"))] == [(8, 8, 3, 3)] * 2
 
 
 @pytest.mark.parametrize("wrong", ["W(3/2)", "W(2)"])
