@@ -1,6 +1,5 @@
 """BlockSwap's search, from a space and a budget to a ranking (section 4): ask, score, tell; rank."""
 
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -230,7 +229,7 @@ def _rank(
     found: Sequence[Indices],
     journal: Journal,
 ) -> Ranking:
-    provenance = {**_identity(settings, scorer), **_extent(settings, table, budget), **measured(table)}
+    provenance = {**_identity(settings, scorer), **_extent(settings, table, budget), **table.measured}
     del provenance["space"], provenance["space_args"]
     scored = []
     for indices in found:
@@ -240,14 +239,7 @@ def _rank(
     return Ranking.of(str(budget), scored, higher_is_better=scorer.proxy.higher_is_better)
 
 
-def measured(table: Table) -> dict[str, Any]:
-    """Where and when the costs were measured that are not counted."""
-    sources = {name: dict(column.source) for name, column in table.columns.items() if column.source}
-    return {"measured": sources} if sources else {}
-
-
 def _extent(settings: SearchSettings, table: Table, budget: Budget) -> dict[str, Any]:
     """What a ranking depends on beside the scores."""
-    candidates = f"{zlib.crc32(repr(table.candidates).encode()):08x}"  # a name for the lists of all blocks
     return {"proxy": settings.proxy, "method": settings.method, "inits": settings.inits, "samples": settings.samples,
-            "budget": str(budget), "candidates": candidates}  # fmt: skip
+            "budget": str(budget), "candidates": table.digest}  # fmt: skip

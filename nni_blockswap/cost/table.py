@@ -5,6 +5,7 @@
 Everything before the table knows networks and modules; everything after it knows these integers.
 """
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -71,6 +72,17 @@ class Table:
     columns: Mapping[str, Column]
     sites: tuple[Speller, ...] = ()
     whole: "Table | None" = None
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits of the candidates of all blocks."""
+        return f"{zlib.crc32(repr(self.candidates).encode()):08x}"
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """Where and when costs were measured that are not counted, by resource, as ``measured``; empty if none was."""
+        sources = {name: dict(column.source) for name, column in self.columns.items() if column.source}
+        return {"measured": sources} if sources else {}
 
     def column(self, resource: str) -> Column:
         """The column of ``resource``. Raises BudgetError where the table has none."""

@@ -13,8 +13,11 @@ from nni_blockswap import Architecture, SearchSettings, search
 from nni_blockswap.architecture import cost_table
 from nni_blockswap.cli import main
 from nni_blockswap.cost.budget import Budget
+from nni_blockswap.cost.table import Column
 from nni_blockswap.errors import ConfigError, StateError
+from nni_blockswap.library import choosing
 from nni_blockswap.library.library import Library
+from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.studies.front import front
 from nni_blockswap.studies.rank_study import Trained, rank_study
@@ -108,3 +111,28 @@ def test_a_librarys_sums_make_a_front_too(library: Library, tmp_path: Path) -> N
     assert found.single["B(2)"].score == pytest.approx(sum(errors["B(2)"].value for errors in library.errors.values()))
     scores = [one.score for one in found.architectures]  # cheapest first in parameters, but MACs count as well
     assert min(scores) == found.chosen["60%"].score  # type: ignore[type-var]
+
+
+def test_a_measured_cost_and_its_source_are_kept(library: Library, tmp_path: Path) -> None:
+    counted = cost_table(WRN, SPACE_ARGS)
+    source = {"when": "2026-01-31T00:00:00+00:00", "where": {"chip": "X"}}
+    latency = Column("microseconds", 7, counted.column("macs").costs, source)
+    table = replace(counted, columns={**counted.columns, "latency": latency})
+    (found,) = choosing.choose(library, "library", table, [Budget.parse("latency=50%").capped()], 3, [tmp_path])
+    read = Architecture.load(tmp_path / "best.json")
+    assert read.costs["latency"] == found.best.costs["latency"] == latency.total(table.index(read.choices))
+    assert read.provenance["measured"] == {"latency": source}
+    assert [one.costs for one in Ranking.load(tmp_path)] == [one.costs for one in found]
+
+
+def test_a_ranking_of_other_candidates_is_not_overwritten(library: Library, tmp_path: Path) -> None:
+    settings = SearchSettings(
+        space=WRN, space_args=SPACE_ARGS, data="digits", budgets=["40%"], samples=3, proxy="library",
+        library=str(library.folder),
+    )  # fmt: skip
+    search(settings, tmp_path)
+    before = (tmp_path / "ranking.csv").read_bytes()
+    fewer = replace(settings, candidates={label: ["S", "G(4)", "B(2)"] for label in library.errors})
+    with pytest.raises(StateError, match=r"holds another ranking \(candidates was \w{8}, now \w{8}\)"):
+        search(fewer, tmp_path)
+    assert (tmp_path / "ranking.csv").read_bytes() == before
