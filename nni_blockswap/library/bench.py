@@ -45,8 +45,8 @@ class Bench:
     Candidates begin from what their families take over from the original, or from fresh weights. The last convolution
     is fitted to what the original gives.
 
-    A candidate learns no more where its error is nothing, or where a whole series of steps has changed it by less than
-    its standard error.
+    A candidate learns no more where its error is nothing, or where a series of as many steps as this one has changed it
+    by less than its standard error.
     """
 
     def __init__(self, block: Block, settings: LibrarySettings, folder: Path, device: torch.device) -> None:
@@ -56,7 +56,7 @@ class Bench:
         self.candidates: dict[str, nn.Module] = {}
         self._begun: dict[str, dict[str, Tensor]] = {}
         self._fits: list[LastConvolution] = []
-        self._settled: set[str] = set()
+        self._settled: dict[str, int] = {}
         self._optimisers: dict[str, torch.optim.AdamW] = {}
 
     @property
@@ -83,7 +83,7 @@ class Bench:
                 candidate.parameters(), self._settings.lr, weight_decay=self._settings.weight_decay
             )
         if self.begin:
-            self._settled = set(store.read(self.final)[1]["settled"])
+            self._settled = store.read(self.final)[1]["settled_after"]
         if self.state.exists():
             tensors, about = store.read(self.state)
             if about["begin"] == self.begin:  # else of a run that was killed when it had finished
@@ -137,7 +137,7 @@ class Bench:
         scale = spread(target).clamp_min(1e-12)
         rate = self._rate()
         for name, candidate in self.candidates.items():
-            if name in self._settled or self.starts[name].value <= KNOWN:
+            if self._has_settled(name) or self.starts[name].value <= KNOWN:
                 continue
             optimiser = self._optimisers[name]
             optimiser.param_groups[0]["lr"] = rate
@@ -152,6 +152,10 @@ class Bench:
             losses[name] = loss.detach()
         self.step += 1
         return losses
+
+    def _has_settled(self, name: str) -> bool:
+        """Whether a series of steps as long as this one has brought the candidate nothing."""
+        return self._settled.get(name, 0) >= self._settings.steps - self.begin
 
     def _rate(self) -> float:
         passed = (self.step - self.begin) / (self._settings.steps - self.begin)
@@ -187,16 +191,16 @@ class Bench:
 
     def finish(self, errors: Mapping[str, Error]) -> None:
         """Keep what was learned; of a candidate that got worse or diverged, what it began with."""
-        kept, settled = {}, []
+        kept, settled, series = {}, {}, self.step - self.begin
         for name, error in errors.items():
             start = self.starts[name]
-            if not abs(start.value - error.value) > error.deviation:
-                settled.append(name)
+            if abs(start.value - error.value) <= error.deviation:  # which no number is that is none
+                settled[name] = max(series, self._settled.get(name, 0))
             if not error.value <= start.value:
                 self.candidates[name].load_state_dict(self._begun[name])
                 error = start
             kept[name] = [error.value, error.deviation]
-        store.write(self.final, self.weights(), {"steps": self.step, "errors": kept, "settled": settled})
+        store.write(self.final, self.weights(), {"steps": self.step, "errors": kept, "settled_after": settled})
         self.state.unlink(missing_ok=True)
 
     def weights(self) -> dict[str, Tensor]:

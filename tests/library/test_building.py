@@ -162,17 +162,45 @@ def test_who_gains_nothing_any_more_learns_no_more(teacher: Path, tmp_path: Path
     shutil.copytree(tmp_path / "held", tmp_path / "free")
     path = tmp_path / "held" / "block_02.safetensors"
     before, about = store.read(path)
-    assert "COPY(1)" in about["settled"]
-    assert "G(4)" not in about["settled"]
-    store.write(path, before, {**about, "settled": [*about["settled"], "G(4)"]})
+    assert about["settled_after"]["COPY(1)"] == 6
+    assert "G(4)" not in about["settled_after"]
+    store.write(path, before, {**about, "settled_after": {**about["settled_after"], "G(4)": 6}})
     changed = {}
     for folder in ("held", "free"):
         build(settings(teacher, steps=12, lr=GENTLE), tmp_path / folder)
         after = store.read(tmp_path / folder / "block_02.safetensors")[0]
         changed[folder] = {name.split()[0] for name in after if not torch.equal(after[name], before[name])}
-    assert changed["free"] <= set(first.errors["block_02"]) - {"S", *about["settled"]}
+    assert changed["free"] <= set(first.errors["block_02"]) - {"S", *about["settled_after"]}
     assert {"G(4)", "G(8)"} <= changed["free"]
     assert changed["held"] == changed["free"] - {"G(4)"}
+
+
+def test_who_gained_nothing_by_few_steps_is_taught_by_more(teacher: Path, tmp_path: Path) -> None:
+    first = build(settings(teacher, steps=1, lr=GENTLE), tmp_path)
+    settled = {label: set(_settled_after(tmp_path, label)) - {"COPY(1)"} for label in first.errors}
+    assert all(settled.values())  # one step changes little
+    longer = build(settings(teacher, steps=24, lr=GENTLE), tmp_path)
+    gains = [first.errors[label][name].value - longer.errors[label][name].value
+             for label, names in settled.items() for name in names]  # fmt: skip
+    assert sum(gain > 0 for gain in gains) > 0.8 * len(gains)
+
+
+def test_a_series_is_as_long_as_what_settled_a_candidate_however_often_there_were_shorter_ones(
+    teacher: Path, tmp_path: Path
+) -> None:
+    for steps, series in ((4, 4), (5, 4), (10, 5)):  # of 4 steps, of one, of five
+        build(settings(teacher, steps=steps, lr=GENTLE), tmp_path)
+        assert all(_settled_after(tmp_path, f"block_{block:02d}")["COPY(1)"] == series for block in range(3))
+
+
+def test_who_diverged_has_not_settled(teacher: Path, tmp_path: Path) -> None:
+    library = build(settings(teacher, steps=2, lr=1e30), tmp_path)
+    assert {name for label in library.errors for name in _settled_after(tmp_path, label)} == {"COPY(1)"}
+
+
+def _settled_after(folder: Path, label: str) -> dict[str, int]:
+    found: dict[str, int] = store.read(folder / f"{label}.safetensors")[1]["settled_after"]
+    return found
 
 
 def test_two_do_not_build_one_library_at_once(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
