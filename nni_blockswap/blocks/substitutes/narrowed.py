@@ -10,6 +10,8 @@ A convolution alone has no inner channels. There ``W(r)`` puts M between two fac
 convolution, with nothing between them: what the product of two matrices can be, no more, and thus at its best at once
 by a truncated singular value decomposition of the original's weights. A W that saves no weights there does not fit.
 
+An inverted residual is narrowed by ``MB(e,k)``, and ``W(r)`` does not fit it.
+
 Two shares that mean the same M at a site are one candidate, written in lowest terms: W(1/4), W(3/8).
 """
 
@@ -48,7 +50,7 @@ class Narrowed:
         """The one spelling of the branch that ``name`` means at ``site``.
 
         Raises:
-            SpaceError: it is more than the original.
+            SpaceError: it is more than the original, or that is an inverted residual.
 
         Example:
             >>> NARROWED.canonical("W(1/8)", Site(32, 32)), NARROWED.canonical("W(1)", Site(32, 32))
@@ -115,6 +117,10 @@ def _width(name: str, site: Site) -> int:
     match = _SPELLING.fullmatch(_plain(name))
     if match is None:
         raise SpaceError(f"'{name}' is not a substitute; write {Narrowed.usage}.")
+    if site.expansion is not None:
+        raise SpaceError(
+            f"'{name}' does not fit here: an inverted residual has no dense convolution to narrow; write MB(e,k)."
+        )
     share = Fraction(int(match["over"]), int(match["under"] or 1))
     if share > 1:
         raise SpaceError(f"'{name}' does not fit here: it is wider than the original; choose a share below 1.")

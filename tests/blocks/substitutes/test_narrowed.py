@@ -5,13 +5,15 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torchvision.models.mobilenetv2 import InvertedResidual
 
-from nni_blockswap import Architecture
+from nni_blockswap import Architecture, swap_blocks
 from nni_blockswap.architecture import cost_table
 from nni_blockswap.blocks.inheritance import dense_convolutions, importance
 from nni_blockswap.blocks.site import Site
 from nni_blockswap.blocks.substitutes.narrowed import WIDTHS
 from nni_blockswap.errors import SpaceError
+from tests.blocks.networks import conv
 from tests.conftest import SMALL, WRN
 
 SPACE_ARGS = {**SMALL, "extra": list(WIDTHS)}
@@ -41,6 +43,14 @@ def test_shares_are_of_the_width_inside() -> None:
 def test_what_is_wider_than_the_original_is_refused(wrong: str) -> None:
     with pytest.raises(SpaceError, match="wider than the original"):
         Site(64, 64).canonical(wrong)
+
+
+def test_an_inverted_residual_is_not_narrowed() -> None:
+    mobile = nn.Sequential(conv(3), InvertedResidual(8, 8, 1, 6), InvertedResidual(8, 16, 2, 6), conv(16, 16))
+    *inverted, alone = swap_blocks(mobile.eval(), torch.zeros(1, 3, 16, 16), extra=["W(1/2)"]).blocks()
+    assert ["W(1/2)" in block.names for block in (*inverted, alone)] == [False, False, True]
+    with pytest.raises(SpaceError, match=r"'W\(1/2\)' does not fit here: an inverted residual .*write MB\(e,k\)"):
+        inverted[0].site.canonical("W(1/2)")
 
 
 @pytest.mark.parametrize("wrong", ["W(0.5)", "W(0)", "W()", "W(1/0)"])
