@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from nni_blockswap.blocks.flow import under
+
 Kind = Literal["conv", "branch", "inverted"]
 
 
@@ -50,6 +52,11 @@ class Found:
     padding: tuple[int, ...] | str
     dilation: tuple[int, ...]
     bias: bool
+    """Whether the last convolution has one."""
+
+    middle_bias: bool
+    """Whether the first one has one."""
+
     padding_mode: str
 
     norm: str | None
@@ -62,6 +69,11 @@ class Found:
     def parts(self) -> tuple[str, ...]:
         """Paths of the original modules that make up the chain, in forward order."""
         return tuple(step for step in self.steps if not is_function(step))
+
+    @property
+    def middle_norm(self) -> bool:
+        """Whether ``norm`` is between the convolutions."""
+        return self.norm is not None and any(under(self.norm, part) for part in self.parts[1:-1])
 
     @property
     def in_channels(self) -> int:

@@ -26,12 +26,14 @@ def importance(first: Tensor, last: Tensor, norm: Any) -> Tensor:
     Args:
         first: weights (N, C_in, k, k) of the first convolution.
         last: weights (C_out, N, k, k) of the second one.
-        norm: what normalises between them, with a scale and a shift a channel; None where nothing does.
+        norm: what normalises between them; one without a scale lets all channels out alike. None where nothing does.
     """
     after: Tensor = last.transpose(0, 1).flatten(1).norm(dim=1)
     if norm is None:
         before: Tensor = first.flatten(1).norm(dim=1)
         return before * after
+    if first_norm(norm) is None:
+        return after
     scale, shift = norm.weight.abs().clamp_min(1e-12), norm.bias
     ratio = shift / scale
     below = torch.special.ndtr(ratio)
@@ -126,6 +128,13 @@ def lifted(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     normalised = settled(norm, x)
     before, after = (one.transpose(0, 1).flatten(1).std(dim=1).clamp_min(1e-12) for one in (x, normalised))
     return normalised, before / after
+
+
+@torch.no_grad()
+def copy_bias(conv: nn.Conv2d, original: nn.Conv2d, kept: Tensor | slice = slice(None)) -> None:
+    """Let ``conv``, if it has a bias, have that of the original's channels ``kept``, or none where that has none."""
+    if conv.bias is not None:
+        conv.bias.copy_(torch.zeros_like(conv.bias) if original.bias is None else original.bias[kept])
 
 
 @torch.no_grad()

@@ -197,6 +197,8 @@ def site_of(network: nn.Module, found: Found) -> Site:
         activation=lambda: copy.deepcopy(activation),
         expansion=Fraction(found.middle_channels, found.in_channels) if found.kind == "inverted" else None,
         middle_channels=found.middle_channels if found.kind == "branch" else None,
+        middle_bias=found.middle_bias,
+        middle_norm=found.middle_norm,
     )
 
 

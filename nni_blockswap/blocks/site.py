@@ -34,6 +34,8 @@ class Site:
         activation: makes its activation.
         expansion: of an inverted residual, the width inside over ``in_channels``; None elsewhere.
         middle_channels: width between the convolutions of a residual branch; None where it is ``out_channels``.
+        middle_bias: whether the first of these has a bias.
+        middle_norm: whether something normalises between them.
     """
 
     in_channels: int
@@ -49,6 +51,8 @@ class Site:
     activation: Callable[[], nn.Module] = _relu
     expansion: Fraction | None = None
     middle_channels: int | None = None
+    middle_bias: bool = False
+    middle_norm: bool = True
 
     def __str__(self) -> str:
         """Its widths, ``64-128``."""

@@ -74,8 +74,8 @@ def linear(**others: object) -> Site:
 
 def test_a_grouped_original_is_taken_over_whole() -> None:
     torch.manual_seed(1)
-    site = linear(stride=2, convolutions=1)
-    original = nn.Conv2d(8, 16, 3, 2, 1, bias=False)
+    site = linear(stride=2, convolutions=1, bias=True)
+    original = nn.Conv2d(8, 16, 3, 2, 1)
     grouped, pointwise = nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 16, 1)
     with torch.no_grad():
         original.weight.copy_(torch.einsum("nm,mcij->ncij", pointwise.weight[:, :, 0, 0], composed(grouped)))
@@ -129,7 +129,7 @@ def test_a_bottleneck_that_is_wider_than_what_it_could_take_over_begins_fresh(
 @pytest.mark.parametrize("groups", [1, 4])
 def test_a_bottleneck_is_taken_over_whole(groups: int) -> None:
     torch.manual_seed(3)
-    site = linear(stride=2, convolutions=1)
+    site = linear(stride=2, convolutions=1, bias=True)
     down, spatial, up = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, groups=groups), nn.Conv2d(8, 16, 1)
     with torch.no_grad():
         if groups > 1:  # the outputs' singular vectors are those of the groups, in their order
@@ -139,7 +139,7 @@ def test_a_bottleneck_is_taken_over_whole(groups: int) -> None:
         if groups > 1:
             rows = inner.flatten(1)
             inner = (torch.linspace(3, 1, 8)[:, None] * torch.linalg.qr(rows.T).Q.T).view_as(inner)
-        original = nn.Conv2d(8, 16, 3, 2, 1, bias=False)
+        original = nn.Conv2d(8, 16, 3, 2, 1)
         original.weight.copy_(torch.einsum("nm,mcij->ncij", up.weight[:, :, 0, 0], inner))
     assert same(site, "B(2)", original)
     assert not same(site, "B(4)", original)

@@ -4,6 +4,8 @@ Of a branch of two convolutions, N channels between them, M = max(8, 8 round(r N
 
     k x k conv to M, BN, ReLU, k x k conv to C_out        k^2 M (C_in + C_out) weights
 
+Biases and BN are there where the original has them.
+
 All convolutions are dense and wide in multiples of 8, so that time falls with MACs. W(1) is S.
 
 A convolution alone has no inner channels. There ``W(r)`` puts M between two factors of it, a k x k and a 1x1
@@ -24,9 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_blockswap.blocks.inheritance import dense_convolutions, first_norm, importance
+from nni_blockswap.blocks.imitation import is_norm
+from nni_blockswap.blocks.inheritance import copy_bias, dense_convolutions, importance
 from nni_blockswap.blocks.site import Site
-from nni_blockswap.blocks.substitutes.paper import PAPERS, Conv, conv_module, stacked
+from nni_blockswap.blocks.substitutes.paper import PAPERS, Conv, conv_module
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import SpaceError
 
@@ -70,7 +73,12 @@ class Narrowed:
         if site.convolutions == 1:
             last = conv_module(Conv(width, site.out_channels), site, site.bias)
             return nn.Sequential(OrderedDict(conv1=conv_module(first, site), conv2=last))
-        return stacked((first, Conv(width, site.out_channels, site.kernel, spatial=True)), site)
+        layers: OrderedDict[str, nn.Module] = OrderedDict(conv1=conv_module(first, site, site.middle_bias))
+        if site.middle_norm:
+            layers["bn1"] = site.norm(width)
+        layers["relu1"] = site.activation()
+        second = Conv(width, site.out_channels, site.kernel, spatial=True)
+        return nn.Sequential(layers | OrderedDict(conv2=conv_module(second, site, site.bias)))
 
     @torch.no_grad()
     def inherit(self, branch: nn.Module, original: nn.Module, entered: Tensor) -> bool:
@@ -79,7 +87,7 @@ class Narrowed:
         if len(own) == 2 and len(theirs) == 1:
             _factorise(own, theirs[0])
         elif len(own) == len(theirs) == 2 and theirs[0].out_channels == theirs[1].in_channels:
-            _narrow(own, theirs, first_norm(branch), first_norm(original))
+            _narrow(own, theirs, _norm(branch), _norm(original))
         else:
             return False
         return True
@@ -89,16 +97,21 @@ NARROWED = Narrowed()
 
 
 def _narrow(own: list[nn.Conv2d], theirs: list[nn.Conv2d], norm: Any, their_norm: Any) -> None:
-    """Copy the slices of what is kept: of both convolutions, of scale, shift and statistics."""
+    """Copy the slices of what is kept: of both convolutions, their biases, scale, shift and statistics."""
     channels = importance(theirs[0].weight, theirs[1].weight, their_norm)
     kept = channels.topk(own[0].out_channels).indices.sort().values
     own[0].weight.copy_(theirs[0].weight[kept])
     own[1].weight.copy_(theirs[1].weight[:, kept])
-    if own[1].bias is not None and theirs[1].bias is not None:
-        own[1].bias.copy_(theirs[1].bias)
+    copy_bias(own[0], theirs[0], kept)
+    copy_bias(own[1], theirs[1])
     if norm is not None and their_norm is not None:
         before = their_norm.state_dict()
         norm.load_state_dict({name: value[kept] if value.dim() else value for name, value in before.items()})
+
+
+def _norm(branch: nn.Module) -> nn.Module | None:
+    """What normalises in it, with a scale or without one."""
+    return next(filter(is_norm, branch.modules()), None)
 
 
 def _factorise(own: list[nn.Conv2d], original: nn.Conv2d) -> None:
@@ -108,8 +121,7 @@ def _factorise(own: list[nn.Conv2d], original: nn.Conv2d) -> None:
     root = values[:width].sqrt()
     own[0].weight.copy_((root[:, None] * right[:width]).view_as(own[0].weight))
     own[1].weight.copy_((left[:, :width] * root).view_as(own[1].weight))
-    if own[1].bias is not None and original.bias is not None:
-        own[1].bias.copy_(original.bias)
+    copy_bias(own[1], original)
 
 
 def _width(name: str, site: Site) -> int:

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from nni_blockswap.blocks.inheritance import (
     copy_affine,
+    copy_bias,
     dense_convolutions,
     factorise_inputs,
     factorise_outputs,
@@ -190,6 +191,7 @@ def _inherit_pairs(own: list[Any], theirs: list[nn.Conv2d], norm: nn.Module | No
         factorise_outputs(grouped, pointwise, original.weight)
         x, scale = lifted(between, grouped(x))
         pointwise.weight.mul_(scale[:, None, None])
+        copy_bias(pointwise, original)
         x = pointwise(activation(x))
         if after:
             copy_affine(after[0], norm)
@@ -221,6 +223,7 @@ def _inherit_bottleneck(own: list[Any], theirs: list[nn.Conv2d], norm: nn.Module
     else:
         last = last * lifted(after, x)[1]
     up.weight.copy_(last[:, :, None, None])
+    copy_bias(up, theirs[-1])
 
 
 # --- the kinds: (name, site, arguments) -> convolutions -------------------------------------------------------------

@@ -1,5 +1,6 @@
 """W(r): spelling, costs in closed form, and what it takes from the original."""
 
+import copy
 import itertools
 
 import pytest
@@ -13,7 +14,7 @@ from nni_blockswap.blocks.inheritance import dense_convolutions, importance
 from nni_blockswap.blocks.site import Site
 from nni_blockswap.blocks.substitutes.narrowed import WIDTHS
 from nni_blockswap.errors import SpaceError
-from tests.blocks.networks import conv
+from tests.blocks.networks import Sum, conv
 from tests.conftest import SMALL, WRN
 
 SPACE_ARGS = {**SMALL, "extra": list(WIDTHS)}
@@ -92,6 +93,29 @@ def test_channels_that_do_nothing_go_first_and_the_rest_computes_what_the_origin
     site.inherit("W(1/2)", branch, original, torch.randn(1, 16, 8, 8))
     x = torch.randn(4, 16, 8, 8)
     torch.testing.assert_close(branch.eval()(x), original.eval()(x))
+
+
+@pytest.mark.parametrize(
+    "norm", [None, nn.BatchNorm2d(16), nn.BatchNorm2d(16, affine=False), nn.GroupNorm(2, 16)], ids=str
+)
+@pytest.mark.parametrize("biases", [(True, True), (True, False), (False, True)])
+def test_a_network_narrowed_by_channels_that_do_nothing_is_the_same(
+    norm: nn.Module | None, biases: tuple[bool, bool]
+) -> None:
+    torch.manual_seed(2)
+    convs = conv(8, 16, bias=biases[0]), conv(16, 8, bias=biases[1])
+    network = Sum(convs[0], *([] if norm is None else [copy.deepcopy(norm)]), nn.ReLU(), convs[1])
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.normal_()
+        convs[1].weight[:, :8] = 0  # nobody listens to the first half, one of the two groups
+        network.train()(torch.randn(64, 3, 8, 8))
+    (block,) = swap_blocks(network.eval(), torch.zeros(1, 3, 8, 8), extra=["W(1/2)"]).blocks()
+    branch, original, x = block.candidate("W(1/2)").eval(), block.candidate("S"), torch.randn(4, 8, 8, 8)
+    assert block.site.inherit("W(1/2)", branch, original, x)
+    torch.testing.assert_close(branch(x), original(x), rtol=1e-5, atol=1e-4)
+    halves = [9 * 8 * 8 * 2 + 8 * sum(biases), sum(weight.numel() for weight in norm.parameters()) // 2 if norm else 0]
+    assert sum(weight.numel() for weight in branch.parameters()) == sum(halves)
 
 
 def test_importance_is_the_size_of_what_passes_the_relu() -> None:
