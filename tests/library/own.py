@@ -34,6 +34,14 @@ def own() -> nn.Module:
         return Own()
 
 
+class Dropping(Own):
+    """Its head sees half of the features, drawn at random, while it is trained."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.second(self.first(self.stem(images))).mean((2, 3))
+        return self.head(F.dropout(features, 0.5, self.training))
+
+
 class Squares(Classification):
     """Noise in colours, 64x64; as much as is asked for."""
 

@@ -54,6 +54,16 @@ def test_the_same_seed_gives_the_same_scores_in_another_process() -> None:
     assert other.stdout.strip() == everything()
 
 
+def test_dropout_does_not_make_scores_depend_on_what_was_scored_before() -> None:
+    space_args = {"model": "tests.library.own:Dropping", "input_size": [1, 8, 8]}
+    both = [{"block_00": one, "block_01": "S"} for one in ("G(4)", "B(2)")]
+    own = {"space": NETWORK, "space_args": space_args}
+    forwards, backwards = scores(candidates=both, **own), scores(candidates=both[::-1], **own)
+    assert forwards == backwards[::-1]
+    torch.manual_seed(1)
+    assert scores(candidates=both[1:], **own) == forwards[1:]
+
+
 def test_space_and_data_are_of_one_kind() -> None:
     digits, coco = make_task("digits", None, image_size=8), SimpleNamespace(name="coco", num_classes=91)
     with pytest.raises(ConfigError, match="MaskRCNNSpace detect, and digits is a data set for classification"):

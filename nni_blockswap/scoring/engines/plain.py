@@ -34,7 +34,7 @@ PLAIN = Plain()
 def measure(work: Work, network: BlockSpace, choices: Mapping[str, str]) -> Score:
     """Mean score of one architecture over the minibatches; the network's weights are left as they were."""
     network.select(choices)
-    with _as_it_was(network, weights=bool(work.training)):
+    with _as_it_was(network, weights=bool(work.training)), _same_chance(work.device):
         if work.training:
             _train(work, network)
         if not work.proxy.needs_weight_gradients:
@@ -44,6 +44,17 @@ def measure(work: Work, network: BlockSpace, choices: Mapping[str, str]) -> Scor
             with autocast(work.device, work.precision):
                 scores.append(work.proxy.measure(network, work.task, batch))
     return mean_score(scores)
+
+
+@contextmanager
+def _same_chance(device: torch.device) -> Iterator[None]:
+    """Let dropout and its kind draw the same for every candidate, whatever was measured before it."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(0)
+        if on_gpu:
+            torch.cuda.manual_seed(0)
+        yield
 
 
 @contextmanager
