@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import platform
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,7 @@ from scipy.optimize import nnls
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+import nni_blockswap
 from nni_blockswap.cost.resources.base import RealNetwork
 from nni_blockswap.cost.resources.timing import interleaved
 from nni_blockswap.cost.table import Column, Indices, Table
@@ -69,7 +71,7 @@ class Conditions:
             raise BudgetError("latency is to be measured on cuda, and this machine has none; measure it on cpu.")
         chip = torch.cuda.get_device_name() if self.device == "cuda" else _processor()
         own = {**asdict(self), "threads": self.threads or len(os.sched_getaffinity(0))}
-        versions: dict[str, str] = {"torch": torch.__version__}
+        versions: dict[str, str] = {"torch": torch.__version__, "nni_blockswap": nni_blockswap.__version__}
         if self.runtime != "torch":
             versions[self.runtime] = version(self.runtime)
         return {**own, "chip": chip, "host": platform.node(), **versions}
@@ -78,7 +80,7 @@ class Conditions:
 class Latency:
     """Microseconds of a forward pass, under ``conditions``, on this machine.
 
-    A table that was measured is kept in ``folder()`` and used again where machine, device, threads, version of torch
+    A table that was measured is kept in ``folder()`` and used again where machine, device, threads, versions, space
     and all conditions are the same, and nowhere else. Other conditions are another resource:
 
         EDGE = Latency(Conditions(threads=1, batch_size=8), "edge")     # --budget my_module:EDGE=12ms
@@ -92,14 +94,15 @@ class Latency:
 
     def measure(self, build: Callable[[], RealNetwork], counted: Table) -> Column:
         """The column of a space: as it was measured here before, or measured now."""
-        where = {**self.conditions.here(), "space": _fingerprint(counted)}
+        network = build()
+        where = {**self.conditions.here(), "space": _fingerprint(network, counted)}
         name = hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:16]
         path = folder() / f"{name}.json"
         if not path.exists():
             conditions = replace(self.conditions, threads=where["threads"])
             _log.info("Measuring the latency of %d candidates.", sum(map(len, counted.candidates)))
             with _threads(where["threads"]):
-                write_json(path, {"where": where, **_measured(build(), counted, conditions)})
+                write_json(path, {"where": where, **_measured(network, counted, conditions)})
         kept = read_json(path)
         costs = tuple(np.array(block, dtype=np.int64) for block in kept.pop("costs"))
         return Column(self.unit, kept.pop("fixed"), costs, source=kept)
@@ -120,14 +123,20 @@ def _measured(network: RealNetwork, counted: Table, conditions: Conditions) -> d
     layout = torch.channels_last if conditions.channels_last else torch.preserve_format
     network.to(device=device, memory_format=layout).eval()
     whole = spread(counted, FITTED + HELD_OUT)
+    if len(whole) < FITTED + 2:
+        raise BudgetError(
+            f"latency is predicted for spaces of at least {FITTED + 2} architectures, and this one has {len(whole)}; "
+            "time them all with 'blockswap latency'."
+        )
     run = partial(network.run_counted, *((conditions.batch_size,) if conditions.batch_size > 1 else ()))
     with torch.inference_mode(), _precision(conditions):
         parts = _parts(network, counted, run)
         if conditions.runtime == "onnxruntime":
             runs = _in_onnx_runtime(network, counted, parts, whole, conditions)
         else:
-            runs = _in_torch(network, counted, parts, whole, run)
-        seconds = {name: median(times) for name, times in interleaved(runs, ROUNDS, device).items()}
+            runs = _in_torch(parts, whole, run)
+        prepare = partial(_select, network, counted)
+        seconds = {name: median(times) for name, times in interleaved(runs, ROUNDS, device, prepare).items()}
     times = [np.array([1e6 * seconds[key] for key in keys]) for keys in parts.keys]
     sums = np.array([sum(float(block[i]) for block, i in zip(times, row, strict=True)) for row in whole])
     taken = np.array([1e6 * seconds[row] for row in whole])
@@ -137,7 +146,7 @@ def _measured(network: RealNetwork, counted: Table, conditions: Conditions) -> d
     return {
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "held_out": {
-            "networks": HELD_OUT,
+            "networks": len(whole) - FITTED,
             "median_error": round(float(np.median(np.abs(predicted / taken[FITTED:] - 1))), 4),
             "rank_correlation": round(float(spearmanr(predicted, taken[FITTED:]).statistic), 4),
         },
@@ -199,24 +208,23 @@ def spread(table: Table, count: int) -> list[Indices]:
     return [rows[i] for i in rng.permutation(len(rows))]
 
 
-def _fingerprint(table: Table) -> str:
-    content = [table.candidates, *([c.fixed, *(b.tolist() for b in c.costs)] for c in table.columns.values())]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+def _fingerprint(network: RealNetwork, table: Table) -> str:
+    """Of the network's modules and of its table: what takes other time has other modules, or other costs."""
+    costs = [table.candidates, *([c.fixed, *(b.tolist() for b in c.costs)] for c in table.columns.values())]
+    modules = re.sub(r" at 0x[0-9a-f]+", "", repr(network))
+    return hashlib.sha256(json.dumps([costs, modules]).encode()).hexdigest()[:16]
 
 
-def _in_torch(
-    network: RealNetwork, counted: Table, parts: _Parts, whole: Sequence[Indices], run: Callable[[], object]
-) -> dict[Any, Callable[[], object]]:
-    """What runs each candidate, by its key, and each whole network, by its row."""
+def _select(network: RealNetwork, counted: Table, key: Any) -> None:
+    """Let ``network`` run the architecture of a row, before the clock starts; a candidate runs alone."""
+    if isinstance(key[0], int):
+        network.select(counted.names(key))
 
-    def run_whole(row: Indices) -> None:
-        network.select(counted.names(row))
-        run()
 
-    return {
-        **{key: partial(candidate, x) for key, (candidate, x) in parts.fed.items()},
-        **{row: partial(run_whole, row) for row in whole},
-    }
+def _in_torch(parts: _Parts, whole: Sequence[Indices], run: Callable[[], object]) -> dict[Any, Callable[[], object]]:
+    """What runs each candidate, by its key, and each whole network, by its row, once it is selected."""
+    alone = {key: partial(candidate, x) for key, (candidate, x) in parts.fed.items()}
+    return {**alone, **dict.fromkeys(whole, run)}
 
 
 def _in_onnx_runtime(

@@ -13,13 +13,21 @@ _WARM_UP = 3
 _SHORTEST = 2e-3  # seconds: a time that the clock resolves
 
 
-def interleaved(runs: Mapping[K, Callable[[], object]], rounds: int, device: torch.device) -> dict[K, list[float]]:
+def interleaved(
+    runs: Mapping[K, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    prepare: Callable[[K], object] = lambda name: None,
+) -> dict[K, list[float]]:
     """Seconds a call of each of ``runs``, a value a round; a GPU is waited for before the clock is read.
 
-    Each is called three times first, and in a round as often as takes 2 ms.
+    Each is called three times first, and in a round as often as takes 2 ms. ``prepare`` is called with its name before
+    the clock starts.
     """
 
-    def seconds(run: Callable[[], object], calls: int) -> float:
+    def seconds(name: K, calls: int) -> float:
+        run = runs[name]
+        prepare(name)
         _wait(device)
         start = time.perf_counter()
         for _ in range(calls):
@@ -27,16 +35,16 @@ def interleaved(runs: Mapping[K, Callable[[], object]], rounds: int, device: tor
         _wait(device)
         return (time.perf_counter() - start) / calls
 
-    calls = {name: math.ceil(_SHORTEST / max(_warm(run, seconds), 1e-9)) for name, run in runs.items()}
+    calls = {name: math.ceil(_SHORTEST / max(_warm(name, seconds), 1e-9)) for name in runs}
     times: dict[K, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
-        for name, run in runs.items():
-            times[name].append(seconds(run, calls[name]))
+        for name in runs:
+            times[name].append(seconds(name, calls[name]))
     return times
 
 
-def _warm(run: Callable[[], object], seconds: Callable[[Callable[[], object], int], float]) -> float:
-    return min(seconds(run, 1) for _ in range(_WARM_UP))
+def _warm(name: K, seconds: Callable[[K, int], float]) -> float:
+    return min(seconds(name, 1) for _ in range(_WARM_UP))
 
 
 def _wait(device: torch.device) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from nni_blockswap.cost.resources import RESOURCES, latency
 from nni_blockswap.cost.resources.latency import Conditions, Latency, spread
 from nni_blockswap.cost.resources.timing import interleaved
 from nni_blockswap.cost.table import Column
+from nni_blockswap.errors import BudgetError
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.searching import SearchSettings, search
 from search_spaces.wide_resnet import WideResNetSpace
@@ -30,9 +32,12 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     monkeypatch.setenv("BLOCKSWAP_CACHE", str(tmp_path / "cache"))
     asked: list[int] = []
 
-    def told(runs: Mapping[Any, Callable[[], object]], rounds: int, device: torch.device) -> dict[Any, list[float]]:
+    def told(
+        runs: Mapping[Any, Callable[[], object]], rounds: int, device: torch.device, prepare: Callable[[Any], object]
+    ) -> dict[Any, list[float]]:
         asked.append(len(runs))
-        for run in runs.values():
+        for key, run in runs.items():
+            prepare(key)
             run()
         return {key: [9.0, truth(key), 1e-9] for key in runs}  # its median
 
@@ -91,18 +96,52 @@ def test_it_is_measured_once_and_again_under_other_conditions(
 
 def test_what_is_timed_is_what_enters_in_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BLOCKSWAP_CACHE", str(tmp_path))
-    seen = set()
+    seen, chosen = set(), list[list[torch.nn.Module]]()
 
-    def told(runs: Mapping[Any, Callable[[], object]], rounds: int, device: torch.device) -> dict[Any, list[float]]:
+    def told(
+        runs: Mapping[Any, Callable[[], object]], rounds: int, device: torch.device, prepare: Callable[[Any], object]
+    ) -> dict[Any, list[float]]:
         for key, run in runs.items():
             if not isinstance(key[0], int):
                 (x,) = run.args  # type: ignore[attr-defined]
                 seen.add((tuple(x.shape), x.is_contiguous(memory_format=torch.channels_last), torch.is_inference(x)))
+                continue
+            prepare(key)
+            with monkeypatch.context() as patch:  # choosing an architecture is not part of its forward pass
+                patch.setattr(WideResNetSpace, "select", None)
+                run()
+            chosen.append([block.active_branch() for block in run.func.__self__.blocks()])  # type: ignore[attr-defined]
         return {key: [truth(key)] for key in runs}
 
     monkeypatch.setattr(latency, "interleaved", told)
     measured(Conditions(threads=1, batch_size=3, channels_last=True))
     assert seen == {((3, 16, 8, 8), True, True), ((3, 32, 4, 4), True, True)}
+    assert len({tuple(map(id, branches)) for branches in chosen}) == 42  # each with its own branches
+
+
+class SmoothSpace(WideResNetSpace):
+    """The same with another activation behind its last normalisation."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.extra_activation = torch.nn.SiLU()
+
+
+def test_a_space_of_other_modules_with_the_same_costs_is_measured_anew(clock: list[int]) -> None:
+    measured()
+    Latency(Conditions(threads=1)).measure(partial(SmoothSpace, **SMALL), TABLE)
+    assert len(clock) == 2
+    measured()
+    assert len(clock) == 2
+
+
+def test_a_space_too_small_to_check_a_prediction_is_refused(clock: list[int]) -> None:
+    few = replace(TABLE, candidates=tuple(names[:2] for names in TABLE.candidates), columns={
+        name: replace(column, costs=tuple(block[:2] for block in column.costs))
+        for name, column in TABLE.columns.items()
+    })  # fmt: skip
+    with pytest.raises(BudgetError, match=r"at least 14 architectures, and this one has 8; time them all"):
+        Latency(Conditions(threads=1)).measure(partial(WideResNetSpace, **SMALL), few)
 
 
 def test_in_onnx_runtime_sessions_are_timed_in_place_of_modules(
