@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 from torch import nn
 
 from nni_blockswap.cost.resources import RESOURCES
-from nni_blockswap.cost.table import ORIGINAL, Table
+from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import BlockSwapError, SpaceError, first_line, shown
 from nni_blockswap.files import read_json, write_json
 from nni_blockswap.finite import is_finite
@@ -102,8 +102,9 @@ class Architecture:
         return hashlib.sha256(identity.encode()).hexdigest()[:12]
 
     def teacher(self) -> "Architecture":
-        """The original network of the same space: ``S`` in every block."""
-        return Architecture.from_choices(self.space, dict.fromkeys(self.choices, ORIGINAL), self.space_args)
+        """The original network of the same space: ``S`` in every block, or what the space has in its place."""
+        table = cost_table(self.space, self.space_args)
+        return Architecture.from_indices(self.space, self.space_args, table, table.teacher())
 
     def build(self) -> nn.Module:
         """The network, its weights as the space's constructor draws them from torch's global generator.

@@ -118,6 +118,12 @@ def test_teacher() -> None:
     assert one.teacher().space_args == one.space_args
 
 
+def test_where_no_block_has_an_original_the_teacher_is_what_has_most_parameters() -> None:
+    space = "benchmarks.nas_bench_macro_space:NasBenchMacroSpace"
+    smallest = Architecture.from_choices(space, ["Identity"] * 8)
+    assert set(smallest.teacher().choices.values()) == {"MB6_K5"}
+
+
 @pytest.mark.parametrize(
     ("space", "choices", "space_args", "sentence"),
     [

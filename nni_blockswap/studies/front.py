@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nni_blockswap.architecture import Architecture
+from nni_blockswap.architecture import Architecture, complete_args
 from nni_blockswap.conversation import OnProgress
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.cost.resources import RESOURCES
@@ -23,13 +23,14 @@ from nni_blockswap.library import choosing
 from nni_blockswap.library.library import Library
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.results.tables import write_csv, write_png
-from nni_blockswap.scoring.proxies import make_proxy
+from nni_blockswap.scoring.proxies.combination import is_high_good, parts, scores_of
 from nni_blockswap.searching import SearchSettings, score, search, table_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FRONT_TABLE = "front.csv"
+TEACHER = "teacher"
 
 _RANGE = re.compile(r"(?:(?P<resource>[\w.:]+)=)?(?P<low>[\w.%]+?)\.\.(?P<high>[\w.%]+)")
 
@@ -84,8 +85,13 @@ def front(settings: SearchSettings, out: str | Path, on_progress: OnProgress = l
         BlockSwapError: as ``search`` does.
     """
     rankings = search(settings, out, on_progress)
-    higher = settings.library is None and make_proxy(settings.proxy).higher_is_better
+    higher = settings.library is None and is_high_good(settings.proxy)
     known = {one.id: one for ranking in rankings for one in ranking.top(len(ranking.architectures))}
+    references = _references(settings, out)
+    if settings.library is None and len(parts(settings.proxy)) > 1:
+        ranked = _ranked_together(settings.proxy, [*known.values(), *references.values()])
+        known = dict(zip(known, ranked, strict=False))
+        references = dict(zip(references, ranked[len(known) :], strict=True))
     table = table_of(settings)
     found = Front(
         tuple(nondominated(list(known.values()), higher)),
@@ -94,7 +100,8 @@ def front(settings: SearchSettings, out: str | Path, on_progress: OnProgress = l
             for text, budget in zip(settings.budgets, settings.parsed(), strict=True)
         },
         tuple(known.values()),
-        *_references(settings, out),
+        references.pop(TEACHER),
+        references,
         settings.proxy,
     )
     write_csv(Path(out) / FRONT_TABLE, _rows(found))
@@ -120,26 +127,41 @@ def nondominated(architectures: Sequence[Architecture], higher_is_better: bool) 
     return sorted(kept, key=lambda one: list(one.costs.values()))
 
 
-def _references(settings: SearchSettings, out: str | Path) -> tuple[Architecture, dict[str, Architecture]]:
+def _references(settings: SearchSettings, out: str | Path) -> dict[str, Architecture]:
     """The teacher, and the networks with one substitute throughout, scored like the others."""
     table = table_of(replace(settings, candidates=None))
     common = [name for name in table.candidates[0] if all(name in names for names in table.candidates)]
     rows = {name: table.index([name] * len(table.labels)) for name in common}
-    rows = {"teacher": table.teacher(), **{name: row for name, row in rows.items() if row != table.teacher()}}
-    scores = _scores(settings, table, [table.names(row) for row in rows.values()], out)
-    found = {
-        name: Architecture.from_indices(settings.space, settings.space_args, table, row).scored(one, {})
-        for (name, row), one in zip(rows.items(), scores, strict=True)
-    }
-    return found.pop("teacher"), found
-
-
-def _scores(
-    settings: SearchSettings, table: Table, choices: Sequence[Mapping[str, str]], out: str | Path
-) -> list[float]:
+    rows = {TEACHER: table.teacher(), **{name: row for name, row in rows.items() if row != table.teacher()}}
+    choices = [table.names(row) for row in rows.values()]
     if settings.library is not None:
-        return choosing.sums(Library.load(settings.library), settings.proxy, table, choices)
-    return [one.value for one in score(settings, choices, out)]
+        columns = {settings.proxy: choosing.sums(Library.load(settings.library), settings.proxy, table, choices)}
+    else:
+        columns = _scores(settings, choices, Path(out))
+    arguments = complete_args(settings.space, settings.space_args)
+    found = {}
+    for position, (name, row) in enumerate(rows.items()):
+        scores = {proxy: column[position] for proxy, column in columns.items()}
+        one = Architecture.from_indices(settings.space, arguments, table, row)
+        found[name] = one.scored(next(iter(scores.values())), {"scores": scores})
+    return found
+
+
+def _scores(settings: SearchSettings, choices: Sequence[Mapping[str, str]], out: Path) -> dict[str, list[float]]:
+    """By proxy; each part of a combination keeps its own where the search by it does."""
+    names = parts(settings.proxy)
+    homes = {name: out / name if len(names) > 1 else out for name in names}
+    return {
+        name: [one.value for one in score(replace(settings, proxy=name), choices, home)] for name, home in homes.items()
+    }
+
+
+def _ranked_together(proxy: str, architectures: Sequence[Architecture]) -> list[Architecture]:
+    """All of these with scores by a combination that compare: places among them all, not at one budget."""
+    known = [one.provenance["scores"] for one in architectures]
+    columns = {name: [scores[name] for scores in known] for name in parts(proxy)}
+    ranked = zip(architectures, scores_of(proxy, columns), strict=True)
+    return [one.scored(value, one.provenance) for one, value in ranked]
 
 
 def _labels(found: Front) -> dict[str, str]:
@@ -154,7 +176,7 @@ def _rows(found: Front) -> list[list[object]]:
     labels, first = _labels(found), found.teacher
     named = [
         *((labels.get(one.id, ""), one) for one in found.architectures),
-        ("teacher", found.teacher),
+        (TEACHER, found.teacher),
         *((f"{name} in every block", one) for name, one in found.single.items()),
     ]
     rows: list[list[object]] = [["network", "score", *first.costs, *first.choices, "id"]]

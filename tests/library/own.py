@@ -42,6 +42,14 @@ class Dropping(Own):
         return self.head(F.dropout(features, 0.5, self.training))
 
 
+class Idle(Own):
+    """It has a head that nothing runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(32, 2)
+
+
 class Squares(Classification):
     """Noise in colours, 64x64; as much as is asked for."""
 

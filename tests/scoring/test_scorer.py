@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from nni_blockswap.architecture import NETWORK
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError, DataError
+from nni_blockswap.scoring.engines.plain import measure
 from nni_blockswap.scoring.machine import autocast, resolve_device, resolve_precision
 from nni_blockswap.scoring.proxies import PROXIES, Score, make_proxy, mean_score
 from nni_blockswap.scoring.scorer import Scorer, check_fit
@@ -62,6 +63,21 @@ def test_dropout_does_not_make_scores_depend_on_what_was_scored_before() -> None
     assert forwards == backwards[::-1]
     torch.manual_seed(1)
     assert scores(candidates=both[1:], **own) == forwards[1:]
+
+
+@pytest.mark.parametrize("proxy", sorted(set(PROXIES) - {"params", "l2_norm"}))
+def test_weights_that_nothing_runs_count_nothing(proxy: str) -> None:
+    """But where the weights themselves are what counts."""
+    known = []
+    for model in ("own", "Idle"):
+        space_args = {"model": f"tests.library.own:{model}", "input_size": [1, 8, 8]}
+        work = scorer(proxy, space=NETWORK, space_args=space_args).work(0)
+        torch.manual_seed(2)
+        for name, weight in work.network.named_parameters():
+            if "unused" not in name:
+                torch.nn.init.normal_(weight, std=0.2)
+        known.append(measure(work, work.network, {"block_00": "S", "block_01": "G(4)"}))
+    assert known[0] == known[1]
 
 
 def test_space_and_data_are_of_one_kind() -> None:

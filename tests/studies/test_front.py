@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from scipy.stats import rankdata
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.cli import main
@@ -68,6 +69,27 @@ def test_one_run_finds_the_best_for_each_budget(tmp_path: Path) -> None:
     assert [row["id"] for row in rows[: len(found.architectures)]] == [one.id for one in found.architectures]
     assert {"teacher", "B(2) in every block"} <= {row["network"] for row in rows}
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_front_by_two_proxies_ranks_all_that_was_scored_together(tmp_path: Path) -> None:
+    settings = SearchSettings(**{**SETTINGS, "budgets": ["20%", "40%"], "proxy": "fisher+naswot"})  # type: ignore[arg-type]
+    found = front(settings, tmp_path)
+    everyone = [*found.everything, found.teacher, *found.single.values()]
+    places = [rankdata([one.provenance["scores"][name] for one in everyone]) for name in ("fisher", "naswot")]
+    assert [one.score for one in everyone] == pytest.approx(sum(places) / len(everyone))
+    table = table_of(settings)
+    for label, best in found.chosen.items():
+        limit = Budget.parse(label, at_most=True).bounds(table)["params"][1]
+        assert best.score == max(one.score or 0.0 for one in found.everything if one.params <= limit)
+
+
+def test_the_ids_of_a_front_are_those_of_trials(tmp_path: Path) -> None:
+    """However little of the space's arguments was given."""
+    given = {name: value for name, value in SPACE_ARGS.items() if name != "width"}
+    settings = SearchSettings(**{**SETTINGS, "space_args": given, "budgets": ["20%", "40%"]})  # type: ignore[arg-type]
+    found = front(settings, tmp_path)
+    for one in (found.teacher, *found.single.values(), *found.everything):
+        assert one.id == Architecture.from_choices(one.space, one.choices, given).id
 
 
 def test_an_experiment_trains_the_best_at_each_budget_of_a_range(tmp_path: Path) -> None:

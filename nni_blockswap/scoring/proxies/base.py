@@ -1,11 +1,12 @@
 """The protocol of a proxy: a number that stands for the error a network would reach, had it been trained."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.errors import ConfigError
@@ -48,6 +49,14 @@ def connections(network: BlockSpace) -> dict[str, nn.Parameter]:
     """Weights of the selected architecture's convolutions and linear layers, by name: no bias, no normalisation."""
     active = {id(parameter) for parameter in network.active_parameters()}
     return {name: p for name, p in network.named_parameters() if p.ndim > 1 and id(p) in active}
+
+
+def gradients(value: Tensor, weights: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each of ``weights`` that took part in the scalar ``value``, with its gradient."""
+    asked = [weight for weight in weights if weight.requires_grad]
+    for weight, gradient in zip(asked, torch.autograd.grad(value, asked, allow_unused=True), strict=True):
+        if gradient is not None:
+            yield weight, gradient
 
 
 def check_classifies(proxy: str, task: Task) -> None:

@@ -2,10 +2,8 @@
 
 from typing import ClassVar
 
-import torch
-
 from nni_blockswap.blocks.space import BlockSpace
-from nni_blockswap.scoring.proxies.base import Score, connections
+from nni_blockswap.scoring.proxies.base import Score, connections, gradients
 from nni_blockswap.tasks import Batch, Task
 
 
@@ -18,6 +16,5 @@ class GradL2:
 
     def measure(self, network: BlockSpace, task: Task, batch: Batch) -> Score:
         """One forward and one full backward pass."""
-        weights = [weight for weight in connections(network).values() if weight.requires_grad]
-        gradients = torch.autograd.grad(task.loss(network, batch), weights)
-        return Score(sum(float(gradient.norm()) for gradient in gradients))
+        found = gradients(task.loss(network, batch), connections(network).values())
+        return Score(sum(float(gradient.norm()) for _, gradient in found))

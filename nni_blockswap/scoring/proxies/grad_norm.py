@@ -2,10 +2,8 @@
 
 from typing import ClassVar
 
-import torch
-
 from nni_blockswap.blocks.space import BlockSpace
-from nni_blockswap.scoring.proxies.base import Score
+from nni_blockswap.scoring.proxies.base import Score, gradients
 from nni_blockswap.tasks import Batch, Task
 
 
@@ -18,6 +16,5 @@ class GradNorm:
 
     def measure(self, network: BlockSpace, task: Task, batch: Batch) -> Score:
         """One forward and one full backward pass."""
-        weights = [weight for weight in network.active_parameters() if weight.requires_grad]
-        gradients = torch.autograd.grad(task.loss(network, batch), weights)
-        return Score(sum(gradient.abs().sum().item() for gradient in gradients))
+        found = gradients(task.loss(network, batch), network.active_parameters())
+        return Score(sum(gradient.abs().sum().item() for _, gradient in found))

@@ -2,10 +2,8 @@
 
 from typing import ClassVar
 
-import torch
-
 from nni_blockswap.blocks.space import BlockSpace
-from nni_blockswap.scoring.proxies.base import Score, connections
+from nni_blockswap.scoring.proxies.base import Score, connections, gradients
 from nni_blockswap.tasks import Batch, Task
 
 
@@ -22,6 +20,5 @@ class Snip:
 
     def measure(self, network: BlockSpace, task: Task, batch: Batch) -> Score:
         """One forward and one full backward pass."""
-        weights = [weight for weight in connections(network).values() if weight.requires_grad]
-        gradients = torch.autograd.grad(task.loss(network, batch), weights)
-        return Score(sum(float((w.detach() * g).abs().sum()) for w, g in zip(weights, gradients, strict=True)))
+        found = gradients(task.loss(network, batch), connections(network).values())
+        return Score(sum(float((weight.detach() * gradient).abs().sum()) for weight, gradient in found))

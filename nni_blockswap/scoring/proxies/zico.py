@@ -7,7 +7,7 @@ import torch
 
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.scoring.proxies.base import Score, connections, logarithm
+from nni_blockswap.scoring.proxies.base import Score, connections, gradients, logarithm
 from nni_blockswap.tasks import Batch, Task
 
 PARTS = 4
@@ -28,11 +28,11 @@ class ZiCo:
 
     def measure(self, network: BlockSpace, task: Task, batch: Batch) -> Score:
         """A forward and a full backward pass of each part. Raises ConfigError for a batch of fewer images."""
-        weights = [weight for weight in connections(network).values() if weight.requires_grad]
+        weights = connections(network).values()
         losses = (task.loss(network, part) for part in split(batch, PARTS))
-        gradients = [torch.autograd.grad(loss, weights) for loss in losses]
+        of_parts = [[gradient for _, gradient in gradients(loss, weights)] for loss in losses]
         value = 0.0
-        for layer in zip(*gradients, strict=True):
+        for layer in zip(*of_parts, strict=True):
             stacked = torch.stack(layer)
             deviation = stacked.std(0, correction=0)
             ratio = stacked.abs().mean(0) / deviation
