@@ -8,8 +8,8 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from nni_blockswap.errors import ConfigError
-from nni_blockswap.files import copy_atomically
+from nni_blockswap.errors import ConfigError, StateError
+from nni_blockswap.files import copy_atomically, read_json, write_json
 from nni_blockswap.library.building import Progress, build
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import original_of
@@ -21,6 +21,9 @@ from nni_blockswap.training.teachers import TeacherPlan, trained_teacher
 
 TEACHER = "teacher.pt"
 """In a library's folder: the weights of the teacher that was trained for it."""
+
+RECIPE = "teacher.json"
+"""Beside them: the recipe by which it was."""
 
 OnProgress = Callable[[str, Progress], None]
 """Given what is going on, "teacher" or "library", and how far it is: steps, or steps of blocks."""
@@ -74,10 +77,13 @@ def prepare(plan: LibraryPlan, on_progress: OnProgress = lambda what, progress: 
     A second call goes on where a killed one stopped.
 
     Raises:
-        BlockSwapError: what does not fit space or data; another library in the folder.
+        BlockSwapError: what does not fit space or data; another library in the folder, or a teacher of another recipe.
     """
-    if plan.recipe is not None and not (plan.folder / TEACHER).exists():
-        _train(plan, plan.recipe, on_progress)
+    if plan.recipe is not None:
+        if (plan.folder / TEACHER).exists():
+            _check_recipe(plan.folder, plan.recipe)
+        else:
+            _train(plan, plan.recipe, on_progress)
     build(plan.settings, plan.folder, lambda progress: on_progress("library", progress))
 
 
@@ -87,7 +93,26 @@ def _train(plan: LibraryPlan, recipe: Recipe, on_progress: OnProgress) -> None:
     original = original_of(settings.space, settings.space_args)
     where = TeacherPlan(None, plan.folder / "teacher", recipe)
     kept = trained_teacher(original, task, settings.data_options, where, Machine(), [_Steps(on_progress)])
+    write_json(plan.folder / RECIPE, recipe.settings())
     copy_atomically(kept, plan.folder / TEACHER)
+
+
+def _check_recipe(folder: Path, recipe: Recipe) -> None:
+    """Raise StateError where the teacher in ``folder`` is known to have been trained by another recipe."""
+    path = folder / RECIPE
+    if not path.exists():
+        return
+    try:
+        before = {**Recipe().settings(), **read_json(path)}
+    except (ValueError, TypeError) as error:
+        raise StateError(f"'{path}' is damaged; delete it to take the teacher beside it as it is.") from error
+    changed = [f"{name} was {before[name]}, now {value}" for name, value in recipe.settings().items()
+               if before[name] != value]  # fmt: skip
+    if changed:
+        raise StateError(
+            f"the teacher in '{folder}' was trained by another recipe ({', '.join(changed)}); choose another "
+            "folder for the library of this one."
+        )
 
 
 class _Steps(Callback):

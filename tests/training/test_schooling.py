@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from nni_blockswap import BlockSwapTuner
-from nni_blockswap.errors import BlockSwapError
+from nni_blockswap.errors import BlockSwapError, StateError
 from nni_blockswap.files import read_json
 from nni_blockswap.library.library import Library
 from nni_blockswap.searching import SearchSettings
-from nni_blockswap.training.schooling import TEACHER, LibraryPlan, prepare
+from nni_blockswap.training.schooling import RECIPE, TEACHER, LibraryPlan, prepare
 from tests.conftest import SMALL, WRN
 
 TAUGHT = {"folder": "library", "teacher": {"epochs": 1, "batch_size": 256}, "steps": 2, "held_out": 96}
@@ -49,6 +49,17 @@ def test_whoever_listens_may_stop_it_and_it_goes_on(tmp_path: Path) -> None:
     assert not (tmp_path / TEACHER).exists()
     prepare(read(tmp_path))
     assert Library.load(tmp_path)
+
+
+def test_a_teacher_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    prepare(read(tmp_path))
+    with pytest.raises(StateError, match=r"another recipe \(epochs was 1, now 2, lr was 0.1, now 0.2\); choose"):
+        prepare(read(tmp_path, teacher={"epochs": 2, "batch_size": 256, "lr": 0.2}))
+    (tmp_path / RECIPE).write_text("[1")
+    with pytest.raises(StateError, match=r"teacher.json' is damaged; delete it"):
+        prepare(read(tmp_path))
+    (tmp_path / RECIPE).unlink()  # as of a library that was built before recipes were kept
+    prepare(read(tmp_path))
 
 
 @pytest.mark.parametrize(
