@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors", "files", "finite", "seeds", "metric", "key_values", "trust", "registry", "exporting",
     "cost", "architecture", "methods", "blocks", "tasks", "scoring", "results",
-    "conversation", "training.sources", "training.checkpoints", "training.unwrapping", "library",
+    "conversation", "training.sources", "training.checkpoints", "training.ranges", "training.unwrapping",
+    "library",
     "searching", "own", "training.attention", "experiment.students", "studies", "experiment", "training",
     "tuner", "strategy", "cli", "__main__",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -11,6 +12,7 @@ from nni_blockswap.blocks.nni_format import from_nni
 from nni_blockswap.errors import BlockSwapError, ConfigError, shown
 from nni_blockswap.files import expanded
 from nni_blockswap.finite import is_finite
+from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.scoring.settings import check_count
 from nni_blockswap.searching import SearchSettings
 from nni_blockswap.studies.comparison import Comparison
@@ -56,17 +58,30 @@ def argument_faults(arguments: Mapping[str, Any]) -> list[str]:
         for name in sorted((needed & kinds.keys() | {"budget"}) - arguments.keys())
         if name != "space" or "model" not in arguments
     ]
-    return unknown + missing + list(wrong.values()) + ([] if wrong else _comparison_faults(arguments))
+    inner = [] if wrong else _library_faults(arguments) + _comparison_faults(arguments)
+    return unknown + missing + list(wrong.values()) + inner
 
 
 def wrong_types(arguments: Mapping[Any, Any]) -> dict[Any, str]:
     """By name, a sentence for each classArg that is none by its type."""
-    kinds = _kinds()
+    return _wrong_types(arguments, _kinds())
+
+
+def _wrong_types(arguments: Mapping[Any, Any], kinds: Mapping[str, Any], within: str = "") -> dict[Any, str]:
     return {
-        name: f"the tuner's argument {name} is {spell(kinds.get(name, str))}, not {shown(value)}."
-        for name, value in arguments.items()
-        if not isinstance(name, str) or (name in kinds and not fits(value, kinds[name]))
+        name: f"the tuner's argument {within}{name} is {spell(kind)}, not {_given(value, kind)}."
+        for name, value, kind in ((name, value, kinds.get(name, str)) for name, value in arguments.items())
+        if not isinstance(name, str) or (name in kinds and not fits(value, kind))
     }
+
+
+def _given(value: object, kind: Any) -> str:
+    """A value in a sentence; of a number that YAML takes for text, as it does 1e-2, how it takes it for one."""
+    for number in (int, float):
+        with suppress(ValueError):
+            if isinstance(value, str) and fits(number(value), kind):
+                return f"{shown(value)}, which YAML takes for text; write {number(value)}"
+    return shown(value)
 
 
 def _kinds() -> dict[str, Any]:
@@ -76,6 +91,13 @@ def _kinds() -> dict[str, Any]:
     }
     kinds |= {"budget": str | int, "students": int, "comparison": dict, "library": str | dict}
     return kinds | {"model": str, "model_args": dict, "input_size": list, "include": str | list, "exclude": str | list}
+
+
+def _library_faults(arguments: Mapping[str, Any]) -> list[str]:
+    """Wrong types in a library that is built first; see ``training.schooling``."""
+    library = arguments.get("library")
+    kinds = {**get_type_hints(LibrarySettings), "folder": str, "teacher": str | dict}
+    return list(_wrong_types(library, kinds, "library.").values()) if isinstance(library, dict) else []
 
 
 def _comparison_faults(arguments: Mapping[str, Any]) -> list[str]:

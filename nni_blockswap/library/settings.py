@@ -1,6 +1,5 @@
 """What a library is made of, and how it is taught."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.scoring.settings import check_count
 from nni_blockswap.seeds import check_seed
+from nni_blockswap.training.ranges import POSITIVE, WEIGHT
 
 PRECISIONS = ("float32", "bf16")
 
@@ -36,7 +36,7 @@ class LibrarySettings:
             None is all. What they learn does not depend on it.
 
     Raises:
-        ConfigError: a number out of its range.
+        ConfigError: what has to be a number is none, or out of its range.
     """
 
     space: str
@@ -60,10 +60,8 @@ class LibrarySettings:
             check_count(name, getattr(self, name))
         if self.blocks_at_once is not None:
             check_count("blocks_at_once", self.blocks_at_once)
-        if not 0 < self.lr < math.inf or not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(
-                f"lr is above 0, weight_decay not below, and both finite, not {self.lr} and {self.weight_decay}."
-            )
+        POSITIVE.check("lr", self.lr)
+        WEIGHT.check("weight_decay", self.weight_decay)
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision is {' or '.join(PRECISIONS)}, not '{self.precision}'.")
         check_seed(self.seed, "seed")

@@ -256,9 +256,19 @@ def test_what_diverged_keeps_what_it_began_with(teacher: Path, tmp_path: Path, m
             assert all(bool(value.isfinite().all()) for value in wild.weights(label, name).values())
 
 
-@pytest.mark.parametrize("wrong", [{"lr": math.inf}, {"lr": math.nan}, {"weight_decay": math.inf}, {"lr": 0.0}])
-def test_a_rate_that_is_no_number_is_refused(wrong: dict[str, float], teacher: Path) -> None:
-    with pytest.raises(ConfigError, match="lr is above 0, weight_decay not below, and both finite"):
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"lr": math.inf}, "--lr must be finite, which inf is not"),
+        ({"lr": math.nan}, "--lr must be finite, which nan is not"),
+        ({"lr": 0.0}, "--lr must be above 0, not 0.0"),
+        ({"lr": "1e-2"}, "--lr must be a number, not '1e-2'"),
+        ({"weight_decay": math.inf}, "--weight-decay must be finite, which inf is not"),
+        ({"weight_decay": -0.1}, "--weight-decay must not be negative, as -0.1 is"),
+    ],
+)
+def test_a_rate_that_is_no_number_is_refused(wrong: dict[str, Any], sentence: str, teacher: Path) -> None:
+    with pytest.raises(ConfigError, match=sentence):
         _replaced(teacher, wrong)
 
 
