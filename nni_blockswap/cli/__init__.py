@@ -36,6 +36,14 @@ NO_MEMORY = ("out of memory", "not enough memory", "allocate memory")
 """What torch says then, on a GPU and on a CPU."""
 
 
+LESS_MEMORY = {
+    "recompute": "with --recompute, which gives the same scores",
+    "blocks_at_once": "with --blocks-at-once 1, which gives the same library",
+    "batch_size": "with a smaller --batch-size and, where there is one, another --out",
+}
+"""What takes less of it, by the option that a command may have."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; a user's mistake ends in one sentence and exit status 2."""
     # Before torch is imported. Threads that spin cost others, and each other, shared cores.
@@ -55,11 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not any(text in str(error) for text in NO_MEMORY):
             raise
-        print(
-            "blockswap: memory ran out; what was done is kept. Start the same command again with --recompute, which "
-            "gives the same scores, or with a smaller --batch-size in another folder.",
-            file=sys.stderr,
-        )
+        print(f"blockswap: memory ran out; what was done is kept. {_with_less_memory(options)}.", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder that cannot be written to
         print(f"blockswap: {readable(str(error))}; what was done is kept.", file=sys.stderr)
@@ -80,6 +84,11 @@ def parser() -> argparse.ArgumentParser:
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
     return found
+
+
+def _with_less_memory(options: argparse.Namespace) -> str:
+    ways = [way for name, way in LESS_MEMORY.items() if hasattr(options, name)]
+    return f"Start the same command again {', or '.join(ways) or 'where there is more'}"
 
 
 def _print_anything() -> None:

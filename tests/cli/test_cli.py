@@ -7,11 +7,12 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nni_blockswap.architecture import Architecture, cost_table
-from nni_blockswap.cli import main
+from nni_blockswap.cli import library, main, search, show
 from nni_blockswap.cli.search import add_arguments, settings_of
 from nni_blockswap.searching import SearchSettings
 from tests.conftest import SMALL, WRN
@@ -205,3 +206,24 @@ def test_a_terminal_without_a_letter_for_it_shows_a_question_mark(
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="latin-1", write_through=True))
     assert main(["show", str(tmp_path / "one.json")]) == 0
     assert "block_00  G(2)  ??? " in shown.getvalue().decode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "options"),
+    [
+        (search, f"search --space {WRN} --budget 40% --data digits --out o", ["recompute", "batch-size", "out"]),
+        (library, f"library --space {WRN} --data digits --out o", ["blocks-at-once", "batch-size", "out"]),
+        (show, "show a.json", []),
+    ],
+)
+def test_when_memory_runs_out_the_advice_is_what_the_command_has(
+    module: Any, command: str, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(options: argparse.Namespace) -> int:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(module, "run", run)
+    assert main(command.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("blockswap: memory ran out; what was done is kept. Start the same command again w")
+    assert re.findall(r"--([\w-]+)", line) == options
