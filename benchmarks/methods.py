@@ -2,8 +2,8 @@
 
 A search by each method with each number of samples, budget and seed; what it thinks best is scored anew with weights
 and minibatches that no search saw (five draws). An evaluation is one architecture under one draw of the weights;
-`halving` has five draws to spend, the others one. The uniform method's first hundred samples are the same whether a
-thousand follow or not, so that only its longest search is run, and the shorter ones read its scores. Every search keeps
+`halving` has five draws to spend, the others one. The first hundred of a thousand uniform samples are a hundred uniform
+samples, so that only the longest search of that method is run, and the shorter ones read its scores. Every search keeps
 its scores and its result below --out: the same command goes on where it was. Writes benchmarks/results/methods.md and
 methods.png, or methods_small.
 
@@ -13,6 +13,7 @@ methods.png, or methods_small.
 
 import argparse
 import itertools
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -134,10 +135,12 @@ def report(found: dict[tuple[str, str, int], list[dict[str, Any]]], case: dict[s
             f"{mean(scores) / mean(reference):.2f}" if reference else "",
         ))  # fmt: skip
     name = "WRN-16-1 on digits" if small else "WRN-40-2 on CIFAR-10"
-    command = f"python benchmarks/methods.py --out results/methods{' --small' * small}"
+    seeds, case_option = max(len(results) for results in found.values()), "--small" if small else "--data-root data"
+    command = f"python benchmarks/methods.py --out results/methods {case_option} --seeds {seeds}"
     text = (
         f"# Methods: best Fisher potential for the effort\n\n{name}, {processor()}, one thread. `{command}`\n\n"
-        "The winner of each search, scored anew under five draws of the weights and on a minibatch that no search saw; "
+        "Budgets are caps (`--at-most`). The winner of each search, scored anew under five draws of the weights and on "
+        "a minibatch that no search saw; "
         f"the last column is its share of what the uniform method finds with {most} samples.\n\n"
         f"{markdown(rows)}\n"
     )
@@ -147,7 +150,7 @@ def report(found: dict[tuple[str, str, int], list[dict[str, Any]]], case: dict[s
 
 
 def draw(found: dict[tuple[str, str, int], list[dict[str, Any]]], path: Path) -> None:
-    """A panel a budget, a line a method: unseen score against evaluations, with its spread over the seeds."""
+    """A panel a budget, a line a method: unseen score against processor time, with its spread over the seeds."""
     from matplotlib.figure import Figure
 
     budgets = list(dict.fromkeys(budget for budget, _, _ in found))
@@ -155,12 +158,12 @@ def draw(found: dict[tuple[str, str, int], list[dict[str, Any]]], path: Path) ->
     for axes, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
         for method in dict.fromkeys(method for _, method, _ in found):
             points = [results for (b, m, _), results in sorted(found.items()) if (b, m) == (budget, method)]
-            x = [mean(one["evaluations"] for one in results) for results in points]
+            x = [mean(one["seconds"] or math.nan for one in results) for results in points]
             y = [[one["unseen"] for one in results] for results in points]
             spread = [stdev(one) if len(one) > 1 else 0.0 for one in y]
             axes.errorbar(x, list(map(mean, y)), spread, marker="o", capsize=3, label=method)
         axes.set_title(budget)
-        axes.set_xlabel("evaluations")
+        axes.set_xlabel("processor seconds")
     figure.axes[0].set_ylabel("Fisher potential, unseen draws")
     figure.axes[0].legend()
     write_png(path, figure)

@@ -38,7 +38,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "batch 512": {"batch_size": 512},
     "four minibatches": {"minibatches": 4},
     "not augmented": {"augment": False},
-    "after 10 minibatches of training": {"train_minibatches": 10, "inits": 1},
+    "after 10 minibatches of training, one draw": {"train_minibatches": 10, "inits": 1},
 }
 """Fields of ``ScoreSettings``."""
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 from torch import nn
 
-from nni_blockswap.cost.resources import RESOURCES
+from nni_blockswap.cost.resources import unit_of
 from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import BlockSwapError, SpaceError, first_line, shown
 from nni_blockswap.files import read_json, write_json
@@ -93,7 +93,7 @@ class Architecture:
     @property
     def spelled_costs(self) -> str:
         """For people: ``2,243,546 parameters, 327,598,080 MACs``."""
-        return ", ".join(f"{cost:,} {RESOURCES[name].unit}" for name, cost in self.costs.items())
+        return ", ".join(f"{cost:,} {unit_of(name)}" for name, cost in self.costs.items())
 
     @property
     def id(self) -> str:
@@ -148,7 +148,11 @@ class Architecture:
                 raise SpaceError(f"{where} is not an architecture: its {name} is {shown(content[name])}.")
         score, provenance = content.get("score"), content.get("provenance") or {}
         named = provenance.get("measured", {})
-        measured = {name: content.get(name) for name in named} if isinstance(named, dict) else {"": None}
+        measured = (
+            {"": None}
+            if not isinstance(named, dict)
+            else {name: content.get(name) for name in named if name not in ALWAYS}
+        )
         if not all(type(cost) is int for cost in measured.values()) or not _is_score(score):
             raise SpaceError(f"{where} is not an architecture: its score or a measured cost is no number.")
         try:

@@ -118,6 +118,18 @@ def test_teacher() -> None:
     assert one.teacher().space_args == one.space_args
 
 
+def test_a_cost_of_a_resource_that_another_process_had_is_spelled_by_its_name() -> None:
+    one = Architecture.from_choices(WRN, ["S"] * 3, SMALL)
+    kept = {**one.to_json(), "edge": 1234, "provenance": {"measured": {"edge": {"when": "2026"}}}}
+    assert Architecture.from_json(kept).spelled_costs.endswith("MACs, 1,234 edge")
+
+
+def test_what_is_counted_cannot_be_called_measured() -> None:
+    one = Architecture.from_choices(WRN, ["S"] * 3, SMALL)
+    kept = {**one.to_json(), "params": 1, "provenance": {"measured": {"params": {}}}}
+    assert Architecture.from_json(kept).params == one.params
+
+
 def test_where_no_block_has_an_original_the_teacher_is_what_has_most_parameters() -> None:
     space = "benchmarks.nas_bench_macro_space:NasBenchMacroSpace"
     smallest = Architecture.from_choices(space, ["Identity"] * 8)

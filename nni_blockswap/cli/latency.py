@@ -26,6 +26,7 @@ def run(options: argparse.Namespace) -> int:
 
     from nni_blockswap.architecture import Architecture
     from nni_blockswap.results.tables import markdown
+    from nni_blockswap.scoring.machine import resolve_device
     from nni_blockswap.scoring.settings import LARGEST, check_count
     from nni_blockswap.studies.latency import measure
 
@@ -48,7 +49,8 @@ def run(options: argparse.Namespace) -> int:
         for (name, one), time in zip(found.items(), taken.values(), strict=True)
     ]  # fmt: skip
     print(markdown(rows))
-    where = "GPU" if options.device == "cuda" else f"{torch.get_num_threads()} threads"
+    on_gpu = options.runtime == "torch" and resolve_device(options.device).type == "cuda"
+    where = "GPU" if on_gpu else f"{torch.get_num_threads()} threads"
     what = f"torch {torch.__version__}" if options.runtime == "torch" else f"onnxruntime {version('onnxruntime')}"
     print(f"\nBatches of {options.batch_size}, {where}, {what}: mean and spread over rounds.")
     return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nni_blockswap.cost.resources import RESOURCES
+from nni_blockswap.cost.resources import unit_of
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.results.writers import quieten_writers
 
@@ -82,7 +82,7 @@ def scatter(ranking: Ranking) -> Any:
     for axes, resource in zip(figure.subplots(1, len(resources), sharey=True), resources, strict=True):
         axes.scatter([one.costs[resource] for one in finite], [one.score for one in finite], s=8)
         axes.scatter([finite[0].costs[resource]], [finite[0].score], s=40, marker="*", color="C3", label="best")
-        axes.set_xlabel(RESOURCES[resource].unit)
+        axes.set_xlabel(unit_of(resource))
     figure.axes[0].set_ylabel("score")
     figure.axes[0].legend()
     figure.suptitle(f"{len(finite)} candidates at {ranking.budget}")

@@ -16,7 +16,7 @@ import numpy as np
 from nni_blockswap.architecture import Architecture, complete_args
 from nni_blockswap.conversation import OnProgress
 from nni_blockswap.cost.budget import Budget
-from nni_blockswap.cost.resources import RESOURCES
+from nni_blockswap.cost.resources import unit_of
 from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import BudgetError
 from nni_blockswap.library import choosing
@@ -203,7 +203,7 @@ def draw(found: Front) -> "Figure":
             axes.scatter([one.costs[name] for one in ones], [one.score for one in ones], s=size, label=label, **style)
         for text, one in texts:
             axes.annotate(text, (one.costs[name], one.score), xytext=(3, 4), textcoords="offset points", fontsize=6)
-        axes.set_xlabel(RESOURCES[name].unit)
+        axes.set_xlabel(unit_of(name))
         axes.set_xscale("log")
     figure.axes[0].set_ylabel(found.proxy)
     figure.axes[0].legend(fontsize=8)

@@ -4,7 +4,7 @@ from nni_blockswap.cost.resources.base import Measured, Resource
 from nni_blockswap.errors import BudgetError
 from nni_blockswap.registry import Registry
 
-__all__ = ["RESOURCES", "Measured", "Resource"]
+__all__ = ["RESOURCES", "Measured", "Resource", "unit_of"]
 
 RESOURCES: Registry[Resource | Measured] = Registry(
     "resource",
@@ -16,3 +16,8 @@ RESOURCES: Registry[Resource | Measured] = Registry(
     },
     BudgetError,
 )
+
+
+def unit_of(name: str) -> str:
+    """What a number of a resource counts; its name where this process does not know it, as one of a file's maker."""
+    return RESOURCES[name].unit if name in RESOURCES else name

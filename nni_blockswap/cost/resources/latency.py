@@ -56,6 +56,9 @@ class Conditions:
         channels_last: whether tensors are laid out so.
         batch_size: images at once.
         runtime: ``torch``, or ``onnxruntime``, in float32 on a CPU, as students are often deployed.
+
+    Raises:
+        BudgetError: one of them is none of these.
     """
 
     device: str = "cpu"
@@ -64,6 +67,14 @@ class Conditions:
     channels_last: bool = False
     batch_size: int = 1
     runtime: str = "torch"
+
+    def __post_init__(self) -> None:
+        known = {"device": ("cpu", "cuda"), "precision": ("float32", "bf16"), "runtime": ("torch", "onnxruntime")}
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                raise BudgetError(f"latency is measured with {name} {' or '.join(choices)}, not {getattr(self, name)}.")
+        if self.runtime == "onnxruntime" and (self.device, self.precision) != ("cpu", "float32"):
+            raise BudgetError("ONNX Runtime is timed in float32 on a CPU; leave out device and precision.")
 
     def here(self) -> dict[str, Any]:
         """These, and the machine: a time is true of nothing else."""

@@ -59,15 +59,16 @@ class Trace:
 
 @contextmanager
 def traced(network: nn.Module) -> Iterator[Trace]:
-    """Watch the modules that run."""
+    """Watch the modules that run; those of a user's own network that were replaced run on no image."""
     trace = Trace()
 
     def keep_map(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
+        if isinstance(output, Tensor) and output.ndim == 4 and len(output) and output[0, 0].numel() > 1:
             trace.features = output.clone()  # what follows may work in place
 
     def keep_variance(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        trace.variances.append(inputs[0].var((0, 2, 3), correction=0).mean())
+        if len(inputs[0]):
+            trace.variances.append(inputs[0].var((0, 2, 3), correction=0).mean())
 
     leaves = [module for module in network.modules() if not list(module.children())]
     handles = [module.register_forward_hook(keep_map) for module in leaves]

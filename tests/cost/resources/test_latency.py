@@ -166,6 +166,20 @@ def test_in_onnx_runtime_sessions_are_timed_in_place_of_modules(
     assert column.source["held_out"]["median_error"] == 0
 
 
+@pytest.mark.parametrize(
+    ("conditions", "said"),
+    [
+        ({"precision": "fp16"}, "with precision float32 or bf16, not fp16"),
+        ({"runtime": "onnx"}, "with runtime torch or onnxruntime, not onnx"),
+        ({"device": "tpu"}, "with device cpu or cuda, not tpu"),
+        ({"runtime": "onnxruntime", "device": "cuda"}, "in float32 on a CPU"),
+    ],
+)
+def test_conditions_that_nothing_is_measured_under(conditions: dict[str, Any], said: str) -> None:
+    with pytest.raises(BudgetError, match=said):
+        Conditions(**conditions)
+
+
 def test_networks_to_fit_to_reach_from_the_cheapest_to_the_dearest() -> None:
     params = [TABLE.total("params", row) for row in spread(TABLE, 42)]
     low, high = TABLE.column("params").reach
