@@ -64,6 +64,10 @@ class SearchSettings(ScoreSettings):
                 f"the proxies {' and '.join(choosing.PROXIES)}, and no others, take a library: the folder that "
                 "'blockswap library' filled."
             )
+        if self.library is not None and self.method != "uniform":
+            raise ConfigError(
+                f"a library's optimum is found exactly, and nothing is left to '{self.method}'; leave method out."
+            )
         if isinstance(self.budgets, str) or not self.budgets:
             raise BudgetError(f"budgets is a list of at least one budget, not {self.budgets!r}.")
 

@@ -16,7 +16,7 @@ from nni_blockswap.training.recipe import Recipe
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser("python -m trial.distill", description=__doc__.partition("\n")[0])
+    command = options.StudentParser("python -m trial.distill", description=__doc__.partition("\n")[0])
     options.add_student(command)
     options.add_teacher(command)
     distillation_trial.add_comparison(command)

@@ -1,5 +1,7 @@
 """Teach every candidate of every block to do what the teacher's block does, before any student is put together.
 
+Beside the space's own candidates there is W(r), the original narrowed inside, unless --space-arg extra=... says which.
+
 Writes OUT/block_NN.safetensors, the weights of a block's candidates, OUT/errors.csv and OUT/library.json. State is on
 disk as it goes: the same command goes on where it was stopped.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nni_blockswap.cli.options import add_data_options, add_space_options, space_of
 from nni_blockswap.cli.terminal import ProgressLine, spell_time
@@ -49,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
 
     start = time.monotonic()
     settings = LibrarySettings(
-        **space_of(options),
+        **_with_widths(space_of(options)),
         data=options.data,
         data_root=options.data_root,
         data_options=key_values(options.data_option, "--data-option"),
@@ -65,6 +67,17 @@ def run(options: argparse.Namespace) -> int:
         print(label, "  ".join(f"{name} {error.value:.3f}" for name, error in errors.items()))
     print(f"{time.monotonic() - start:.1f} s, in '{options.out}'")
     return 0
+
+
+def _with_widths(space: dict[str, Any]) -> dict[str, Any]:
+    """The space with W(r) beside its own candidates, where it takes further ones and nobody says which."""
+    from nni_blockswap.architecture import complete_args
+    from nni_blockswap.blocks.substitutes.narrowed import WIDTHS
+
+    given = space["space_args"]
+    if "extra" in given or "extra" not in complete_args(space["space"], given):
+        return space
+    return {**space, "space_args": {**given, "extra": list(WIDTHS)}}
 
 
 def _steps(progress: Progress) -> str:

@@ -1,6 +1,8 @@
 """Options that several subcommands share."""
 
 import argparse
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from nni_blockswap.errors import ConfigError
@@ -127,3 +129,16 @@ def score_settings(options: argparse.Namespace) -> dict[str, Any]:
         "processes": options.processes,
         "recompute": options.recompute,
     }
+
+
+def of_library(given: dict[str, Any], folder: str | None) -> dict[str, Any]:
+    """Score settings with the library's data and arguments of the space, where the command line does not say."""
+    if folder is None:
+        return given
+    from nni_blockswap.library.library import Library, read_about  # NNI comes with it, and takes seconds
+
+    about: Mapping[str, Any] | None = read_about(Path(folder))
+    if about is None:
+        about = {"space": None} if given["data"] else Library.load(folder).about  # which says that there is none
+    own = about["space_args"] if about["space"] == given["space"] else {}
+    return {**given, "data": given["data"] or about["data"], "space_args": {**own, **given["space_args"]}}

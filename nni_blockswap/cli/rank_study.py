@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nni_blockswap.cli.options import add_score_options, add_space_options, score_settings
+from nni_blockswap.cli.options import add_score_options, add_space_options, of_library, score_settings
 from nni_blockswap.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _of_csv(options: argparse.Namespace, given: dict[str, Any], proxies: list[st
     missing = [f"--{name}" for name in ("space", "data") if given[name] is None]
     if missing:
         raise ConfigError(f"a file does not say what space and data its architectures are of; give {missing[0]}.")
-    settings = ScoreSettings(**given)
+    settings = ScoreSettings(**of_library(given, options.library))
     trained = read_trained(options.trained, settings.space, settings.space_args)
     with SearchLine() as shown:
         found = rank_study(trained, settings, proxies, options.train_minibatches, options.out, shown, _library(options))

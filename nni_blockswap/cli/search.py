@@ -17,6 +17,7 @@ from nni_blockswap.cli.options import (
     add_score_options,
     add_search_space_file,
     add_space_options,
+    of_library,
     score_settings,
 )
 from nni_blockswap.cli.terminal import ProgressLine, spell_time
@@ -123,7 +124,7 @@ def settings_of(options: argparse.Namespace) -> SearchSettings:
     if options.data is None and options.library is None:
         raise ConfigError("--data NAME says what images to score on; only --proxy library needs none.")
     return SearchSettings(
-        **{**score_settings(options), "data": _data_of(options.library) if options.data is None else options.data},
+        **of_library(score_settings(options), options.library),
         budgets=options.budget,
         tolerance=options.tolerance,
         at_most=options.at_most,
@@ -134,13 +135,6 @@ def settings_of(options: argparse.Namespace) -> SearchSettings:
         library=options.library,
         candidates=read_candidates(options.search_space_file) if options.search_space_file else None,
     )
-
-
-def _data_of(folder: str) -> str:
-    """The data set that a library learned from."""
-    from nni_blockswap.library.library import Library
-
-    return str(Library.load(folder).about["data"])
 
 
 class SearchLine(ProgressLine):

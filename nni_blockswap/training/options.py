@@ -8,8 +8,8 @@ from typing import Any, get_args
 from nni_blockswap.key_values import key_values
 from nni_blockswap.training.attention import Mode
 from nni_blockswap.training.machine import PRECISIONS, Machine
-from nni_blockswap.training.recipe import OPTIMIZERS, SCHEDULES, DetectionRecipe, Optimisation, Recipe
-from nni_blockswap.training.starting import FRESH, STARTS
+from nni_blockswap.training.recipe import OF_A_LIBRARY, OPTIMIZERS, SCHEDULES, DetectionRecipe, Optimisation, Recipe
+from nni_blockswap.training.starting import FRESH, LIBRARY, STARTS
 from nni_blockswap.trust import add_allow
 
 
@@ -34,6 +34,22 @@ def add_space(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="arguments of the space; may be repeated",
     )
+
+
+class StudentParser(argparse.ArgumentParser):
+    """Of a student's training: what is not given suits what the student starts from."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As ever; of a student that starts from a library the defaults are those of ``recipe.OF_A_LIBRARY``."""
+        found = super().parse_known_args(args, namespace)
+        if found[0].init.partition("=")[0] != LIBRARY:
+            return found
+        before = {name: self.get_default(name) for name in OF_A_LIBRARY}
+        self.set_defaults(**OF_A_LIBRARY)
+        try:
+            return super().parse_known_args(args)
+        finally:
+            self.set_defaults(**before)
 
 
 def add_data(parser: argparse.ArgumentParser, default: str = "cifar10") -> None:

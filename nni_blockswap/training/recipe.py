@@ -1,7 +1,7 @@
 """How a network is trained: optimiser, schedule, and for a student what it imitates."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, get_args
 
@@ -170,6 +170,10 @@ class Recipe(Optimisation):
         """The same recipe for the teacher: ``epochs`` where given, nothing to imitate."""
         nobody = replace(self, beta=0.0, kd=0.0, features=0.0, attention="mse", temperature=Recipe().temperature)
         return replace(nobody, epochs=epochs or self.epochs)
+
+
+OF_A_LIBRARY: Mapping[str, Any] = {"beta": 0.0, "kd": 1.0, "lr": 0.03, "schedule": "cosine_steps"}
+"""What suits a student that starts from a library: its default under a trial (benchmarks/results/library.md)."""
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,6 @@ def test_every_option_of_a_search_reaches_its_settings(tmp_path: Path) -> None:
     options += (
         " --processes 4 --recompute --budget 40K macs=50% --tolerance 0.1 --samples 9 --proxy library --library lib"
     )
-    options += " --method other:Method"
     narrowed = ["--search-space-file", str(tmp_path / "space.json")]
     expected = SearchSettings(
         space=WRN,
@@ -119,7 +118,6 @@ def test_every_option_of_a_search_reaches_its_settings(tmp_path: Path) -> None:
         augment=False,
         device="cpu",
         precision="bf16",
-        method="other:Method",
         processes=4,
         recompute=True,
         budgets=["40K", "macs=50%"],
@@ -130,8 +128,10 @@ def test_every_option_of_a_search_reaches_its_settings(tmp_path: Path) -> None:
     )
     assert settings_of(parser.parse_args([*needed, *options.split(), *narrowed])) == expected
     assert settings_of(parser.parse_args([*needed, "--at-most"])) == replace(plain, at_most=True)
+    own = settings_of(parser.parse_args([*needed, "--method", "other:Method"]))
+    assert own == replace(plain, method="other:Method")  # a library leaves a method nothing to do
     alike = {one.name for one in fields(plain) if getattr(plain, one.name) == getattr(expected, one.name)}
-    assert alike == {"space", "data", "at_most"}  # a setting without an option would show here
+    assert alike == {"space", "data", "at_most", "method"}  # a setting without an option would show here
 
 
 @pytest.mark.parametrize(

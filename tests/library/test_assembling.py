@@ -1,6 +1,7 @@
 """Students put together from a library."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import load_teacher
 from nni_blockswap.tasks import make_task
 from nni_blockswap.training import distillation_trial
+from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.starting import remembering, start
 from tests.conftest import WRN
 from tests.library.conftest import SPACE_ARGS, make_teacher, settings
@@ -101,6 +103,16 @@ def test_a_trial_starts_from_it(library: Library, teacher: Path, tmp_path: Path)
     build(settings(teacher, steps=8), moved)
     with pytest.raises(StateError, match="holds a run with another init"):
         distillation_trial.run(distill.parser().parse_args(again))
+
+
+def test_what_is_not_given_suits_a_student_that_starts_from_a_library() -> None:
+    def recipe(*words: str) -> Recipe:
+        return distill.check(distill.parser().parse_args(words))
+
+    assert recipe("--init", "teacher") == recipe() == Recipe()
+    warm = replace(Recipe(), beta=0.0, kd=1.0, lr=0.03, schedule="cosine_steps")
+    assert recipe("--init", "library=lib") == warm
+    assert recipe("--lr", "0.1", "--init", "library=lib", "--beta", "5") == replace(warm, lr=0.1, beta=5.0)
 
 
 def test_a_teacher_may_come_in_a_wrapper(library: Library, teacher: Path) -> None:

@@ -21,6 +21,7 @@ from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.studies.front import front
 from nni_blockswap.studies.rank_study import Trained, rank_study
+from nni_blockswap.training import checkpoints
 from tests.conftest import WRN
 from tests.library.conftest import SPACE_ARGS
 
@@ -56,8 +57,9 @@ def test_the_command_needs_no_data_and_leaves_ranking_and_best(
     library: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["search", "--space", WRN, "--proxy", "library", "--library", str(library.folder), "--out", str(tmp_path)]
-    arguments = [f"--space-arg={name}={json.dumps(value)}" for name, value in SPACE_ARGS.items()]
-    assert main([*command, *arguments, "--budget", "35%", "50%"]) == 0
+    assert main([*command, "--budget", "35%", "50%"]) == 0  # the space's arguments are the library's
+    assert main([*command, "--budget", "35%", "--method", "evolution"]) == 2
+    assert main([*command, "--budget", "35%", "--space-arg", "depth=16"]) == 2
     assert "35%: best of 20" in capsys.readouterr().out
     for budget in ("35pct-at-most", "50pct-at-most"):
         with (tmp_path / budget / "ranking.csv").open(newline="") as stream:
@@ -136,3 +138,18 @@ def test_a_ranking_of_other_candidates_is_not_overwritten(library: Library, tmp_
     with pytest.raises(StateError, match=r"holds another ranking \(candidates was \w{8}, now \w{8}\)"):
         search(fewer, tmp_path)
     assert (tmp_path / "ranking.csv").read_bytes() == before
+
+
+def test_the_commands_offer_narrowed_blocks_by_themselves(tmp_path: Path) -> None:
+    plain = {name: value for name, value in SPACE_ARGS.items() if name != "extra"}
+    network = Architecture.from_choices(WRN, ["S"] * 3, plain).build()
+    checkpoints.save(network.state_dict(), tmp_path / "weights.pt")
+    space = ["--space", WRN, "--space-arg", *(f"{name}={json.dumps(value)}" for name, value in plain.items())]
+    data = ["--data", "digits", "--data-option", "image_size=8", "--steps", "1", "--batch-size", "32"]
+    taught = ["library", *space, "--teacher", str(tmp_path / "weights.pt"), *data, "--out", str(tmp_path / "lib")]
+    assert main([*taught, "--held-out", "64"]) == 0
+    assert "W(1/2)" in Library.load(tmp_path / "lib").errors["block_00"]
+    chosen = ["search", "--space", WRN, "--proxy", "library", "--library", str(tmp_path / "lib"), "--budget", "35%"]
+    assert main([*chosen, "--out", str(tmp_path / "chosen")]) == 0
+    best = Architecture.load(tmp_path / "chosen" / "best.json")
+    assert any(name.startswith("W(") for name in best.choices.values())
