@@ -42,6 +42,13 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 """Fields of ``ScoreSettings``."""
 
+VARIANTS = "benchmarks.rank_causes_variants"
+CHANGES |= {
+    "initial weights: C_out divided by the groups": {"space": f"{VARIANTS}:DividedByGroups"},
+    "initial weights: by C_in": {"space": f"{VARIANTS}:FanIn"},
+    "probes where branch and shortcut have met": {"proxy": f"{VARIANTS}:AfterTheSum"},
+}
+
 SIZES = (8, 32)
 """Sides of images that networks are scored at, beside that of their training."""
 
@@ -93,6 +100,7 @@ def scores(chosen: Sequence[Architecture], settings: ScoreSettings, out: Path) -
         for name, value in (
             ("batch", settings.batch_size), ("minibatches", settings.minibatches), ("augment", settings.augment),
             ("train", settings.train_minibatches), ("size", settings.space_args["image_size"]),
+            ("space", settings.space.rpartition(":")[2]), ("proxy", settings.proxy.rpartition(":")[2]),
         )
     )  # fmt: skip
     return score(settings, [one.choices for one in chosen], out / "causes" / changed)
