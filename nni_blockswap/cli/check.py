@@ -154,6 +154,10 @@ def _settings(config: Config) -> None:
         from nni_blockswap.training.schooling import LibraryPlan
 
         LibraryPlan.read(config.arguments["library"], settings)
+    elif settings.library is not None:
+        from nni_blockswap.library.library import Library
+
+        Library.load(settings.library).check(settings.space, settings.space_args, settings.data)
 
 
 def _search(config: Config) -> Iterator[Fault]:

@@ -14,8 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nni_blockswap.errors import BlockSwapError
+from nni_blockswap.errors import BlockSwapError, ConfigError, StateError
 from nni_blockswap.experiment.config import Config
+from nni_blockswap.files import expanded
 from nni_blockswap.training.sources import is_file
 
 SHELL = ("cd", "exec", "export", "set", "source", ".", "[", "test", "if", "for", "while")
@@ -121,18 +122,16 @@ def _option_faults(trial: Any, words: list[str], config: Config) -> Iterator[str
         yield f"trialCommand: {reason}; see {parser.prog} --help."
         return
     recipe = None
-    is_made_first = isinstance(config.arguments.get("library"), dict)
-    for name in ("teacher", "data_root"):  # as the trial sees them from its folder
-        value = getattr(given, name, None)
-        if value is not None and (name != "teacher" or is_file(value)):
-            path = config.trial_directory / value
-            setattr(given, name, str(path))
-            if name == "teacher" and config.platform == "local" and not path.exists() and not is_made_first:
-                yield f"there is no checkpoint '{path}'."
+    yield from _from_its_folder(given, config)
     try:
         recipe = trial.check(given) if callable(getattr(trial, "check", None)) else None
     except BlockSwapError as error:
         yield str(error)
+    if config.platform == "local":
+        try:
+            _check_start(getattr(given, "init", None), config)
+        except BlockSwapError as error:
+            yield str(error)
     data = getattr(given, "data", None)
     if data is not None and data != config.arguments.get("data", data):
         yield f"the tuner searches on {config.arguments['data']} and the trial trains on {data}; set both alike."
@@ -141,6 +140,60 @@ def _option_faults(trial: Any, words: list[str], config: Config) -> Iterator[str
             _check_data(given, recipe, config)
         except BlockSwapError as error:
             yield str(error)
+
+
+def _from_its_folder(given: argparse.Namespace, config: Config) -> Iterator[str]:
+    """Let paths be those that the trial sees from its folder, and tell of a teacher that is not there."""
+    for name in ("teacher", "data_root"):
+        value = getattr(given, name, None)
+        if value is not None and (name != "teacher" or is_file(value)):
+            path = config.trial_directory / value
+            setattr(given, name, str(path))
+            if name == "teacher" and config.platform == "local" and not path.exists() and not _is_made(path, config):
+                yield f"there is no checkpoint '{path}'."
+
+
+def _check_start(how: Any, config: Config) -> None:
+    """Raise BlockSwapError where a student starts from a library that is not there, or not of the search's space."""
+    from nni_blockswap.architecture import with_space
+    from nni_blockswap.experiment.classargs import wrong_types
+    from nni_blockswap.library.library import Library
+    from nni_blockswap.training.starting import LIBRARY
+
+    name, _, folder = str(how).partition("=")
+    if name != LIBRARY:
+        return
+    if not folder:
+        raise ConfigError(f"a student starts from a library in a folder, --init {LIBRARY}=DIR; name it.")
+    path, of_tuner = config.trial_directory / folder, _library_of(config)
+    if path.resolve() == of_tuner:  # which is told elsewhere, or built first
+        return
+    arguments = {} if wrong_types(config.arguments) else with_space(config.arguments)
+    try:
+        library = Library.load(path)
+        if "space" in arguments:
+            library.check_space(arguments["space"], arguments.get("space_args", {}))
+    except BlockSwapError as error:
+        unlike = "" if of_tuner is None else f" and the tuner has that in '{of_tuner}'"
+        raise StateError(f"the trial starts from the library in '{path}'{unlike}: {error}") from error
+
+
+def _library_of(config: Config) -> Path | None:
+    """The folder of the library that the tuner chooses by."""
+    library = config.arguments.get("library")
+    folder = library.get("folder") if isinstance(library, dict) else library
+    with contextlib.suppress(ConfigError):  # which others tell
+        return (config.code_directory / expanded(folder)).resolve() if isinstance(folder, str) else None
+    return None
+
+
+def _is_made(path: Path, config: Config) -> bool:
+    """Whether a checkpoint is that of the teacher which the tuner trains for its library."""
+    from nni_blockswap.training.schooling import TEACHER
+
+    library, folder = config.arguments.get("library"), _library_of(config)
+    is_trained = isinstance(library, dict) and isinstance(library.get("teacher"), dict)
+    return is_trained and folder is not None and path.resolve() == folder / TEACHER
 
 
 def _check_data(given: argparse.Namespace, recipe: Any, config: Config) -> None:
