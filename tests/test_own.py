@@ -273,8 +273,10 @@ def test_minibatches_in_turn_are_those_one_by_one_in_one_pass() -> None:
     for batch in task.minibatches(12, seed=5):
         in_turn.append(batch)
         torch.randn(3)
+    assert Noisy.read == len(IMAGES) + 2 * 12  # the first batch twice, to see whether passes begin alike
+    Noisy.read = 0
+    assert len(list(task.minibatches(12, seed=5))) == len(in_turn) == 3
     assert Noisy.read == len(IMAGES)
-    assert len(in_turn) == 3
     for one, other in zip(alone, in_turn, strict=True):
         assert torch.equal(one[0], other[0])
         assert torch.equal(one[1], other[1])
