@@ -48,14 +48,18 @@ Floats = NDArray[np.float64]
 
 def main() -> None:
     """Assemble, fit, train for an epoch, correlate, and write."""
-    given = parser(__doc__).parse_args()
+    options = parser(__doc__)
+    options.add_argument(
+        "--warm", type=int, default=24, help="networks that are trained from the library's weights (24)"
+    )
+    given = options.parse_args()
     drawn = draw(score_settings(given).space_args, given.budget, given.architectures + FITTED)
     ranked, others = drawn[: given.architectures], drawn[given.architectures :]
     fresh = [train(one, 0, given) for one in ranked]
     library = learn(drawn[0].teacher(), given)
     assembled = [error_assembled(one, library, given) for one in drawn]
     with ThreadPoolExecutor(given.jobs) as pool:
-        warm = list(pool.map(lambda one: train_warm(one, library, given), ranked))
+        warm = list(pool.map(lambda one: train_warm(one, library, given), ranked[: given.warm]))
     terms = block_errors(drawn, library)
     weights = fitted(terms[given.architectures :], assembled[given.architectures :])
     forms = {
@@ -65,10 +69,14 @@ def main() -> None:
         "error of the network itself, assembled": np.array(assembled),
     }
     rows: list[tuple[str, ...]] = [
-        ("ranked by", f"after {given.epochs} epochs from fresh weights", "after 1 epoch from the library's")
+        (
+            "ranked by",
+            f"after {given.epochs} epochs from fresh weights",
+            f"{len(warm)} after 1 epoch from the library's",
+        )
     ]
     rows += [
-        (form, *(rho(scores[: len(ranked)], errors) for errors in (fresh, warm))) for form, scores in forms.items()
+        (form, *(rho(scores[: len(errors)], errors) for errors in (fresh, warm))) for form, scores in forms.items()
     ]
     text = f"""# Which form of a library's errors ranks best
 
