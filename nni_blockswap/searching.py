@@ -64,10 +64,7 @@ class SearchSettings(ScoreSettings):
                 f"the proxies {' and '.join(choosing.PROXIES)}, and no others, take a library: the folder that "
                 "'blockswap library' filled."
             )
-        if self.library is not None and self.method != "uniform":
-            raise ConfigError(
-                f"a library's optimum is found exactly, and nothing is left to '{self.method}'; leave method out."
-            )
+        check_method(self.method, self.proxy)
         if isinstance(self.budgets, str) or not self.budgets:
             raise BudgetError(f"budgets is a list of at least one budget, not {self.budgets!r}.")
 
@@ -81,6 +78,19 @@ class SearchSettings(ScoreSettings):
                 raise BudgetError(f"'{found[budget]}' and '{text}' are the same budget; give it once.")
             found[budget] = text
         return list(found)
+
+
+def check_method(method: str, proxy: str) -> None:
+    """Raise ConfigError where ``method`` has nothing to do with scores by ``proxy``."""
+    if method == "uniform":
+        return
+    if proxy in choosing.PROXIES:
+        raise ConfigError(f"a library's optimum is found exactly, and nothing is left to '{method}'; leave method out.")
+    if len(parts(proxy)) > 1:
+        raise ConfigError(
+            f"'{proxy}' compares candidates that are all known before, as those of the method 'uniform' are; "
+            f"'{method}' needs a proxy that says something of one alone."
+        )
 
 
 def search(
@@ -131,11 +141,6 @@ def _search_by_places(
     settings: SearchSettings, folder: Path | None, homes: Sequence[Path], on_progress: OnProgress
 ) -> list[Ranking]:
     """Search by each proxy alone, below ``folder``, and rank the candidates by what they say together."""
-    if settings.method != "uniform":
-        raise ConfigError(
-            f"'{settings.proxy}' compares candidates that are all known before, as those of the method 'uniform' are; "
-            f"'{settings.method}' needs a proxy that says something of one alone."
-        )
     alone = {
         name: search(replace(settings, proxy=name), folder and folder / name, on_progress)
         for name in parts(settings.proxy)

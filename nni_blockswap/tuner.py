@@ -202,7 +202,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         if len(best) < count:
             raise BudgetError(
                 f"{count} students are asked for and {len(best)} architectures have a score at {ranking.budget}; "
-                "lower students and maxTrialNumber, or widen the budget."
+                "lower students and maxTrialNumber, raise samples, or widen the budget."
             )
         self._search_is_over()
         return Students.select(self._folder() / STUDENTS, best)

@@ -129,6 +129,14 @@ def test_the_papers_experiments_lack_nothing_but_data(path, tmp_path):
         ({"tuner__classArgs__batch_size": 5000}, "5000"),
         ({"tuner__classArgs__proxy": "fischer"}, "fischer"),
         ({"tuner__classArgs__method": "adative"}, "there is no method 'adative'; choose from uniform, additive, evo"),
+        (
+            {"tuner__classArgs__method": "additive", "tuner__classArgs__proxy": "fisher+macs"},
+            "'fisher+macs' compares candidates that are all known before",
+        ),
+        (
+            {"tuner__classArgs__method": "halving", "tuner__classArgs__inits": 3, "tuner__classArgs__samples": 20},
+            "halving ranks 2 of 20 samples, and 3 students are asked for; raise samples",
+        ),
         ({"tuner__classArgs__device": "cuda:99"}, "cuda:99"),
         ({"tuner__classArgs__precision": "half"}, "there is no precision 'half'"),
         ({"searchSpaceFile": "nowhere.json"}, "nowhere.json"),
