@@ -25,13 +25,13 @@ from scipy.optimize import nnls
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.rank_causes import spelled  # noqa: E402
 from benchmarks.rank_quality import command, draw, learn, parser, score_settings, taught_by, train, trial  # noqa: E402
 from nni_blockswap.architecture import Architecture, cost_table  # noqa: E402
 from nni_blockswap.files import read_json, write_json, write_text  # noqa: E402
 from nni_blockswap.library.assembling import assemble  # noqa: E402
 from nni_blockswap.library.library import Library  # noqa: E402
 from nni_blockswap.results.tables import markdown  # noqa: E402
-from nni_blockswap.studies.rank_study import bootstrap_interval, spearman  # noqa: E402
 from nni_blockswap.tasks import make_task  # noqa: E402
 from nni_blockswap.training import checkpoints  # noqa: E402
 from nni_blockswap.training.classification import ImageTraining  # noqa: E402
@@ -75,9 +75,8 @@ def main() -> None:
             f"{len(warm)} after 1 epoch from the library's",
         )
     ]
-    rows += [
-        (form, *(rho(scores[: len(errors)], errors) for errors in (fresh, warm))) for form, scores in forms.items()
-    ]
+    for form, scores in forms.items():
+        rows.append((form, *(spelled(scores[: len(errors)].tolist(), errors) for errors in (fresh, warm))))
     text = f"""# Which form of a library's errors ranks best
 
 The networks of [{given.name}.md]({given.name}.md): {len(ranked)} random ones, within {given.budget} parameters.
@@ -129,12 +128,6 @@ def fitted(terms: Floats, errors: Sequence[float]) -> Floats:
     constant = np.ones((len(terms), 1))
     solution, _ = nnls(np.hstack([terms, constant]), np.array(errors))
     return np.asarray(solution[:-1])
-
-
-def rho(scores: Floats, errors: Sequence[float]) -> str:
-    """Spearman's coefficient with its interval."""
-    low, high = bootstrap_interval(scores, np.array(errors))
-    return f"{spearman(scores, np.array(errors))[0]:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 if __name__ == "__main__":

@@ -148,11 +148,8 @@ class Architecture:
                 raise SpaceError(f"{where} is not an architecture: its {name} is {shown(content[name])}.")
         score, provenance = content.get("score"), content.get("provenance") or {}
         named = provenance.get("measured", {})
-        measured = (
-            {"": None}
-            if not isinstance(named, dict)
-            else {name: content.get(name) for name in named if name not in ALWAYS}
-        )
+        names = [name for name in named if name not in ALWAYS] if isinstance(named, dict) else [""]
+        measured = {name: content.get(name) for name in names}
         if not all(type(cost) is int for cost in measured.values()) or not _is_score(score):
             raise SpaceError(f"{where} is not an architecture: its score or a measured cost is no number.")
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.cli.trial_command import check_task, command_faults
-from nni_blockswap.errors import BlockSwapError, ConfigError, readable
+from nni_blockswap.errors import BlockSwapError, readable
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.experiment.machines import machine_entries
 from nni_blockswap.files import expanded
@@ -168,7 +168,6 @@ def _search(config: Config) -> Iterator[Fault]:
     from nni_blockswap.methods import METHODS
     from nni_blockswap.scoring.machine import resolve_device, resolve_precision
     from nni_blockswap.scoring.proxies.combination import parts
-    from nni_blockswap.searching import check_method
 
     wrong = wrong_types(config.arguments)  # they have been reported; what is right is looked at all the same
     try:
@@ -184,29 +183,12 @@ def _search(config: Config) -> Iterator[Fault]:
         yield from compared
     if "data" in arguments:
         yield from _attempt(lambda: _fitting(arguments, config))
-    proxy, method = arguments.get("proxy", "fisher"), arguments.get("method", "uniform")
-    known = [] if proxy in PROXIES else list(_attempt(lambda: parts(proxy)))
-    yield from known
-    if not known:
-        yield from _attempt(lambda: check_method(method, proxy))
-    yield from _attempt(lambda: METHODS[method])
-    if not wrong:
-        yield from _attempt(lambda: _check_ranked(arguments))
+    if arguments.get("proxy") not in PROXIES:
+        yield from _attempt(lambda: parts(arguments.get("proxy", "fisher")))
+    yield from _attempt(lambda: METHODS[arguments.get("method", "uniform")])
     yield from _attempt(
         lambda: resolve_precision(arguments.get("precision", "auto"), resolve_device(arguments.get("device", "auto")))
     )
-
-
-def _check_ranked(arguments: Mapping[str, Any]) -> None:
-    """Raise ConfigError where halving ranks fewer architectures than there are to be students."""
-    from nni_blockswap.methods.halving import rungs
-
-    samples, students = arguments.get("samples", 1000), arguments.get("students", 3)
-    ranked, _ = rungs(samples, arguments.get("inits", 1))[-1]
-    if arguments.get("method") == "halving" and not arguments.get("comparison") and ranked < students:
-        raise ConfigError(
-            f"halving ranks {ranked} of {samples} samples, and {students} students are asked for; raise samples."
-        )
 
 
 def _affordable(arguments: Mapping[str, Any], config: Config) -> None:

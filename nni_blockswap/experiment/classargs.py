@@ -13,6 +13,7 @@ from nni_blockswap.errors import BlockSwapError, ConfigError, shown
 from nni_blockswap.files import expanded
 from nni_blockswap.finite import is_finite
 from nni_blockswap.library.settings import LibrarySettings
+from nni_blockswap.methods.halving import rungs
 from nni_blockswap.scoring.settings import check_count
 from nni_blockswap.searching import SearchSettings
 from nni_blockswap.studies.comparison import Comparison
@@ -41,7 +42,20 @@ def read_settings(arguments: Mapping[str, Any], search_space: Any, base: Path) -
     for name in ("data_root", "library"):
         if settings.get(name) is not None:
             settings[name] = str(base / expanded(settings[name]))
-    return SearchSettings(budgets=[str(budget)], candidates=from_nni(search_space), **settings), students
+    found = SearchSettings(budgets=[str(budget)], candidates=from_nni(search_space), **settings)
+    if not arguments.get("comparison"):
+        _check_ranked(found, students)
+    return found, students
+
+
+def _check_ranked(settings: SearchSettings, students: int) -> None:
+    """Raise ConfigError where halving ranks fewer architectures than there are to be students."""
+    ranked, _ = rungs(settings.samples, settings.inits)[-1]
+    if settings.method == "halving" and ranked < students:
+        raise ConfigError(
+            f"halving ranks {ranked} of {settings.samples} samples, and {students} students are asked for; "
+            "raise samples."
+        )
 
 
 def argument_faults(arguments: Mapping[str, Any]) -> list[str]:

@@ -42,21 +42,27 @@ def check_start(how: str) -> None:
 
 def remembering(architecture: Architecture, how: str) -> Architecture:
     """``architecture`` whose provenance names the library that its network starts from, if any."""
-    from nni_blockswap.library.library import Library  # NNI comes with it, and takes seconds
-
-    name, _, folder = how.partition("=")
-    if name != LIBRARY:
+    digest = library_digest(how)
+    if digest is None:
         return architecture
-    library = {"library": folder, "library_digest": Library.load(folder).digest}
+    library = {"library": how.partition("=")[2], "library_digest": digest}
     return replace(architecture, provenance={**architecture.provenance, **library})
 
 
 def identity(how: str) -> str:
     """``how`` as it identifies a run: a library by its digest, wherever it is, and not when it has learned more."""
+    digest = library_digest(how)
+    return how if digest is None else f"{LIBRARY}={digest}"
+
+
+def library_digest(how: str) -> str | None:
+    """Of the library that a student starts from; None where it starts from something else."""
+    name, _, folder = how.partition("=")
+    if name != LIBRARY:
+        return None
     from nni_blockswap.library.library import Library  # NNI comes with it, and takes seconds
 
-    name, _, folder = how.partition("=")
-    return f"{LIBRARY}={Library.load(folder).digest}" if name == LIBRARY else how
+    return Library.load(folder).digest
 
 
 def redraw(student: nn.Module, teacher: nn.Module | None, argument: str, seed: int) -> str:

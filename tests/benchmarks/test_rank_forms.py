@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.rank_forms import fitted, rho
+from benchmarks.rank_causes import spelled
+from benchmarks.rank_forms import fitted
 
 
 def test_weights_are_those_that_the_errors_were_made_of() -> None:
@@ -17,4 +18,4 @@ def test_a_block_that_would_count_against_its_error_counts_nothing() -> None:
 
 
 def test_the_order_of_the_errors_is_found_perfect() -> None:
-    assert rho(np.array([1.0, 2.0, 4.0, 9.0]), [10.0, 11.0, 12.0, 13.0]).startswith("+1.00")
+    assert spelled([1.0, 2.0, 4.0, 9.0], [10.0, 11.0, 12.0, 13.0]).startswith("+1.00")
