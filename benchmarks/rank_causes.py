@@ -2,7 +2,7 @@
 
 Its correlation with the error under other minibatches, sizes of images and numbers of training steps; of each block
 alone; and with the error after fewer epochs. Takes the options, and the folder OUT, of ``rank_quality.py``, which has
-to be done; scores are kept there. Writes OUT/causes.md and, where all are trained,
+to be done; scores are kept there. Writes OUT/causes.md and, of 30 or more,
 benchmarks/results/rank_causes.md, or of the ``--name`` given.
 
     python benchmarks/rank_causes.py --data-root data/cifar10 --out out
@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.rank_quality import command, draw, noise, parser, score_settings, train_all  # noqa: E402
+from benchmarks.rank_quality import PUBLISHED, command, draw, noise, parser, score_settings, train_all  # noqa: E402
 from nni_blockswap.architecture import Architecture, complete_args  # noqa: E402
 from nni_blockswap.files import write_text  # noqa: E402
 from nni_blockswap.results.tables import markdown  # noqa: E402
@@ -82,7 +82,7 @@ and {within:.2f} between seeds of one.
 `{command(given).replace("rank_quality.py", "rank_causes.py")}`
 """
     write_text(given.out / "causes.md", text)
-    if given.architectures >= 60:
+    if given.architectures >= PUBLISHED:
         write_text(ROOT / "benchmarks" / "results" / f"{causes}.md", text)
     print(text)
 

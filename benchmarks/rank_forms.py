@@ -7,7 +7,7 @@ Takes the options, and the folder OUT, of ``rank_quality.py``, which has to be d
 - by the error of each network itself, assembled and not trained;
 
 and correlates that with the errors after training from fresh weights, and after an epoch of distillation from the
-library's. Writes OUT/forms.md and, where all are trained, benchmarks/results/rank_forms.md, or of the ``--name`` given.
+library's. Writes OUT/forms.md and, of 30 or more, benchmarks/results/rank_forms.md, or of the ``--name`` given.
 
     nice python benchmarks/rank_forms.py --data-root data/cifar10 --out out
 """
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.rank_causes import spelled  # noqa: E402
-from benchmarks.rank_quality import command, draw, learn, parser, score_settings, taught_by, train, trial  # noqa: E402
+from benchmarks.rank_quality import PUBLISHED, command, draw, learn, parser, score_settings, taught_by, train, trial  # noqa: E402
 from nni_blockswap.architecture import Architecture, cost_table  # noqa: E402
 from nni_blockswap.files import read_json, write_json, write_text  # noqa: E402
 from nni_blockswap.library.assembling import assemble  # noqa: E402
@@ -90,7 +90,7 @@ Weights of the blocks in the fitted form: {", ".join(f"{weight:.1f}" for weight 
 `{command(given).replace("rank_quality.py", "rank_forms.py")}`
 """
     write_text(given.out / "forms.md", text)
-    if given.architectures >= 60:
+    if given.architectures >= PUBLISHED:
         name = given.name.replace("quality", "forms")
         write_text(ROOT / "benchmarks" / "results" / f"{name}.md", text)
     print(text)

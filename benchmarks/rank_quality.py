@@ -1,14 +1,15 @@
 """How well each proxy ranks networks of the paper's kind: random ones in one band of parameters, trained here.
 
-Draws architectures of a small wide ResNet's space, trains each from fresh weights by cross-entropy (the trial's own
-program, a process a core), and a few of them from three seeds, so that it is known what is noise; then correlates every
+Draws architectures of a small wide ResNet's space, trains each from fresh weights, by cross-entropy or by attention
+transfer from a ``--teacher`` (the trial's own program, a process a core), and a few of them from three seeds, so that
+it is known what is noise; then correlates every
 proxy's scores with the errors, as ``blockswap rank-study`` does, from one draw of the weights and from five, and those
 of a library, taught by the original, which is trained like the others. All of it is kept in OUT: the same command goes
 on where it was stopped.
 
     nice python benchmarks/rank_quality.py --data-root data/cifar10 --out out
 
-Sixty architectures take two cores about three hours. Writes OUT/correlations.md and, where all are trained,
+Sixty architectures take two cores about three hours. Writes OUT/correlations.md and, of 30 or more,
 benchmarks/results/rank_quality.md; another set of networks is kept beside it by another ``--name``.
 """
 
@@ -44,8 +45,11 @@ from nni_blockswap.scoring.settings import ScoreSettings  # noqa: E402
 from nni_blockswap.studies.rank_study import Correlation, Trained, rank_study, scatter, table  # noqa: E402
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
-ASKED = ("width", "image_size", "images", "epochs", "budget", "architectures", "name")
+ASKED = ("depth", "width", "image_size", "images", "epochs", "precision", "budget", "architectures", "name")
 TOLERANCE = 0.025
+PUBLISHED = 30
+"""So many architectures, at least, make a table of benchmarks/results."""
+
 REPEATED, SEEDS = 5, 3
 """Architectures that are trained several times, and how often."""
 
@@ -63,9 +67,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     command.add_argument("--budget", default="60K", help="parameters of all of them, within 2.5 %% (60K)")
     command.add_argument("--architectures", type=int, default=60)
     command.add_argument("--epochs", type=int, default=12)
-    command.add_argument("--width", type=int, default=1, help="of WRN-16 (1)")
+    command.add_argument("--depth", type=int, default=16, help="of the wide ResNet (16)")
+    command.add_argument("--width", type=int, default=1, help="of the wide ResNet (1)")
+    command.add_argument(
+        "--teacher", metavar="FILE", help="weights of the original, whose attention all are trained by"
+    )
     command.add_argument("--image-size", type=int, default=32, help="pixels that images are scaled to (32)")
     command.add_argument("--images", type=int, default=20_000, help="of CIFAR-10's training set (20,000)")
+    command.add_argument("--precision", default="32-true", help="of training (32-true)")
     command.add_argument("--name", default="rank_quality", help="of the files in benchmarks/results (rank_quality)")
     command.add_argument("--jobs", type=int, default=os.cpu_count(), help="trained side by side, a core each")
     return command
@@ -87,7 +96,7 @@ def main() -> None:
         studies[inits] = rank_study(trained, several, given.proxies, [1], given.out / f"draws-{inits}", library=library)
     text = report(given, trained, errors, studies)
     write_text(given.out / "correlations.md", text)
-    if given.architectures >= 60:
+    if given.architectures >= PUBLISHED:
         results = ROOT / "benchmarks" / "results"
         write_text(results / f"{given.name}.md", text)
         drawn = [one for one in studies[max(DRAWS)] if one.proxy in DRAWN]
@@ -97,7 +106,7 @@ def main() -> None:
 
 def score_settings(given: argparse.Namespace) -> ScoreSettings:
     """Space, data and images as they were trained."""
-    arguments = complete_args(SPACE, {"depth": 16, "width": given.width, "image_size": given.image_size})
+    arguments = complete_args(SPACE, {"depth": given.depth, "width": given.width, "image_size": given.image_size})
     size = {"image_size": given.image_size}
     return ScoreSettings(
         space=SPACE, space_args=arguments, data="cifar10", data_root=given.data_root, data_options=size
@@ -126,7 +135,8 @@ def train_all(chosen: Sequence[Architecture], given: argparse.Namespace) -> dict
 
 def train(architecture: Architecture, seed: int, given: argparse.Namespace) -> float:
     """Error in percent of one network, trained from fresh weights."""
-    recipe = ["--beta", 0, "--batch-size", 128, "--epochs", given.epochs, "--seed", seed]
+    taught = ["--teacher", given.teacher] if given.teacher else ["--beta", 0]
+    recipe = [*taught, "--batch-size", 128, "--epochs", given.epochs, "--seed", seed, "--precision", given.precision]
     return trial(architecture, given.out / "trials" / f"{architecture.id}-{seed}", recipe, given)
 
 
@@ -151,7 +161,6 @@ def trial(architecture: Architecture, out: Path, recipe: Sequence[object], given
 
 def learn(teacher: Architecture, given: argparse.Namespace) -> Library:
     """The library whose errors are two of the proxies."""
-    train(teacher, 0, given)
     settings = LibrarySettings(
         space=SPACE,
         space_args=teacher.space_args,
@@ -164,7 +173,10 @@ def learn(teacher: Architecture, given: argparse.Namespace) -> Library:
 
 
 def taught_by(teacher: Architecture, given: argparse.Namespace) -> Path:
-    """The weights of the library's teacher, once it is trained."""
+    """The weights of the library's teacher: those given, or trained here like the others."""
+    if given.teacher:
+        return Path(given.teacher)
+    train(teacher, 0, given)
     return Path(given.out / "trials" / f"{teacher.id}-0" / "weights.pt")
 
 
@@ -177,6 +189,7 @@ def noise(trained: Sequence[Trained], errors: Mapping[tuple[str, int], float]) -
 def command(given: argparse.Namespace) -> str:
     """What gives the same tables."""
     asked = [f"--{name.replace('_', '-')} {getattr(given, name)}" for name in ASKED]
+    asked += ["--teacher teacher/weights.pt"] if given.teacher else []
     return " ".join(["nice python benchmarks/rank_quality.py --data-root data/cifar10 --out out", *asked])
 
 
@@ -193,13 +206,15 @@ def report(
     final = [one.error for one in trained]
     kept = [list(one.architecture.choices.values()).count("S") for one in trained]
     rho = np.corrcoef(rankdata(kept), rankdata(final))[0, 1]
+    by = "cross-entropy and attention transfer from a teacher" if given.teacher else "cross-entropy"
+    like = "" if given.teacher else " like that"
     parts = [
         f"""# How well each proxy ranks networks of the paper's kind
 
-{len(trained)} random architectures of WRN-16-{given.width}'s space, {given.budget} parameters within {TOLERANCE:.1%}.
-Trained from fresh weights for {given.epochs} epochs by cross-entropy, on {given.images:,} images of CIFAR-10.
-Images are scaled to {given.image_size} x {given.image_size} pixels.
-The proxies `library` and `library_log` are the errors of a library that the original, trained like that, has taught.
+{len(trained)} random architectures of WRN-{given.depth}-{given.width}'s space, {given.budget} parameters within {TOLERANCE:.1%}.
+Trained from fresh weights for {given.epochs} epochs by {by}, on {given.images:,} images of CIFAR-10.
+Images are scaled to {given.image_size} x {given.image_size} pixels; precision {given.precision}.
+The proxies `library` and `library_log` are the errors of a library that the original, trained{like}, has taught.
 
 * Error in percent: {min(final):.1f} to {max(final):.1f}.
 * Its standard deviation: {between:.2f} between architectures, {within:.2f} between {SEEDS} seeds of one; {verdict}.

@@ -24,10 +24,16 @@ def test_noise_is_the_spread_between_seeds() -> None:
     between, within = noise(trained, errors)
     assert between == pytest.approx(10**0.5)  # of 0, 2, 4, 6, 8
     assert within == pytest.approx(1)  # of 0, 1, 2
-    given = SimpleNamespace(budget="60K", epochs=3, images=100, width=1, image_size=32, architectures=5, name="narrow")
+    given = SimpleNamespace(
+        budget="60K", epochs=3, images=100, depth=16, width=1, image_size=32, architectures=5, name="narrow",
+        precision="32-true", teacher=None,
+    )  # fmt: skip
     found = correlate("fisher", 1, [5.0, 4.0, 3.0, 2.0, 1.0], [one.error for one in trained])
     text = report(given, trained, errors, {1: [found]})  # type: ignore[arg-type]
     assert "3.16 between architectures, 1.00 between 3 seeds of one; enough" in text
     assert "-1.00" in text
     assert "correlation of about 0.95 with" in text  # the root of 1 - 1 / 10
-    assert "--image-size 32 --images 100 --epochs 3 --budget 60K --architectures 5 --name narrow`" in text
+    assert (
+        "--image-size 32 --images 100 --epochs 3 --precision 32-true --budget 60K --architectures 5 --name narrow`"
+        in text
+    )
