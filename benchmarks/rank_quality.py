@@ -211,7 +211,8 @@ def report(
     parts = [
         f"""# How well each proxy ranks networks of the paper's kind
 
-{len(trained)} random architectures of WRN-{given.depth}-{given.width}'s space, {given.budget} parameters within {TOLERANCE:.1%}.
+{len(trained)} random architectures of WRN-{given.depth}-{given.width}'s space, {given.budget} parameters within \
+{TOLERANCE:.1%}.
 Trained from fresh weights for {given.epochs} epochs by {by}, on {given.images:,} images of CIFAR-10.
 Images are scaled to {given.image_size} x {given.image_size} pixels; precision {given.precision}.
 The proxies `library` and `library_log` are the errors of a library that the original, trained{like}, has taught.
