@@ -15,6 +15,7 @@ from nni_blockswap.blocks.shells import Block
 from nni_blockswap.blocks.site import FAMILIES, Site, label
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.weights import initialise
+from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import SpaceError
 
 NAMES = ("Identity", "MB3_K3", "MB6_K5")
@@ -44,6 +45,14 @@ class InvertedResidual(nn.Sequential):
         )
 
 
+class Nothing(nn.Module):
+    """A branch that adds nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> zeros of that shape."""
+        return torch.zeros_like(x)
+
+
 class MacroCandidates:
     """The three candidates, a family of substitutes."""
 
@@ -60,13 +69,24 @@ class MacroCandidates:
         return name
 
     def build(self, name: str, site: Site) -> nn.Module:
-        """The module; ``Identity`` is a 1x1 convolution with BN where the shape changes."""
+        """The module; ``Identity`` is a 1x1 convolution with BN where the shape changes, and adds nothing elsewhere."""
         if name in SHAPES:
             return InvertedResidual(site, *SHAPES[name])
         if site.in_channels == site.out_channels:
-            return nn.Identity()
+            return Nothing()
         conv = nn.Conv2d(site.in_channels, site.out_channels, 1, site.stride, bias=False)
         return nn.Sequential(conv, nn.BatchNorm2d(site.out_channels))
+
+    def inherit(self, branch: nn.Module, original: nn.Module, entered: Tensor) -> bool:
+        """One like the original is the original. Returns whether it is."""
+        same = _shapes(branch) == _shapes(original)
+        if same:
+            branch.load_state_dict(original.state_dict())
+        return same
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in module.state_dict().items()}
 
 
 FAMILIES.register("nas-bench-macro", MacroCandidates())
@@ -75,15 +95,15 @@ FAMILIES.register("nas-bench-macro", MacroCandidates())
 class MacroBlock(Block):
     """x + branch(x) where the shape stays, else branch(x).
 
-    ``Identity`` adds nothing to what is passed on. At a place that changes the shape its convolution is what the
-    projection of a shortcut is elsewhere, and as little a block's own: the probe sees zeros. Counted in, it spoils
-    Fisher potential (see benchmarks/results/nas_bench_macro.md).
+    ``Identity`` adds nothing to what is passed on, and the probe sees zeros. At a place that changes the shape its
+    convolution is what the projection of a shortcut is elsewhere, and as little a block's own: the probe sees zeros
+    there, too. Counted in, it spoils Fisher potential (see benchmarks/results/nas_bench_macro.md).
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H / stride, W / stride)."""
         branch = self.active_branch()
-        if not isinstance(branch, InvertedResidual):
+        if not isinstance(branch, InvertedResidual | Nothing):
             kept: Tensor = branch(x)
             nothing: Tensor = self.probe(torch.zeros_like(kept))
             return kept + nothing
@@ -100,7 +120,7 @@ class NasBenchMacroSpace(BlockSpace):
         self.conv = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(WIDTHS[0])
         sites = [Site(before, after, 1 if before == after else 2) for before, after in pairwise(WIDTHS)]
-        self.body = nn.Sequential(*(MacroBlock(label(index), site, NAMES) for index, site in enumerate(sites)))
+        self.body = nn.Sequential(*(self.block(label(index), site) for index, site in enumerate(sites)))
         self.head = nn.Conv2d(WIDTHS[-1], 1280, 1, bias=False)
         self.head_bn = nn.BatchNorm2d(1280)
         self.relu = nn.ReLU(inplace=True)
@@ -108,8 +128,20 @@ class NasBenchMacroSpace(BlockSpace):
         self.fc = nn.Linear(1280, num_classes)
         initialise(self)
 
+    def block(self, label: str, site: Site) -> Block:
+        """What stands at a place."""
+        return MacroBlock(label, site, NAMES)
+
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, num_classes)."""
         x = self.body(self.relu(self.bn(self.conv(images))))
         logits: Tensor = self.fc(self.pool(self.relu(self.head_bn(self.head(x)))).flatten(1))
         return logits
+
+
+class TaughtMacroSpace(NasBenchMacroSpace):
+    """The same with an original, ``S``, that a library's candidates learn from: MB6_K5, the largest, everywhere."""
+
+    def block(self, label: str, site: Site) -> Block:
+        """What stands at a place."""
+        return MacroBlock(label, site, (ORIGINAL, *NAMES), InvertedResidual(site, *SHAPES[NAMES[-1]]))

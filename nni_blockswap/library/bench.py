@@ -45,8 +45,8 @@ class Bench:
     Candidates begin from what their families take over from the original, or from fresh weights. The last convolution
     is fitted to what the original gives.
 
-    A candidate learns no more where its error is nothing, or where a series of as many steps as this one has changed it
-    by less than its standard error.
+    A candidate without parameters learns nothing, and none learns more where its error is nothing, or where a series of
+    as many steps as this one has changed it by less than its standard error.
     """
 
     def __init__(self, block: Block, settings: LibrarySettings, folder: Path, device: torch.device) -> None:
@@ -78,10 +78,11 @@ class Bench:
         """Build the candidates: as an interrupted run left them, as a finished one did, or as they begin."""
         self.begin = self.step = self.steps_done
         self.candidates = {name: self._built(name) for name in self.block.names if name != ORIGINAL}
-        for name, candidate in self.candidates.items():
-            self._optimisers[name] = torch.optim.AdamW(
-                candidate.parameters(), self._settings.lr, weight_decay=self._settings.weight_decay
-            )
+        self._optimisers = {
+            name: torch.optim.AdamW(weights, self._settings.lr, weight_decay=self._settings.weight_decay)
+            for name, candidate in self.candidates.items()
+            if (weights := list(candidate.parameters()))
+        }
         if self.begin:
             self._settled = store.read(self.final)[1]["settled_after"]
         if self.state.exists():
@@ -136,10 +137,10 @@ class Bench:
         target, losses = left.float(), {}
         scale = spread(target).clamp_min(1e-12)
         rate = self._rate()
-        for name, candidate in self.candidates.items():
+        for name, optimiser in self._optimisers.items():
             if self._has_settled(name) or self.starts[name].value <= KNOWN:
                 continue
-            optimiser = self._optimisers[name]
+            candidate = self.candidates[name]
             optimiser.param_groups[0]["lr"] = rate
             candidate.train()
             with torch.enable_grad():
@@ -186,8 +187,9 @@ class Bench:
                 else:
                     mine[key] = value
             candidate.load_state_dict(mine)
-            groups = self._optimisers[name].state_dict()["param_groups"]
-            self._optimisers[name].load_state_dict({"state": momenta, "param_groups": groups})
+            if optimiser := self._optimisers.get(name):
+                groups = optimiser.state_dict()["param_groups"]
+                optimiser.load_state_dict({"state": momenta, "param_groups": groups})
 
     def finish(self, errors: Mapping[str, Error]) -> None:
         """Keep what was learned; of a candidate that got worse or diverged, what it began with."""

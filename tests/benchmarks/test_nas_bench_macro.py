@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.nas_bench_macro import SPACE, Network, bands, check_costs, choose, correlate, read, report
-from benchmarks.nas_bench_macro_space import NAMES, NasBenchMacroSpace
+from benchmarks.nas_bench_macro_space import NAMES, NasBenchMacroSpace, Nothing
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import DataError, SpaceError
 from nni_blockswap.scoring.proxies import make_proxy
@@ -72,7 +72,7 @@ def by_hand(network: nn.Module, digits: str, x: Tensor) -> tuple[Tensor, list[Te
     for digit, block in zip(digits, network.body, strict=True):
         branch = block.branch
         if digit == "0":
-            x = x if isinstance(branch, nn.Identity) else norm(branch[0](x), branch[1])
+            x = x if isinstance(branch, Nothing) else norm(branch[0](x), branch[1])
             continue
         y = norm(branch.conv1(x), branch.bn1).relu()
         y = norm(branch.conv3(norm(branch.conv2(y), branch.bn2).relu()), branch.bn3)

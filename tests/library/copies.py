@@ -1,8 +1,10 @@
-"""A substitute from outside that is the original by another name: it begins with the original's weights."""
+"""Substitutes from outside: the original by another name, with its weights, and one that has no weights."""
 
+import torch
 from torch import Tensor, nn
 
 from nni_blockswap.blocks.site import FAMILIES, Site
+from nni_blockswap.errors import SpaceError
 
 
 class Copies:
@@ -21,4 +23,25 @@ class Copies:
         branch.load_state_dict(original.state_dict())
 
 
+class Zero(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+class Zeros:
+    usage = "ZERO(1)"
+
+    def reads(self, name: str) -> bool:
+        return name.startswith("ZERO(")
+
+    def canonical(self, name: str, site: Site) -> str:
+        if (site.in_channels, site.stride) != (site.out_channels, 1):
+            raise SpaceError("ZERO(1) keeps the shape.")
+        return "ZERO(1)"
+
+    def build(self, name: str, site: Site) -> nn.Module:
+        return Zero()
+
+
 FAMILIES.register("copies", Copies())
+FAMILIES.register("zeros", Zeros())

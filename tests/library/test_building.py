@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,30 @@ def test_a_library_that_was_killed_is_the_same_in_the_end(
     assert again.digests == library.digests  # which learned all blocks at once, and in one go
     assert again.errors == library.errors
     assert not list(tmp_path.glob("*.state.safetensors"))
+
+
+def test_a_candidate_without_weights_has_its_error_and_learns_nothing(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {**SPACE_ARGS, "extra": ["tests.library.copies:ZERO(1)"]}
+    asked = replace(settings(teacher), space_args=arguments)
+    monkeypatch.setattr(building, "SAVE_EVERY", 0.0)
+    with pytest.raises(Killed):
+        build(asked, tmp_path, _killed_at(7))
+    library = build(asked, tmp_path)
+    original, _ = load_teacher(WRN, arguments, str(teacher))
+    block, left = original.blocks()[0], list[torch.Tensor]()
+    block.branch.register_forward_hook(lambda module, x, y: left.append(y.clone().double()))
+    with torch.no_grad():
+        original(
+            torch.cat([batch[0] for batch in Lessons(make_task("digits", image_size=8), 64, 128, seed=0).measured()])
+        )
+    variance = left[0].transpose(0, 1).flatten(1).var(dim=1, unbiased=False).mean()
+    assert library.errors["block_00"]["ZERO(1)"].value == pytest.approx(
+        (left[0].square().mean() / variance).item(), rel=1e-4
+    )
+    assert library.weights("block_00", "ZERO(1)") == {}
+    assert "ZERO(1)" not in library.errors["block_01"]  # which changes the shape
 
 
 def _killed_at(step: int) -> Any:
