@@ -1,4 +1,4 @@
-"""How well each proxy ranks networks that others trained: NAS-Bench-Macro, three runs of each on CIFAR-10.
+r"""How well each proxy ranks networks that others trained: NAS-Bench-Macro, three runs of each on CIFAR-10.
 
 The networks are built as a search space of this project, their costs are held against the table's, all rows of it, and
 they are scored as a search scores: one super-network, one minibatch, fresh weights. Scores are kept as they come, so
@@ -6,6 +6,13 @@ that a killed run goes on. A combination, ``fisher+naswot``, is the sum of the r
 
     python benchmarks/nas_bench_macro.py --table nas_bench_macro_cifar10.csv --data-root data/cifar10 --out out
     python benchmarks/nas_bench_macro.py ... --band 1.14M 1.26M --networks 80 --proxies fisher fisher+naswot
+
+With --teacher, weights of the largest network (MB6_K5 everywhere), the errors of a library that it teaches are proxies,
+too: ``library`` and ``library_log``.
+
+    python -m trial.teacher --space benchmarks.nas_bench_macro_space:TaughtMacroSpace --data cifar10 --data-root DIR \
+        --data-option augment=crop+flip --out teacher
+    python benchmarks/nas_bench_macro.py ... --teacher teacher/weights.pt
 
 Writes OUT/correlations.csv: Spearman's rho and Kendall's tau with the test accuracy, +1 for a perfect proxy, and the
 95 % interval of rho over 2,000 bootstrap resamples of the networks; and OUT/correlations.md, which has them for each
@@ -30,6 +37,9 @@ from benchmarks.nas_bench_macro_space import NAMES  # noqa: E402
 from nni_blockswap.architecture import cost_table  # noqa: E402
 from nni_blockswap.errors import DataError  # noqa: E402
 from nni_blockswap.files import write_text  # noqa: E402
+from nni_blockswap.library import choosing  # noqa: E402
+from nni_blockswap.library.building import build  # noqa: E402
+from nni_blockswap.library.settings import LibrarySettings  # noqa: E402
 from nni_blockswap.results.tables import markdown, write_csv  # noqa: E402
 from nni_blockswap.scoring.proxies.combination import is_high_good, parts, scores_of  # noqa: E402
 from nni_blockswap.scoring.settings import ScoreSettings  # noqa: E402
@@ -37,6 +47,7 @@ from nni_blockswap.searching import score  # noqa: E402
 from nni_blockswap.studies.rank_study import bootstrap_interval  # noqa: E402
 
 SPACE = "benchmarks.nas_bench_macro_space:NasBenchMacroSpace"
+TAUGHT = "benchmarks.nas_bench_macro_space:TaughtMacroSpace"
 CENTRES = (0.8e6, 1.2e6, 1.6e6, 2.0e6)
 """Bands of parameters, 5 % to either side."""
 
@@ -75,6 +86,7 @@ def main() -> None:
     parser.add_argument("--band", nargs=2, type=figure, metavar=("LOW", "HIGH"), help="parameters, as in 1.14M 1.26M")
     parser.add_argument("--networks", type=int, metavar="N", help="a random N of them; with no --band N of each band")
     parser.add_argument("--proxies", nargs="+", default=PROXIES, metavar="NAME", help="and combinations of them")
+    parser.add_argument("--teacher", metavar="FILE", help="weights that a library learns from")
     parser.add_argument("--inits", type=int, default=1, help="draws of the weights (1)")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
@@ -94,7 +106,11 @@ def main() -> None:
         processes=1,
     )
     singles = list(dict.fromkeys(part for name in options.proxies for part in parts(name)))
-    report(options.out, chosen, measure(settings, chosen, singles, options.out), options.proxies, options.band)
+    scores, names = measure(settings, chosen, singles, options.out), list(options.proxies)
+    if options.teacher:
+        scores |= library_scores(options.teacher, options.data_root, chosen, options.out)
+        names += choosing.PROXIES
+    report(options.out, chosen, scores, names, options.band)
 
 
 def figure(text: str) -> float:
@@ -162,16 +178,34 @@ def within(networks: Sequence[Network], low: float, high: float) -> list[Network
     return [network for network in networks if low <= network.params <= high]
 
 
-def measure(settings: ScoreSettings, networks: Sequence[Network], proxies: Sequence[str], out: Path) -> Scores:
+def measure(
+    settings: ScoreSettings, networks: Sequence[Network], proxies: Sequence[str], out: Path
+) -> dict[str, list[float]]:
     """Scores of all networks by proxy."""
-    labels = cost_table(SPACE).labels
-    choices = [dict(zip(labels, network.choices, strict=True)) for network in networks]
     found = {}
     for name in proxies:
         print(f"{name} ...", flush=True)
         measured = replace(settings, proxy=name)
-        found[name] = [one.value for one in score(measured, choices, out / "scores" / name.replace(":", "."))]
+        found[name] = [one.value for one in score(measured, choices(networks), out / "scores" / name.replace(":", "."))]
     return found
+
+
+def library_scores(teacher: str, data_root: str, networks: Sequence[Network], out: Path) -> dict[str, list[float]]:
+    """Of all networks the sums of a library's errors; it is built, or gone on with, in ``out``."""
+    settings = LibrarySettings(
+        space=TAUGHT,
+        teacher=teacher,
+        data="cifar10",
+        data_root=data_root,
+        data_options={"augment": "crop+flip"},
+    )
+    library, table = build(settings, out / "library"), cost_table(TAUGHT)
+    return {name: choosing.sums(library, name, table, choices(networks)) for name in choosing.PROXIES}
+
+
+def choices(networks: Sequence[Network]) -> list[dict[str, str]]:
+    """Of each network by block."""
+    return [dict(zip(cost_table(SPACE).labels, network.choices, strict=True)) for network in networks]
 
 
 def report(
@@ -202,6 +236,8 @@ def correlate(networks: Sequence[Network], scores: Scores, names: Sequence[str])
     for name in [*names, "blocks"]:
         if name == "blocks":
             values = [float(network.blocks) for network in networks]
+        elif name in choosing.PROXIES:
+            values = [-error for error in scores[name]]
         else:
             sign = 1 if is_high_good(name) else -1
             values = [sign * value for value in scores_of(name, scores)]

@@ -88,7 +88,7 @@ def main() -> None:
     settings = score_settings(given)
     chosen = draw(settings.space_args, given.budget, given.architectures)
     errors = train_all(chosen, given)
-    library = learn(chosen[0].teacher(), given)
+    library = learn(chosen[0].teacher(), given) if set(given.proxies) & set(choosing.PROXIES) else None
     trained = [Trained(one, errors[one.id, 0]) for one in chosen]
     studies = {}
     for inits in DRAWS:

@@ -9,9 +9,9 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.nas_bench_macro import SPACE, Network, bands, check_costs, choose, correlate, read, report
-from benchmarks.nas_bench_macro_space import NAMES, NasBenchMacroSpace, Nothing
-from nni_blockswap.architecture import Architecture
+from benchmarks.nas_bench_macro import SPACE, TAUGHT, Network, bands, check_costs, choose, correlate, read, report
+from benchmarks.nas_bench_macro_space import NAMES, NasBenchMacroSpace, Nothing, TaughtMacroSpace
+from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.errors import DataError, SpaceError
 from nni_blockswap.scoring.proxies import make_proxy
 from tests.scoring.test_proxies import Anything
@@ -135,3 +135,21 @@ def test_correlations_are_with_accuracy_and_a_perfect_proxy_has_one(tmp_path: Pa
     assert correlate(networks, half, ["fisher+naswot"])[0][1] == pytest.approx(expected, abs=1e-4)
     broken = {**scores, "fisher": [float("nan"), *scores["fisher"][1:]]}
     assert correlate(networks, broken, ["fisher"])[0][1] == 1  # the worst network, and no score is the worst rank
+
+
+def test_a_librarys_errors_are_low_where_a_network_is_good() -> None:
+    networks = networks_of([1_200_000] * 12)
+    assert correlate(networks, {"library": [-one.accuracy for one in networks]}, ["library"])[0][1] == 1
+
+
+def test_the_space_with_an_original_costs_the_same_and_knows_that_mb6_k5_is_the_original() -> None:
+    plain, taught = cost_table(SPACE), cost_table(TAUGHT)
+    assert taught.candidates == tuple(("S", *names) for names in plain.candidates)
+    for name, column in plain.columns.items():
+        for block, costs in enumerate(column.costs):
+            assert taught.columns[name].costs[block].tolist() == [costs[-1], *costs]
+    block = next(iter(TaughtMacroSpace().blocks()))
+    x = torch.randn(2, 32, 8, 8)
+    assert block.site.inherit("MB6_K5", block.candidate("MB6_K5"), block.candidate("S"), x)
+    assert torch.equal(block.candidate("MB6_K5")(x), block.candidate("S")(x))
+    assert not block.site.inherit("MB3_K3", block.candidate("MB3_K3"), block.candidate("S"), x)
