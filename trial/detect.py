@@ -1,11 +1,12 @@
-"""Train Mask R-CNN over a substituted ResNet from scratch, the paper's section 7: ``python -m trial.detect``.
+"""Train Mask R-CNN over a substituted ResNet, from scratch as in the paper's section 7: ``python -m trial.detect``.
 
 Under NNI the architecture comes from the tuner and everything is written to the trial's output folder. Outside NNI:
 
     python -m trial.detect --architecture best.json --data-root DIR --out DIR --devices auto
 
-The architecture may be one of ``MaskRCNNSpace`` or of ``ResNetSpace``, whose choices carry over. The same command in
-the same folder goes on where a killed run stopped.
+The architecture may be one of ``MaskRCNNSpace`` or of ``ResNetSpace``, whose choices carry over. It starts from fresh
+weights, or with ``--teacher weights.pt`` from those of the original detector, ``--init teacher``, or of a library that
+learned from it, ``--init library=DIR``. The same command in the same folder goes on where a killed run stopped.
 """
 
 import argparse
@@ -24,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser("python -m trial.detect", description=__doc__.partition("\n")[0])
     options.add_student(command)
+    options.add_start(command)
     detection_trial.add_comparison(command)
     options.add_space(command)
     options.add_data(command, default="coco")
@@ -34,8 +36,7 @@ def parser() -> argparse.ArgumentParser:
 
 def check(given: argparse.Namespace) -> DetectionRecipe:
     """The recipe in the command line. Raises ConfigError where nobody could train by it."""
-    options.machine_from(given)
-    return options.detection_recipe_from(given)
+    return detection_trial.check(given)[0]
 
 
 def run() -> None:

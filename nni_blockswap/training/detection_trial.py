@@ -1,10 +1,12 @@
-"""The trial of a detector, trained from scratch."""
+"""The trial of a detector, trained from scratch, or from the weights of a teacher or a library."""
 
 import argparse
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.weights import seeded
@@ -21,8 +23,9 @@ from nni_blockswap.training.publishing import described, publish
 from nni_blockswap.training.recipe import DetectionRecipe
 from nni_blockswap.training.reporting import Description, EpochReport
 from nni_blockswap.training.running import Finished, fit
+from nni_blockswap.training.starting import FRESH, check_start, identity, remembering, start
 from nni_blockswap.training.student import ARCHITECTURE, begin
-from nni_blockswap.training.teachers import check_fit
+from nni_blockswap.training.teachers import check_fit, check_source, given_teacher
 
 
 def add_comparison(command: argparse.ArgumentParser) -> None:
@@ -58,24 +61,54 @@ def detector(
     return found if architecture.score is None else found.scored(architecture.score, architecture.provenance)
 
 
+def check(given: argparse.Namespace) -> tuple[DetectionRecipe, Machine]:
+    """The recipe and the machine in the command line. Raises ConfigError where nobody could train by it."""
+    check_start(given.init)
+    if given.init != FRESH and given.teacher is None:
+        raise ConfigError(f"--init {given.init} needs --teacher CHECKPOINT, as no detector is trained to be a teacher.")
+    if given.init == FRESH and given.teacher is not None:
+        raise ConfigError("a detector imitates nobody; give --init teacher or --init library=DIR beside --teacher.")
+    check_source(given.teacher)
+    return options.detection_recipe_from(given), _exact(options.machine_from(given))
+
+
 def run(given: argparse.Namespace, *, detectors: str, classifiers: str) -> None:
     """Train the detector that NNI or the command line names, and write its results; see ``detector``."""
     found, out, link = begin(given)
+    recipe, machine = check(given)
     architecture = detector(found, options.space_args(given), detectors=detectors, classifiers=classifiers)
-    recipe, machine = options.detection_recipe_from(given), _exact(options.machine_from(given))
-    settings = {"architecture_id": architecture.id, **options.data_settings(given), **recipe.settings()}
-    with occupied(out, settings, DetectionRecipe().settings()) as run:
+    architecture = remembering(architecture, given.init)
+    with occupied(out, _settings(architecture, recipe, given), _assumed()) as run:
         if is_first_process():
             architecture.save(out / ARCHITECTURE)
         say(f"detector {architecture.id}: {architecture.params:,} parameters, {architecture.macs:,} MACs.")
         task = _task(architecture, given)
-        with seeded(recipe.seed):
-            network = architecture.build()
-        module = DetectionTraining(network, task, recipe)
+        module = DetectionTraining(_started(architecture, recipe, given), task, recipe)
         report = EpochReport(link.report_epoch if link else None, module.monitor)
         finished = fit(module, out, machine, [report, Description(architecture, None)], run=run.name)
         if finished.trainer.is_global_zero:
             _conclude(architecture, module, finished, out, link, _compared(given))
+
+
+def _settings(architecture: Architecture, recipe: DetectionRecipe, given: argparse.Namespace) -> dict[str, Any]:
+    """What makes the run the one that it is."""
+    named = {"architecture_id": architecture.id, **options.data_settings(given)}
+    return {**named, "teacher": given.teacher, "init": identity(given.init), **recipe.settings()}
+
+
+def _assumed() -> dict[str, Any]:
+    """What the folder of an older version means that does not know these settings."""
+    return {**DetectionRecipe().settings(), "teacher": None, "init": FRESH}
+
+
+def _started(architecture: Architecture, recipe: DetectionRecipe, given: argparse.Namespace) -> nn.Module:
+    """The detector with the weights that it starts from."""
+    with seeded(recipe.seed):
+        network = architecture.build()
+    if given.init != FRESH:  # the space's constructor has drawn fresh ones
+        teacher = given_teacher(architecture.teacher(), given.teacher)
+        say(f"the detector starts from {start(network, given.init, teacher, recipe.seed)}.")
+    return network
 
 
 def _exact(machine: Machine) -> Machine:

@@ -83,18 +83,33 @@ def add_teacher(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--teacher-epochs", type=int, help="epochs of a teacher trained here; default: --epochs")
     add_teacher_folder(parser)
-    parser.add_argument(
-        "--init",
-        default=FRESH,
-        metavar="START",
-        help=f"what the student starts from: {', '.join(STARTS)}=DIR; default: {FRESH}",
-    )
+    add_init(parser)
     parser.add_argument(
         "--attention-points",
         nargs="+",
         metavar="MODULE",
         help="where student and teacher are compared; default: those of the space",
     )
+
+
+def add_init(parser: argparse.ArgumentParser) -> None:
+    """What a student starts from."""
+    parser.add_argument(
+        "--init",
+        default=FRESH,
+        metavar="START",
+        help=f"what the student starts from: {', '.join(STARTS)}=DIR; default: {FRESH}",
+    )
+
+
+def add_start(parser: argparse.ArgumentParser) -> None:
+    """Options for what a student starts from that learns from nobody."""
+    parser.add_argument(
+        "--teacher",
+        metavar="WHICH",
+        help="checkpoint of the original network, for another --init than fresh; nothing of it is imitated",
+    )
+    add_init(parser)
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:

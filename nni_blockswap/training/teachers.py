@@ -84,14 +84,12 @@ def find_teacher(
     source = plan.source
     if source is None:
         source = str(trained_teacher(original, task, data_options, plan, machine))
-    network: Any = original.build()
-    if source != ORIGINAL:
-        try:
-            load_weights(network, weights_of(_given(source), network.state_dict().keys()), source)
-        except CheckpointError as error:
-            if plan.source is not None:
-                raise
-            raise CheckpointError(f"{str(error).rstrip('.')}; delete it, and the teacher is trained anew.") from error
+    try:
+        network = given_teacher(original, source)
+    except CheckpointError as error:
+        if plan.source is not None:
+            raise
+        raise CheckpointError(f"{str(error).rstrip('.')}; delete it, and the teacher is trained anew.") from error
     check_fit(original, task)
     teacher = Teacher(network, network.attention_points, evaluate(ImageTraining(network, task, plan.recipe), machine))
     judged = f"validation {task.metric} {task.metric.show(teacher.figure)}"
@@ -99,6 +97,18 @@ def find_teacher(
     if task.metric == ACCURACY and is_first_process() and teacher.figure < HARDLY / task.num_classes:
         say("warning: that is hardly better than guessing, and what a student learns from it is no better.")
     return teacher
+
+
+def given_teacher(original: Architecture, source: str) -> Any:
+    """The network of ``original`` with the weights that ``source`` names, as in a ``TeacherPlan``.
+
+    Raises:
+        CheckpointError: they cannot be found, read, or do not fit.
+    """
+    network: Any = original.build()
+    if source != ORIGINAL:
+        load_weights(network, weights_of(_given(source), network.state_dict().keys()), source)
+    return network
 
 
 def original_of(given: argparse.Namespace) -> Architecture | None:
