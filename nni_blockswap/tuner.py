@@ -56,7 +56,8 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         settings: the fields of ``nni_blockswap.searching.SearchSettings``, with one ``budget`` for ``budgets``; and
             ``students``, how many of the best to hand out (default 3; maxTrialNumber should be the same). A relative
             ``data_root`` is below the tuner's codeDirectory. ``candidates`` are those of the experiment's search space.
-            ``library`` is a folder, or a mapping: one that is built first, see ``training.schooling``.
+            ``library`` is a folder, or a mapping: one that is built first, see ``training.schooling``; its folder and a
+            teacher's path are below codeDirectory, too.
             With ``comparison``, the fields of ``studies.comparison.Comparison``, its contestants are handed out.
     """
 
@@ -188,13 +189,14 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         from nni_blockswap.experiment.classargs import read_settings
         from nni_blockswap.searching import search
 
-        settings, count = read_settings(self._settings, self._search_space, code_directory())
+        base = code_directory()
+        settings, count = read_settings(self._settings, self._search_space, base)
         _log.info("Searching: %s", settings)
         watch = _Watch(self._folder() / PROGRESS, dispatcher)
         if isinstance(self._settings.get("library"), Mapping):
             from nni_blockswap.training.schooling import LibraryPlan, prepare
 
-            prepare(LibraryPlan.read(self._settings["library"], settings), watch.before)
+            prepare(LibraryPlan.read(self._settings["library"], settings, base), watch.before)
         if self._settings.get("comparison"):
             return self._compare(settings, count, watch)
         ranking = search(settings, self._folder() / SEARCH, watch)[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.cli.trial_command import check_task, command_faults
-from nni_blockswap.errors import BlockSwapError, readable
+from nni_blockswap.errors import BlockSwapError, CheckpointError, readable
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.experiment.machines import machine_entries
 from nni_blockswap.files import expanded
@@ -153,7 +153,9 @@ def _settings(config: Config) -> None:
     if isinstance(config.arguments.get("library"), dict):
         from nni_blockswap.training.schooling import LibraryPlan
 
-        LibraryPlan.read(config.arguments["library"], settings)
+        plan = LibraryPlan.read(config.arguments["library"], settings, config.code_directory)
+        if plan.recipe is None and not Path(str(plan.settings.teacher)).exists():
+            raise CheckpointError(f"there is no checkpoint '{plan.settings.teacher}' of a teacher for the library.")
     elif settings.library is not None:
         from nni_blockswap.library.library import Library
 

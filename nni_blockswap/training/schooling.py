@@ -9,7 +9,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from nni_blockswap.errors import ConfigError, StateError
-from nni_blockswap.files import copy_atomically, read_json, write_json
+from nni_blockswap.files import copy_atomically, expanded, read_json, write_json
 from nni_blockswap.library.building import Progress, build
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import original_of
@@ -38,13 +38,14 @@ class LibraryPlan:
     recipe: Recipe | None
 
     @classmethod
-    def read(cls, arguments: Mapping[str, Any], search: SearchSettings) -> "LibraryPlan":
+    def read(cls, arguments: Mapping[str, Any], search: SearchSettings, base: Path) -> "LibraryPlan":
         """A plan from the tuner's argument ``library``.
 
         Args:
             arguments: ``folder``; ``teacher``, a checkpoint's path or the fields of a ``Recipe`` by which the original
                 is trained; and maybe fields of ``LibrarySettings`` that the search does not have.
             search: whose space and data it is for; its ``library`` is the folder.
+            base: what a relative path of a teacher is relative to.
 
         Raises:
             ConfigError: an argument is unknown, missing or out of its range.
@@ -60,7 +61,7 @@ class LibraryPlan:
             )
         folder = Path(search.library)
         recipe = None if isinstance(teacher, str) else _recipe(teacher)
-        own["teacher"] = str(folder / TEACHER) if recipe else str(Path(str(teacher)).expanduser())
+        own["teacher"] = str(folder / TEACHER if recipe else base / expanded(str(teacher)))
         settings = LibrarySettings(**{name: getattr(search, name) for name in of_search}, **own)
         return cls(folder, settings, recipe)
 

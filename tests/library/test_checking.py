@@ -76,9 +76,22 @@ def test_trials_start_from_the_library_that_is_built_first(told: Told, tmp_path:
         f"the trial starts from the library in '{tmp_path / 'mode'}' and the tuner has that in '{tmp_path / 'made'}': "
         f"there is no library in '{tmp_path / 'mode'}'; 'blockswap library' builds one."
     )
+    (tmp_path / "mine.pt").touch()
     for taught_by, given in (({"epochs": 1}, "mode/teacher.pt"), ("mine.pt", "made/teacher.pt")):
         (no_teacher,) = told({**BUILT_FIRST, "teacher": taught_by}, "library=made", given)
         assert no_teacher == f"there is no checkpoint '{tmp_path / given}'."
+
+
+def test_the_teacher_of_the_tuners_library_is_below_the_code_directory(
+    told: Told, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    named = {**BUILT_FIRST, "teacher": "mine.pt"}
+    (missing,) = told(named, "library=made", str(teacher))
+    assert missing == f"there is no checkpoint '{tmp_path / 'mine.pt'}' of a teacher for the library."
+    (tmp_path / "mine.pt").touch()
+    assert told(named, "library=made", "mine.pt") == []
 
 
 def test_the_folder_has_to_be_named(told: Told) -> None:

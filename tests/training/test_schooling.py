@@ -1,10 +1,14 @@
 """A library that an experiment makes for itself: its teacher is trained first, and the tuner chooses by its errors."""
 
+import base64
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from nni import NoMoreTrialError
 
 from nni_blockswap import BlockSwapTuner
 from nni_blockswap.errors import BlockSwapError, StateError
@@ -20,7 +24,7 @@ SEARCH = {"space": WRN, "space_args": SMALL, "data": "digits", "data_options": {
 
 def read(folder: Path, **others: Any) -> LibraryPlan:
     search = SearchSettings(**SEARCH, budgets=["60%"], library=str(folder))  # type: ignore[arg-type]
-    return LibraryPlan.read({**TAUGHT, **others}, search)
+    return LibraryPlan.read({**TAUGHT, **others}, search, folder / "project")
 
 
 def test_the_teacher_is_trained_and_the_library_built_once(tmp_path: Path) -> None:
@@ -81,7 +85,23 @@ def test_what_is_no_plan_is_refused(tmp_path: Path, wrong: dict[str, Any], said:
 def test_a_checkpoint_of_ones_own_teaches(tmp_path: Path) -> None:
     plan = read(tmp_path, teacher="mine.pt")
     assert plan.recipe is None
-    assert plan.settings.teacher == "mine.pt"
+    assert plan.settings.teacher == str(tmp_path / "project" / "mine.pt")
+    assert read(tmp_path, teacher="~/mine.pt").settings.teacher == str(Path.home() / "mine.pt")
+    with pytest.raises(BlockSwapError, match=r"'~nobody-here/mine\.pt' is no path on this machine"):
+        read(tmp_path, teacher="~nobody-here/mine.pt")
+
+
+def test_its_relative_path_is_below_the_tuners_code_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path))
+    project = {"tuner": {"codeDirectory": str(tmp_path / "project")}}
+    encoded = base64.b64encode(json.dumps(project).encode()).decode()
+    monkeypatch.setattr(sys, "argv", ["nni", "--exp_params", encoded])
+    tuner = BlockSwapTuner(**SEARCH, budget="60%", library={**TAUGHT, "teacher": "mine.pt"}, students=1)
+    tuner.update_search_space({})
+    with pytest.raises(NoMoreTrialError):
+        tuner.generate_parameters(0)
+    said = (tmp_path / "error.txt").read_text()
+    assert said == f"there is no checkpoint '{tmp_path / 'project' / 'mine.pt'}'.\n"
 
 
 def test_the_tuner_builds_it_and_hands_out_its_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
