@@ -106,3 +106,14 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module")
     warnings.filterwarnings("ignore", message="Initializing zero-element tensors")  # an error says more
     logging.getLogger("nni").setLevel(logging.ERROR)
+    measuring = logging.getLogger("nni_blockswap.cost")  # which takes minutes before anything else is to be seen
+    measuring.setLevel(logging.INFO)
+    if not measuring.handlers:
+        measuring.addHandler(_Lines())
+
+
+class _Lines(logging.Handler):
+    """Log records as plain lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr, flush=True)

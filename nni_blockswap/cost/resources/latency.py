@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import nni_blockswap
 from nni_blockswap.cost.resources.base import RealNetwork
-from nni_blockswap.cost.resources.timing import interleaved
+from nni_blockswap.cost.resources.timing import Rounds
 from nni_blockswap.cost.table import Column, Indices, Table
 from nni_blockswap.errors import BudgetError
 from nni_blockswap.exporting.onnx_session import session
@@ -91,8 +91,9 @@ class Conditions:
 class Latency:
     """Microseconds of a forward pass, under ``conditions``, on this machine.
 
-    A table that was measured is kept in ``folder()`` and used again where machine, device, threads, versions, space
-    and all conditions are the same, and nowhere else. Other conditions are another resource:
+    Rounds are kept as they come: a measurement that was killed goes on with the next. A table that was measured is kept
+    in ``folder()`` and used again where machine, device, threads, versions, space and all conditions are the same, and
+    nowhere else. Other conditions are another resource:
 
         EDGE = Latency(Conditions(threads=1, batch_size=8), "edge")     # --budget my_module:EDGE=12ms
     """
@@ -112,8 +113,10 @@ class Latency:
         if not path.exists():
             conditions = replace(self.conditions, threads=where["threads"])
             _log.info("Measuring the latency of %d candidates.", sum(map(len, counted.candidates)))
+            rounds = Rounds(path.with_suffix(".rounds.json"), self.name, ROUNDS)
             with _threads(where["threads"]):
-                write_json(path, {"where": where, **_measured(network, counted, conditions)})
+                write_json(path, {"where": where, **_measured(network, counted, conditions, rounds)})
+            rounds.path.unlink(missing_ok=True)
         kept = read_json(path)
         costs = tuple(np.array(block, dtype=np.int64) for block in kept.pop("costs"))
         return Column(self.unit, kept.pop("fixed"), costs, source=kept)
@@ -128,7 +131,7 @@ def folder() -> Path:
     return Path(os.environ.get("BLOCKSWAP_CACHE", Path.home() / ".cache" / "nni_blockswap")) / "latency"
 
 
-def _measured(network: RealNetwork, counted: Table, conditions: Conditions) -> dict[str, Any]:
+def _measured(network: RealNetwork, counted: Table, conditions: Conditions, rounds: Rounds) -> dict[str, Any]:
     """The table's content: fixed part and costs, when they were measured, and how well they predict."""
     device = torch.device(conditions.device)
     layout = torch.channels_last if conditions.channels_last else torch.preserve_format
@@ -143,11 +146,11 @@ def _measured(network: RealNetwork, counted: Table, conditions: Conditions) -> d
     with torch.inference_mode(), _precision(conditions):
         parts = _parts(network, counted, run)
         if conditions.runtime == "onnxruntime":
-            runs = _in_onnx_runtime(network, counted, parts, whole, conditions)
+            runs = _in_onnx_runtime(network, counted, parts, whole, conditions, rounds.tell)
         else:
             runs = _in_torch(parts, whole, run)
         prepare = partial(_select, network, counted)
-        seconds = {name: median(times) for name, times in interleaved(runs, ROUNDS, device, prepare).items()}
+        seconds = {name: median(times) for name, times in rounds.made(runs, device, prepare).items()}
     times = [np.array([1e6 * seconds[key] for key in keys]) for keys in parts.keys]
     sums = np.array([sum(float(block[i]) for block, i in zip(times, row, strict=True)) for row in whole])
     taken = np.array([1e6 * seconds[row] for row in whole])
@@ -239,7 +242,12 @@ def _in_torch(parts: _Parts, whole: Sequence[Indices], run: Callable[[], object]
 
 
 def _in_onnx_runtime(
-    network: Any, counted: Table, parts: _Parts, whole: Sequence[Indices], conditions: Conditions
+    network: Any,
+    counted: Table,
+    parts: _Parts,
+    whole: Sequence[Indices],
+    conditions: Conditions,
+    tell: Callable[[str], None],
 ) -> dict[Any, Callable[[], object]]:
     """The same as sessions of ONNX Runtime."""
     if getattr(network, "detects", False):
@@ -247,10 +255,14 @@ def _in_onnx_runtime(
     threads = conditions.threads or 1
     with torch.inference_mode(False), torch.no_grad():  # torch.export takes no tensors made for inference
         images = torch.zeros(conditions.batch_size, *network.input_size)
-        sessions = {key: session(candidate, x.clone(), threads) for key, (candidate, x) in parts.fed.items()}
+        sessions: dict[Any, Callable[[], object]] = {}
+        for key, (candidate, x) in parts.fed.items():
+            sessions[key] = session(candidate, x.clone(), threads)
+            tell(f"{len(sessions)} of {len(parts.fed) + len(whole)} exported")
         for row in whole:
             network.select(counted.names(row))
             sessions[row] = session(network, images, threads)
+            tell(f"{len(sessions)} of {len(parts.fed) + len(whole)} exported")
     return sessions
 
 

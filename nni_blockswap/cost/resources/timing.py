@@ -1,16 +1,24 @@
 """Times of functions side by side: in rounds, so that what disturbs the machine disturbs them all."""
 
+import logging
 import math
 import time
-from collections.abc import Callable, Hashable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+
+from nni_blockswap.files import read_json, write_json
+
+_log = logging.getLogger(__name__)
 
 K = TypeVar("K", bound=Hashable)
 
 _WARM_UP = 3
 _SHORTEST = 2e-3  # seconds: a time that the clock resolves
+SELDOM = 10.0
+"""Seconds between two lines on how far a measurement is."""
 
 
 def interleaved(
@@ -18,11 +26,17 @@ def interleaved(
     rounds: int,
     device: torch.device,
     prepare: Callable[[K], object] = lambda name: None,
+    done: Sequence[Sequence[float]] = (),
+    after_round: Callable[[Sequence[Sequence[float]]], object] = lambda done: None,
 ) -> dict[K, list[float]]:
     """Seconds a call of each of ``runs``, a value a round; a GPU is waited for before the clock is read.
 
-    Each is called three times first, and in a round as often as takes 2 ms. ``prepare`` is called with its name before
-    the clock starts.
+    Each is called three times first, and in a round as often as takes 2 ms.
+
+    Args:
+        prepare: called with its name before the clock starts.
+        done: rounds that were made before, each with the seconds of all ``runs`` in their order.
+        after_round: called with all rounds so far.
     """
 
     def seconds(name: K, calls: int) -> float:
@@ -35,12 +49,13 @@ def interleaved(
         _wait(device)
         return (time.perf_counter() - start) / calls
 
-    calls = {name: math.ceil(_SHORTEST / max(_warm(name, seconds), 1e-9)) for name in runs}
-    times: dict[K, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name in runs:
-            times[name].append(seconds(name, calls[name]))
-    return times
+    made = [list(one) for one in done]
+    if len(made) < rounds:
+        calls = {name: math.ceil(_SHORTEST / max(_warm(name, seconds), 1e-9)) for name in runs}
+    while len(made) < rounds:
+        made.append([seconds(name, calls[name]) for name in runs])
+        after_round(made)
+    return {name: [one[place] for one in made] for place, name in enumerate(runs)}
 
 
 def _warm(name: K, seconds: Callable[[K, int], float]) -> float:
@@ -50,3 +65,45 @@ def _warm(name: K, seconds: Callable[[K, int], float]) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class Rounds:
+    """The rounds of a measurement: on disk as they are made, and told of.
+
+    Args:
+        path: where they are kept until the table is whole.
+        name: of what is measured.
+        count: how many there are to be.
+    """
+
+    def __init__(self, path: Path, name: str, count: int) -> None:
+        self.path, self._name, self._count = path, name, count
+        self._told = self._begun = time.monotonic()
+        self._before = 0
+
+    def made(
+        self, runs: Mapping[Any, Callable[[], object]], device: torch.device, prepare: Callable[[Any], object]
+    ) -> dict[Any, list[float]]:
+        """Seconds of each of ``runs`` in all rounds; those that a killed process made are not made again."""
+        done = self._kept(len(runs))
+        self._begun, self._before = time.monotonic(), len(done)
+        return interleaved(runs, self._count, device, prepare, done, self._keep)
+
+    def tell(self, what: str) -> None:
+        """Log how far it is, unless that was done in the last ten seconds."""
+        if time.monotonic() - self._told >= SELDOM:
+            self._told = time.monotonic()
+            _log.info("%s: %s", self._name, what)
+
+    def _kept(self, runs: int) -> list[list[float]]:
+        try:
+            found = read_json(self.path)
+        except (OSError, ValueError):
+            return []
+        whole = isinstance(found, list) and all(isinstance(one, list) and len(one) == runs for one in found)
+        return found if whole else []
+
+    def _keep(self, done: Sequence[Sequence[float]]) -> None:
+        write_json(self.path, done)
+        pace = (time.monotonic() - self._begun) / (len(done) - self._before)
+        self.tell(f"{len(done)} of {self._count} rounds, {pace * (self._count - len(done)):.0f} s left")

@@ -10,11 +10,12 @@ import torch
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.cost.budget import Budget
-from nni_blockswap.cost.resources import RESOURCES, latency
+from nni_blockswap.cost.resources import RESOURCES, latency, timing
 from nni_blockswap.cost.resources.latency import Conditions, Latency, spread
-from nni_blockswap.cost.resources.timing import interleaved
+from nni_blockswap.cost.resources.timing import Rounds, interleaved
 from nni_blockswap.cost.table import Column
 from nni_blockswap.errors import BudgetError
+from nni_blockswap.files import read_json, write_json
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.searching import SearchSettings, search
 from search_spaces.wide_resnet import WideResNetSpace
@@ -33,7 +34,11 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     asked: list[int] = []
 
     def told(
-        runs: Mapping[Any, Callable[[], object]], rounds: int, device: torch.device, prepare: Callable[[Any], object]
+        runs: Mapping[Any, Callable[[], object]],
+        rounds: int,
+        device: torch.device,
+        prepare: Callable[[Any], object],
+        *of_rounds: object,
     ) -> dict[Any, list[float]]:
         asked.append(len(runs))
         for key, run in runs.items():
@@ -41,7 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
             run()
         return {key: [9.0, truth(key), 1e-9] for key in runs}  # its median
 
-    monkeypatch.setattr(latency, "interleaved", told)
+    monkeypatch.setattr(timing, "interleaved", told)
     return asked
 
 
@@ -99,7 +104,11 @@ def test_what_is_timed_is_what_enters_in_place(monkeypatch: pytest.MonkeyPatch, 
     seen, chosen = set(), list[list[torch.nn.Module]]()
 
     def told(
-        runs: Mapping[Any, Callable[[], object]], rounds: int, device: torch.device, prepare: Callable[[Any], object]
+        runs: Mapping[Any, Callable[[], object]],
+        rounds: int,
+        device: torch.device,
+        prepare: Callable[[Any], object],
+        *of_rounds: object,
     ) -> dict[Any, list[float]]:
         for key, run in runs.items():
             if not isinstance(key[0], int):
@@ -113,7 +122,7 @@ def test_what_is_timed_is_what_enters_in_place(monkeypatch: pytest.MonkeyPatch, 
             chosen.append([block.active_branch() for block in run.func.__self__.blocks()])  # type: ignore[attr-defined]
         return {key: [truth(key)] for key in runs}
 
-    monkeypatch.setattr(latency, "interleaved", told)
+    monkeypatch.setattr(timing, "interleaved", told)
     measured(Conditions(threads=1, batch_size=3, channels_last=True))
     assert seen == {((3, 16, 8, 8), True, True), ((3, 32, 4, 4), True, True)}
     assert len({tuple(map(id, branches)) for branches in chosen}) == 42  # each with its own branches
@@ -196,6 +205,33 @@ def test_the_clock_counts_each_function_in_each_round() -> None:
     assert all(second > 0 for found in times.values() for second in found)
     turns = [name for name, before in zip(calls, ["", *calls], strict=False) if name != before]
     assert turns == ["a", "b"] * 5  # the warm-up, and four rounds
+
+
+def test_a_measurement_that_was_killed_makes_the_rounds_that_are_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(timing, "SELDOM", 0.0)
+    path, runs = tmp_path / "rounds.json", {"a": lambda: None, "b": lambda: None}
+
+    def killed(path: Path, content: Any) -> None:
+        write_json(path, content)
+        if len(content) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(timing, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Rounds(path, "latency", 7).made(runs, torch.device("cpu"), lambda name: None)
+    before = read_json(path)
+    monkeypatch.setattr(timing, "write_json", write_json)
+    with caplog.at_level("INFO"):
+        times = Rounds(path, "latency", 7).made(runs, torch.device("cpu"), lambda name: None)
+    assert {name: len(found) for name, found in times.items()} == {"a": 7, "b": 7}
+    assert [[times["a"][number], times["b"][number]] for number in range(3)] == before
+    assert [one.message.split(" s left")[0].split(", ")[0] for one in caplog.records] == [
+        f"latency: {done} of 7 rounds" for done in (4, 5, 6, 7)
+    ]
+    path.write_text("[[1.0]]")  # of something else
+    assert len(Rounds(path, "latency", 2).made(runs, torch.device("cpu"), lambda name: None)["a"]) == 2
 
 
 @pytest.mark.parametrize(
