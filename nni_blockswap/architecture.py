@@ -147,19 +147,15 @@ class Architecture:
             if not isinstance(content.get(name), kind):
                 raise SpaceError(f"{where} is not an architecture: its {name} is {shown(content[name])}.")
         score, provenance = content.get("score"), content.get("provenance") or {}
-        named = provenance.get("measured", {})
-        names = [name for name in named if name not in ALWAYS] if isinstance(named, dict) else [""]
-        measured = {name: content.get(name) for name in names}
-        if not all(type(cost) is int for cost in measured.values()) or not _is_score(score):
+        measured = _measured(provenance.get("measured", {}), content)
+        if measured is None or not _is_score(score):
             raise SpaceError(f"{where} is not an architecture: its score or a measured cost is no number.")
         try:
             with nullcontext() if allow is None else distrust(allow):
                 found = cls.from_choices(content["space"], content["choices"], content.get("space_args"))
         except SpaceError as error:
             raise SpaceError(f"{where} is not an architecture that can be built here: {error}") from error
-        return replace(
-            found, costs={**found.costs, **cast(dict[str, int], measured)}, score=score, provenance=provenance
-        )
+        return replace(found, costs={**found.costs, **measured}, score=score, provenance=provenance)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
@@ -177,8 +173,10 @@ class Architecture:
     def to_parameters(self, rank: int | None = None) -> dict[str, Any]:
         """What a trial is given to train it: finite plain numbers and text, as NNI demands.
 
-        Choices stand at the top level, where NNI's web page draws them as axes, beside costs, score and rank.
+        Choices stand at the top level, where NNI's web page draws them as axes, beside costs, score and rank. Of costs
+        that were measured, ``measured`` says where and when.
         """
+        measured = {name: self.provenance[name] for name in ("measured",) if name in self.provenance}
         return {
             **self.choices,
             "space": self.space,
@@ -187,6 +185,7 @@ class Architecture:
             "score": self.score,
             "rank": rank,
             "architecture_id": self.id,
+            **measured,
         }
 
     @classmethod
@@ -211,8 +210,17 @@ class Architecture:
         labels = cost_table(space, arguments).labels
         choices = {name: value for name, value in parameters.items() if name in labels or name.startswith("block_")}
         found = cls.from_choices(space, choices, arguments)
-        score = parameters.get("score")
-        return found if score is None else found.scored(score, {"rank": parameters.get("rank")})
+        score, sources = parameters.get("score"), parameters.get("measured", {})
+        measured = _measured(sources, parameters) or {}
+        found = replace(found, costs={**found.costs, **measured}, provenance={"measured": sources} if measured else {})
+        return found if score is None else found.scored(score, {"rank": parameters.get("rank"), **found.provenance})
+
+
+def _measured(sources: Any, content: Mapping[str, Any]) -> dict[str, int] | None:
+    """The costs in ``content`` that ``sources`` says were measured; None where they are no numbers."""
+    names = [name for name in sources if name not in ALWAYS] if isinstance(sources, dict) else [""]
+    found = {name: content.get(name) for name in names}
+    return cast(dict[str, int], found) if all(type(cost) is int for cost in found.values()) else None
 
 
 def _is_score(value: object) -> bool:

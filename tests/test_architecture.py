@@ -185,6 +185,19 @@ def test_a_trials_parameters_are_read_back() -> None:
     assert Architecture.from_parameters({**given, "score": None}).score is None
 
 
+@pytest.mark.parametrize("score", [1.5, None])
+def test_a_trial_knows_what_its_student_was_measured_to_take(score: float | None) -> None:
+    one = Architecture.from_choices(WRN, ["B(2)", "G(4)", "BG(2,4)"], SMALL)
+    sources = {"latency": {"when": "2026", "where": {"threads": 1}}}
+    timed = replace(one, costs={**one.costs, "latency": 1234}, score=score, provenance={"measured": sources})
+    given = timed.to_parameters(rank=1)
+    assert json.loads(json.dumps(given)) == given
+    read = Architecture.from_parameters(given)
+    assert (read.costs["latency"], read.provenance["measured"], read.score) == (1234, sources, score)
+    assert Architecture.from_json(read.to_json()) == read  # as its folder keeps it
+    assert "latency" not in Architecture.from_parameters({**given, "latency": "fast"}).costs
+
+
 def test_choices_alone_are_understood_where_a_space_is_named_beside_them() -> None:
     """As NNI's own tuners hand them out."""
     one = Architecture.from_choices(WRN, ["B(2)", "G(4)", "BG(2,4)"], SMALL)
