@@ -11,7 +11,7 @@ import torch
 import nni_blockswap
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.conversation import OnProgress, Scoring, converse, mean_of
-from nni_blockswap.cost.budget import Budget
+from nni_blockswap.cost.budget import Budget, known_resource
 from nni_blockswap.cost.table import Indices, Table
 from nni_blockswap.errors import BudgetError, ConfigError, SpaceError
 from nni_blockswap.library import choosing
@@ -41,6 +41,8 @@ class SearchSettings(ScoreSettings):
         tolerance: 0.025 makes each budget a band of 2.5 % on both sides; None is at most the budget, and at least 95 %.
         at_most: take all that costs less than the budgets, too. A library's choice does, unless it has a tolerance: its
             sums are exact, so a floor could only rule out what is both cheaper and better.
+        resources: what else is told of each architecture, beside parameters, MACs and what budgets limit; ``latency``
+            is measured, and a front is one over it, too.
         method: how architectures are chosen.
         samples: architectures a budget.
         candidates: where given, the only substitutes to try, by block label.
@@ -51,6 +53,7 @@ class SearchSettings(ScoreSettings):
     budgets: Sequence[str]
     tolerance: float | None = None
     at_most: bool = False
+    resources: Sequence[str] = ()
     method: str = "uniform"
     samples: int = 1000
     candidates: Mapping[str, Sequence[str]] | None = None
@@ -196,8 +199,9 @@ def score(
 
 
 def table_of(settings: SearchSettings) -> Table:
-    """Costs of the candidates that the settings allow, by all resources that a budget limits."""
+    """Costs of the candidates that the settings allow, by all resources that a budget limits or ``resources`` names."""
     resources = [name for budget in settings.parsed() for name in budget.resources]
+    resources += [known_resource(name, f"'{name}' is no resource") for name in settings.resources]
     table = cost_table(settings.space, settings.space_args, resources)
     if not table.labels:
         raise SpaceError(f"{settings.space} has no block, so there is nothing to search.")

@@ -187,7 +187,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         restore_gpus()
         (self._folder() / ERROR).unlink(missing_ok=True)
         from nni_blockswap.experiment.classargs import read_settings
-        from nni_blockswap.searching import search
+        from nni_blockswap.searching import search, table_of
 
         base = code_directory()
         settings, count = read_settings(self._settings, self._search_space, base)
@@ -206,6 +206,10 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
                 f"{count} students are asked for and {len(best)} architectures have a score at {ranking.budget}; "
                 "lower students and maxTrialNumber, raise samples, or widen the budget."
             )
+        left = settings.parsed()[0].spelled_unused(table_of(settings), best[0].costs)
+        _log.info(
+            "The best of %d at %s: %s (%s)", len(ranking.architectures), ranking.budget, best[0].spelled_costs, left
+        )
         self._search_is_over()
         return Students.select(self._folder() / STUDENTS, best)
 

@@ -22,14 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the best of each budget."""
     from nni_blockswap.results.tables import markdown
+    from nni_blockswap.searching import table_of
     from nni_blockswap.studies.front import front, spaced
 
     options.budget = spaced(options.budgets, options.points)
+    settings = settings_of(options)
     with SearchLine() as shown:
-        found = front(settings_of(options), options.out, shown)
-    rows: list[tuple[str, ...]] = [("budget", "score", *found.teacher.costs)]
-    for name, one in (*found.chosen.items(), ("teacher", found.teacher)):
-        rows.append((name, f"{one.score:.6g}", *(f"{cost:,}" for cost in one.costs.values())))
+        found = front(settings, options.out, shown)
+    rows: list[tuple[str, ...]] = [("budget", "score", *found.teacher.costs, "of the budget")]
+    spare = [budget.spelled_unused(table_of(settings), one.costs)
+             for budget, one in zip(settings.parsed(), found.chosen.values(), strict=True)]  # fmt: skip
+    best = (*found.chosen.items(), ("teacher", found.teacher))
+    for (name, one), left in zip(best, [*spare, ""], strict=True):
+        rows.append((name, f"{one.score:.6g}", *(f"{cost:,}" for cost in one.costs.values()), left))
     print(markdown(rows))
     print(f"{len(found.architectures)} of {len(found.everything)} on the front; {options.out}/front.csv and front.png")
     return 0

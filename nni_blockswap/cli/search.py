@@ -54,6 +54,13 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add_score_options(parser, required=False)
     add_band_options(parser)
     parser.add_argument(
+        "--resources",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="what else to tell of each architecture, beside parameters, MACs and what is limited: latency",
+    )
+    parser.add_argument(
         "--method",
         default="uniform",
         metavar="NAME",
@@ -90,11 +97,10 @@ def run(options: argparse.Namespace) -> int:
         rankings = search(settings, options.out, line)
     for ranking, budget in zip(rankings, budgets, strict=True):
         best = ranking.best
-        unused = budget.unused(table, best.costs)
         folder = Path(options.out) / (budget.folder if len(rankings) > 1 else "")
         print(
             f"{ranking.budget}: best of {len(ranking.architectures)}: score {best.score:.6g}, "
-            f"{best.spelled_costs} ({', '.join(f'{share:.1%} of {name}' for name, share in unused.items())} unused)\n"
+            f"{best.spelled_costs} ({budget.spelled_unused(table, best.costs)})\n"
             f"  {' '.join(best.choices.values())}\n  in {folder / 'best.json'}"
         )
     for name, column in table.columns.items():
@@ -128,6 +134,7 @@ def settings_of(options: argparse.Namespace) -> SearchSettings:
         budgets=options.budget,
         tolerance=options.tolerance,
         at_most=options.at_most,
+        resources=options.resources,
         method=options.method,
         samples=options.samples,
         proxy=options.proxy,

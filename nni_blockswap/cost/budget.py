@@ -108,9 +108,7 @@ class Budget:
             match = _LIMIT.fullmatch(part)
             if match is None or (sign and written is None):
                 raise BudgetError(f"'{text}' is not a budget; {_RULE}.")
-            resource = _resource(match["resource"] or "params")
-            if resource is None:
-                raise BudgetError(f"'{text}' is not a budget; {_RULE}. Resources are {', '.join(RESOURCES)}.")
+            resource = known_resource(match["resource"] or "params", f"'{text}' is not a budget; {_RULE}")
             if resource in limits:
                 raise BudgetError(f"'{text}' limits {resource} twice; {_RULE}.")
             limits[resource] = _figure(text, match["number"], match["unit"], resource)
@@ -167,6 +165,10 @@ class Budget:
         """The share of the most allowed of each limited resource that an architecture with ``costs`` leaves over."""
         return {resource: 1 - costs[resource] / most for resource, (_, most) in self.bounds(table).items()}
 
+    def spelled_unused(self, table: Table, costs: Mapping[str, int]) -> str:
+        """``unused`` for people: ``0.3% of params, 41.0% of macs unused``."""
+        return f"{', '.join(f'{share:.1%} of {name}' for name, share in self.unused(table, costs).items())} unused"
+
     def describe(self, table: Table) -> str:
         """The totals allowed, for people: ``380,000 to 400,000 parameters``."""
         windows = [spell_window(table.column(name).unit, window) for name, window in self.bounds(table).items()]
@@ -204,13 +206,19 @@ def spell_window(unit: str, window: tuple[int, int]) -> str:
     return f"{f'{low:,} to' if low else 'at most'} {high:,} {unit}"
 
 
-def _resource(name: str) -> str | None:
-    """The name of a resource, in any case, or of what an import path names; None where there is none."""
+def known_resource(name: str, fault: str) -> str:
+    """The name of a resource, in any case, or of what an import path names.
+
+    Raises:
+        BudgetError: there is none; it says ``fault``, and which there are.
+    """
     if ":" in name:
         found = RESOURCES[name]
         RESOURCES.register(found.name, found)
         return found.name
-    return name.lower() if name.lower() in RESOURCES else None
+    if name.lower() not in RESOURCES:
+        raise BudgetError(f"{fault}. Resources are {', '.join(RESOURCES)}.")
+    return name.lower()
 
 
 def _figure(text: str | int, number: str, unit: str, resource: str) -> int | float:

@@ -8,8 +8,9 @@ better.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -206,5 +207,33 @@ def draw(found: Front) -> "Figure":
         axes.set_xlabel(unit_of(name))
         axes.set_xscale("log")
     figure.axes[0].set_ylabel(found.proxy)
+    figure.axes[0].legend(fontsize=8)
+    return figure
+
+
+def draw_errors(rows: Sequence[Sequence[Any]], teacher: float | None) -> "Figure":
+    """Error in percent against each cost, of those in a front's table that were trained.
+
+    Args:
+        rows: of front.csv with a column ``error`` behind ``score``, its head first.
+        teacher: the teacher's error, if it is known.
+    """
+    from matplotlib.figure import Figure
+
+    head, *lines = rows
+    first = head.index("error") + 1
+    resources = list(takewhile(lambda name: not name.startswith("block_") and name != "id", head[first:]))
+    trained = [line for line in lines if line[first - 1] is not None]
+    figure = Figure(figsize=(6.0 * len(resources), 4.8), layout="constrained")
+    for place, axes in enumerate(np.ravel(figure.subplots(1, len(resources), sharey=True)), start=first):
+        costs, errors = [int(line[place]) for line in trained], [line[first - 1] for line in trained]
+        axes.scatter(costs, errors, color="C3", s=30, label="trained")
+        for line, cost, error in zip(trained, costs, errors, strict=True):
+            axes.annotate(line[0], (cost, error), xytext=(3, 4), textcoords="offset points", fontsize=6)
+        if teacher is not None:
+            axes.axhline(teacher, color="black", linestyle="--", label="teacher")
+        axes.set_xlabel(unit_of(head[place]))
+        axes.set_xscale("log")
+    figure.axes[0].set_ylabel("error in percent")
     figure.axes[0].legend(fontsize=8)
     return figure

@@ -9,7 +9,7 @@ from typing import Any
 from nni_blockswap.files import write_text
 from nni_blockswap.results.tables import markdown, write_csv, write_png
 from nni_blockswap.studies.error_figure import figure, title_of
-from nni_blockswap.studies.front import FRONT_TABLE
+from nni_blockswap.studies.front import FRONT_TABLE, draw_errors
 from nni_blockswap.studies.latency import Latency, measure
 from nni_blockswap.studies.trials import Point, Trial, points, read_trials, teacher_point
 from nni_blockswap.training.checkpoints import stored_bytes
@@ -18,7 +18,8 @@ from nni_blockswap.training.checkpoints import stored_bytes
 def report(folders: Iterable[str | Path], out: str | Path, latency_batch: int | None = 1) -> str:
     """Compare all trials below ``folders``. Writes ``out``/report.md, report.csv, trials.csv and report.png.
 
-    Where an experiment searched a front, its front.csv is written there too, with the errors that were reached.
+    Where an experiment searched a front, its front.csv is written there too, with the errors that were reached, and
+    front.png draws them against each cost.
 
     Args:
         latency_batch: images a forward pass when latency is measured; None does not measure it.
@@ -47,6 +48,7 @@ def report(folders: Iterable[str | Path], out: str | Path, latency_batch: int | 
     write_csv(folder / "trials.csv", _trial_rows(trials))
     for name, rows in _fronts(folders, trials):
         write_csv(folder / name, rows)
+        write_png((folder / name).with_suffix(".png"), draw_errors(rows, None if teacher is None else teacher.error))
     write_png(folder / "report.png", figure(compared, latencies, title))
     return table
 

@@ -2,19 +2,23 @@ import csv
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
+import numpy as np
 import pytest
 from scipy.stats import rankdata
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.cli import main
 from nni_blockswap.cost.budget import Budget
+from nni_blockswap.cost.resources import RESOURCES
+from nni_blockswap.cost.table import Column, Table
 from nni_blockswap.errors import BudgetError
 from nni_blockswap.files import write_json
 from nni_blockswap.results.tables import write_csv
 from nni_blockswap.searching import SearchSettings, table_of
 from nni_blockswap.studies.comparison import Comparison, contestants
-from nni_blockswap.studies.front import front, nondominated, spaced
+from nni_blockswap.studies.front import draw_errors, front, nondominated, spaced
 from nni_blockswap.studies.report import report
 from tests.conftest import WRN
 from tests.test_searching import SETTINGS, SPACE_ARGS
@@ -110,12 +114,48 @@ def test_the_report_sets_errors_beside_a_front(tmp_path: Path) -> None:
         here.save(experiment / name / "architecture.json")
         write_json(experiment / name / "result.json", {"accuracy": accuracy, "params": here.params, "macs": here.macs})
         write_json(experiment / name / "settings.json", {"seed": 0 if name == "first" else 1})
-    write_csv(experiment / "front.csv", [("network", "score", "id"), ("20%", 3.5, here.id), ("30%", 4.5, there.id)])
+    lines = [("20%", 3.5, here.params, "S", here.id), ("30%", 4.5, there.params, "B(2)", there.id)]
+    write_csv(experiment / "front.csv", [("network", "score", "params", "block_00", "id"), *lines])
     report([experiment], tmp_path / "report", latency_batch=None)
     rows = list(csv.reader((tmp_path / "report/front.csv").read_text().splitlines()))
-    assert rows[0] == ["network", "score", "error", "id"]
+    assert rows[0] == ["network", "score", "error", "params", "block_00", "id"]
     assert float(rows[1][2]) == pytest.approx(15)
-    assert rows[2] == ["30%", "4.5", "", there.id]
+    assert rows[2] == ["30%", "4.5", "", str(there.params), "B(2)", there.id]
+    assert (tmp_path / "report/front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_errors_are_drawn_against_each_cost_of_those_that_were_trained() -> None:
+    head = ["network", "score", "error", "params", "latency", "block_00", "id"]
+    figure = draw_errors([head, ["20%", 1, 7.5, "100", "12", "S", "a"], ["30%", 2, None, "200", "9", "S", "b"]], 5.0)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["parameters", "microseconds"]
+    for axes, cost in zip(figure.axes, (100, 12), strict=True):
+        assert axes.collections[0].get_offsets().tolist() == [[cost, 7.5]]
+        assert list(axes.lines[0].get_ydata()) == [5.0, 5.0]
+        assert [text.get_text() for text in axes.texts] == ["20%"]
+
+
+class Tenths:
+    """A resource that is measured: the teacher's blocks are quick."""
+
+    name, unit, suffixes = "tenths", "tenths", MappingProxyType[str, int]({})
+
+    def measure(self, build: object, counted: Table) -> Column:
+        costs = tuple(np.array([1 if name == "S" else 3 for name in names]) for names in counted.candidates)
+        return Column(self.unit, 5, costs, source={"when": "2026", "where": {}})
+
+
+def test_a_front_is_one_over_further_resources_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RESOURCES._loaded, "tenths", Tenths())
+    settings = SearchSettings(**{**SETTINGS, "budgets": ["20%", "60%"], "resources": ["TENTHS"]})  # type: ignore[arg-type]
+    found = front(settings, tmp_path)
+    for one in (*found.everything, found.teacher):
+        assert one.costs["tenths"] == 5 + sum(1 if name == "S" else 3 for name in one.choices.values())
+    assert {"tenths", "latency"} & set(next(csv.reader((tmp_path / "front.csv").open()))) == {"tenths"}
+    plain = [replace(one, costs={"params": one.params, "macs": one.macs}) for one in found.everything]
+    fewer = {one.id for one in nondominated(plain, higher_is_better=True)}
+    assert fewer < {one.id for one in found.architectures}  # quicker ones stay beside those that score better
+    with pytest.raises(BudgetError, match=r"^'teeth' is no resource\. Resources are params, macs, latency"):
+        table_of(replace(settings, resources=["teeth"]))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
