@@ -207,7 +207,7 @@ def draw(found: Front) -> "Figure":
         axes.set_xlabel(unit_of(name))
         axes.set_xscale("log")
     figure.axes[0].set_ylabel(found.proxy)
-    figure.axes[0].legend(fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     return figure
 
 
