@@ -1,19 +1,34 @@
 """NAS-Bench-Macro's networks: their published costs, their arithmetic, and what is drawn and reported of them."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.nas_bench_macro import SPACE, TAUGHT, Network, bands, check_costs, choose, correlate, read, report
+from benchmarks.nas_bench_macro import (
+    SPACE,
+    TAUGHT,
+    Network,
+    bands,
+    check_costs,
+    choose,
+    correlate,
+    measure,
+    read,
+    report,
+)
 from benchmarks.nas_bench_macro_space import NAMES, NasBenchMacroSpace, Nothing, TaughtMacroSpace
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.errors import DataError, SpaceError
 from nni_blockswap.scoring.proxies import make_proxy
+from nni_blockswap.scoring.settings import ScoreSettings
 from tests.scoring.test_proxies import Anything
 
 PUBLISHED = """arch,mean_acc,std,params,flops
@@ -51,6 +66,12 @@ def test_costs_are_the_published_ones(table: Path) -> None:
     for digits in ("00000000", "12121212", "22222222"):
         built = Architecture.from_choices(SPACE, [NAMES[int(digit)] for digit in digits])
         assert built.params == closed_form(digits) == sum(p.numel() for p in built.build().parameters())
+
+
+def test_costs_of_all_published_networks_are_exact(data_root: Callable[[str], Path]) -> None:
+    networks = read(data_root("ranking") / "nas_bench_macro_cifar10.csv")
+    assert len(networks) == 1984
+    check_costs(networks)
 
 
 def test_a_table_that_differs_is_refused(tmp_path: Path) -> None:
@@ -105,6 +126,34 @@ def test_an_unknown_candidate_is_named() -> None:
 
 def networks_of(params: list[int]) -> list[Network]:
     return [Network((NAMES[index % 3],) * 8, float(index), one, 1) for index, one in enumerate(params)]
+
+
+def images_in(folder: Path) -> str:
+    """A class folder or two of noise."""
+    rng = np.random.default_rng(0)
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (folder / name).mkdir(parents=True)
+        for number in range(4):
+            Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / name / f"{number}.png")
+    return str(folder)
+
+
+def test_scores_that_were_made_before_a_kill_are_not_made_again(tmp_path: Path) -> None:
+    settings = ScoreSettings(
+        space=SPACE, space_args={"image_size": 16, "num_classes": 2}, data="image-folder", device="cpu", processes=1,
+        data_root=images_in(tmp_path / "images"), data_options={"image_size": 16}, batch_size=4,
+    )  # fmt: skip
+    networks = [
+        Network(tuple(NAMES[int(digit)] for digit in digits), 0.0, 0, 0)
+        for digits in ("01200000", "10000001", "00000000")
+    ]
+    measure(settings, networks[:2], ["fisher"], tmp_path / "out")
+    (journal,) = (tmp_path / "out").rglob("scores.jsonl")
+    begun = journal.read_text()
+    found = measure(settings, networks, ["fisher"], tmp_path / "out")
+    assert journal.read_text().startswith(begun)
+    assert len(journal.read_text().splitlines()) == 3
+    assert found == measure(settings, networks, ["fisher"], tmp_path / "at-once")
 
 
 def test_larger_samples_begin_with_smaller_ones() -> None:

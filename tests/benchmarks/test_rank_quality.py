@@ -1,11 +1,14 @@
 """The study of networks trained here: what is drawn, and what counts as noise."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.rank_quality import REPEATED, SEEDS, SPACE, draw, noise, report
+from benchmarks import rank_quality
+from benchmarks.rank_quality import REPEATED, SEEDS, SPACE, draw, noise, report, taught_by, train, train_all
 from nni_blockswap.architecture import complete_args
+from nni_blockswap.files import write_json
 from nni_blockswap.studies.rank_study import Trained, correlate
 
 ARGUMENTS = complete_args(SPACE, {"depth": 16, "width": 1})
@@ -37,3 +40,48 @@ def test_noise_is_the_spread_between_seeds() -> None:
         "--image-size 32 --images 100 --epochs 3 --precision 32-true --budget 60K --architectures 5 --name narrow`"
         in text
     )
+
+
+def test_networks_that_were_trained_before_a_kill_are_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, asked = draw(ARGUMENTS, "60K", REPEATED), list[list[str]]()
+
+    def trained(words: list[str], **others: object) -> None:
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        asked.append(words)
+        write_json(Path(words[words.index("--out") + 1]) / "result.json", {"accuracy": 0.5 + len(asked) / 100})
+
+    monkeypatch.setattr(rank_quality.subprocess, "run", trained)
+    given = SimpleNamespace(
+        out=tmp_path, jobs=1, epochs=3, images=100, image_size=8, data_root="data", teacher=None, precision="32-true"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train_all(chosen, given)  # type: ignore[arg-type]
+    before = list(asked)
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train_all(chosen, given)  # type: ignore[arg-type]
+    assert len(before) == len(asked) == 4
+    folders = [words[words.index("--out") + 1] for words in before + asked]
+    assert len(set(folders)) == 8
+
+
+def test_students_of_a_teacher_are_trained_by_its_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[list[str]]()
+
+    def trained(words: list[str], **others: object) -> None:
+        asked.append(words)
+        write_json(Path(words[words.index("--out") + 1]) / "result.json", {"accuracy": 0.75})
+
+    monkeypatch.setattr(rank_quality.subprocess, "run", trained)
+    given = SimpleNamespace(
+        out=tmp_path, epochs=3, images=100, image_size=8, data_root="data", teacher="weights.pt", precision="bf16-mixed"
+    )
+    (one,) = draw(ARGUMENTS, "60K", 1)
+    assert train(one, 2, given) == 25  # type: ignore[arg-type]
+    (words,) = asked
+    assert words[words.index("--teacher") + 1] == "weights.pt"
+    assert "--beta" not in words  # the recipe's own, which weighs attention transfer
+    assert taught_by(one.teacher(), given) == Path("weights.pt")  # type: ignore[arg-type]
