@@ -1,10 +1,18 @@
 """Options of the form NAME=VALUE, the same on every command line."""
 
+import argparse
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from nni_blockswap.errors import ConfigError
+
+
+def add_key_values(command: "argparse._ActionsContainer", *names: str, about: str) -> None:
+    """Declare an option, several pairs of which may follow each other, and which may be repeated."""
+    command.add_argument(
+        *names, nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=f"{about}; may be repeated"
+    )
 
 
 def key_values(pairs: Sequence[str], option: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.key_values import key_values
+from nni_blockswap.key_values import add_key_values, key_values
 
 
 def add_space_options(parser: argparse.ArgumentParser, *, positional: bool = False, required: bool = True) -> None:
@@ -18,18 +18,11 @@ def add_space_options(parser: argparse.ArgumentParser, *, positional: bool = Fal
     parser.add_argument("--space", metavar="SPACE", help="the same, as other commands take it" if positional else text)
     own = parser.add_argument_group("in place of a space, a network of your own")
     own.add_argument("--model", metavar="MODULE:FUNCTION", help="what returns it, such as torchvision.models:resnet50")
-    own.add_argument("--model-arg", action="append", default=[], metavar="NAME=VALUE", help="argument of the function")
+    add_key_values(own, "--model-arg", about="arguments of the function")
     own.add_argument("--input-size", metavar="C,H,W", help="of one image (default 3,224,224)")
     own.add_argument("--include", nargs="+", metavar="PATTERN", help="swap below these module paths alone")
     own.add_argument("--exclude", nargs="+", metavar="PATTERN", help="leave what is below these module paths")
-    parser.add_argument(
-        "--space-arg",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="arguments of the space; may be repeated",
-    )
+    add_key_values(parser, "--space-arg", about="arguments of the space")
 
 
 def space_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -82,13 +75,7 @@ def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True) 
         "--data", required=required, metavar="NAME", help="data set: digits, cifar10, image-folder, imagenet, coco, ..."
     )
     parser.add_argument("--data-root", metavar="DIR", help="folder of the data set")
-    parser.add_argument(
-        "--data-option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="option of the data set; may be repeated",
-    )
+    add_key_values(parser, "--data-option", about="options of the data set")
 
 
 def add_score_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from nni_blockswap.key_values import key_values
+from nni_blockswap.key_values import add_key_values, key_values
 from nni_blockswap.training.attention import Mode
 from nni_blockswap.training.machine import PRECISIONS, Machine
 from nni_blockswap.training.recipe import OF_A_LIBRARY, OPTIMIZERS, SCHEDULES, DetectionRecipe, Optimisation, Recipe
@@ -24,16 +24,7 @@ def add_space(parser: argparse.ArgumentParser) -> None:
     """Options that name a search space."""
     space = parser.add_argument_group("search space")
     space.add_argument("--space", metavar="MODULE:CLASS", help="as in search_spaces.wide_resnet:WideResNetSpace")
-    space.add_argument(
-        "--space-arg",
-        "--space-args",  # in users' configs
-        dest="space_args",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="arguments of the space; may be repeated",
-    )
+    add_key_values(space, "--space-arg", "--space-args", about="arguments of the space")  # the latter in users' configs
 
 
 class StudentParser(argparse.ArgumentParser):
@@ -59,13 +50,7 @@ def add_data(parser: argparse.ArgumentParser, default: str = "cifar10") -> None:
         "--data", default=default, help="data set: digits, cifar10, cifar100, image-folder, imagenet, coco"
     )
     data.add_argument("--data-root", metavar="DIR", help="folder that holds the data set")
-    data.add_argument(
-        "--data-option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="option of the data set; may be repeated",
-    )
+    add_key_values(data, "--data-option", about="options of the data set")
 
 
 def add_teacher_folder(parser: argparse.ArgumentParser) -> None:
@@ -199,7 +184,7 @@ def machine_from(options: argparse.Namespace) -> Machine:
 
 def space_args(options: argparse.Namespace) -> dict[str, Any]:
     """The space's arguments in the command line."""
-    return key_values(options.space_args, "--space-arg")
+    return key_values(options.space_arg, "--space-arg")
 
 
 def data_options(options: argparse.Namespace) -> dict[str, Any]:
