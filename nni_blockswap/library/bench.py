@@ -13,6 +13,7 @@ from nni_blockswap.blocks.inheritance import settle_all
 from nni_blockswap.blocks.shells import Block
 from nni_blockswap.blocks.weights import initialise, seeded
 from nni_blockswap.cost.table import ORIGINAL
+from nni_blockswap.errors import CheckpointError
 from nni_blockswap.library import store
 from nni_blockswap.library.fitting import LastConvolution
 from nni_blockswap.library.measuring import Error, spread
@@ -72,7 +73,7 @@ class Bench:
     @property
     def steps_done(self) -> int:
         """Of a block that has learned, or 0."""
-        return int(store.read(self.final)[1]["steps"]) if self.final.exists() else 0
+        return int(learned(self.final, self.block.label)["steps"]) if self.final.exists() else 0
 
     def open(self) -> None:
         """Build the candidates: as an interrupted run left them, as a finished one did, or as they begin."""
@@ -202,7 +203,8 @@ class Bench:
                 self.candidates[name].load_state_dict(self._begun[name])
                 error = start
             kept[name] = [error.value, error.deviation]
-        store.write(self.final, self.weights(), {"steps": self.step, "errors": kept, "settled_after": settled})
+        said = {"block": self.block.label, "steps": self.step, "errors": kept, "settled_after": settled}
+        store.write(self.final, self.weights(), said)
         self.state.unlink(missing_ok=True)
 
     def weights(self) -> dict[str, Tensor]:
@@ -213,6 +215,14 @@ class Bench:
         for name, candidate in self.candidates.items():
             for key, value in candidate.state_dict().items():
                 yield f"{name} {key}", value
+
+
+def learned(path: Path, label: str) -> dict[str, Any]:
+    """What a finished file says of its block. Raises CheckpointError where it is damaged, or not one of that block."""
+    said = store.read(path)[1]
+    if said.get("block", label) != label or "errors" not in said:  # those of before do not name their block
+        raise CheckpointError(f"'{path}' is not what {label} has learned; delete it, and build the library again.")
+    return said
 
 
 def of_candidate(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -15,10 +15,10 @@ import nni_blockswap
 from nni_blockswap.architecture import complete_args, cost_table
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.errors import StateError
-from nni_blockswap.files import locked, write_json
+from nni_blockswap.files import locked
 from nni_blockswap.library.bench import Bench
 from nni_blockswap.library.lessons import Lessons
-from nni_blockswap.library.library import ABOUT, Library, read_about
+from nni_blockswap.library.library import Library, read_about, write_about
 from nni_blockswap.library.measuring import Gauge
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import load_teacher
@@ -113,7 +113,7 @@ def _claim(folder: Path, settings: LibrarySettings, teacher: str, data: str) -> 
                 f"'{folder}' holds another library ({', '.join(changed)}); choose another folder for this one."
             )
         identity["steps"] = max(before["steps"], settings.steps)  # fewer than it has are nothing to do
-    write_json(folder / ABOUT, identity)
+    write_about(folder, identity)
 
 
 class _School:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,12 +15,12 @@ from torch import Tensor
 from nni_blockswap.architecture import complete_args
 from nni_blockswap.cost.table import ORIGINAL, Table
 from nni_blockswap.errors import StateError
-from nni_blockswap.files import read_json, write_text
+from nni_blockswap.files import read_json, write_json, write_text
 from nni_blockswap.library import store
-from nni_blockswap.library.bench import of_candidate
+from nni_blockswap.library.bench import learned, of_candidate
 from nni_blockswap.library.measuring import NONE, Error
 
-ABOUT, ERRORS = "library.json", "errors.csv"
+ABOUT, ERRORS, CHECK = "library.json", "errors.csv", "check"
 
 KINDS = {
     "space": str,
@@ -75,7 +76,7 @@ class Library:
                 raise StateError(
                     f"the library in '{folder}' is not finished: {label} is missing; run its command again."
                 )
-            said = store.read(path)[1]
+            said = learned(path, label)
             errors[label] = {ORIGINAL: NONE} | {name: Error(*numbers) for name, numbers in said["errors"].items()}
             digests[label], steps[said["steps"]] = said["digest"], label
         if len(steps) > 1:
@@ -92,7 +93,17 @@ class Library:
 
     def weights(self, label: str, name: str) -> dict[str, Tensor]:
         """Of a block's candidate, by the names that they have in its branch."""
+        self.error(label, name)
         return of_candidate(store.read(self.folder / f"{label}.safetensors")[0], name)
+
+    def error(self, label: str, name: str) -> Error:
+        """Of a block's candidate. Raises StateError where none of that name has learned."""
+        try:
+            return self.errors[label][name]
+        except KeyError:
+            raise StateError(
+                f"the library in '{self.folder}' has no {name} for {label}, as one of another version may; build one."
+            ) from None
 
     def check_space(self, space: str, space_args: Mapping[str, Any]) -> None:
         """Raise StateError unless the library is one of this space with these arguments."""
@@ -115,8 +126,8 @@ class Library:
         """Raise StateError unless it learned from the teacher of this state_dict."""
         if store.digest(state) != self.about["teacher_digest"]:
             raise StateError(
-                f"the library in '{self.folder}' learned from another teacher ('{self.about['teacher']}') than the one "
-                "given; give that one, or build a library from this one."
+                f"the library in '{self.folder}' learned from another teacher ('{self.about.get('teacher')}') than the "
+                "one given; give that one, or build a library from this one."
             )
 
     def write_errors(self, table: Table) -> None:
@@ -126,7 +137,7 @@ class Library:
         lines.writerow(["block", "candidate", "error", "standard_error", *table.columns])
         for block, (label, names) in enumerate(zip(table.labels, table.candidates, strict=True)):
             for index, name in enumerate(names):
-                error = self.errors[label][name]
+                error = self.error(label, name)
                 costs = [int(column.costs[block][index]) for column in table.columns.values()]
                 lines.writerow([label, name, f"{error.value:.6g}", f"{error.deviation:.3g}", *costs])
         write_text(self.folder / ERRORS, stream.getvalue())
@@ -135,9 +146,19 @@ class Library:
         """What each candidate of each block of ``table`` adds to an architecture's score, by a form in ``FORMS``."""
         value = FORMS[form]
         return [
-            [value(self.errors[label][name].value) for name in names]
+            [value(self.error(label, name).value) for name in names]
             for label, names in zip(table.labels, table.candidates, strict=True)
         ]
+
+
+def write_about(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write library.json, with a check that tells when it was damaged."""
+    write_json(folder / ABOUT, {**about, CHECK: _check(about)})
+
+
+def _check(about: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits of plain values by name, in any order."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_about(folder: Path) -> dict[str, Any] | None:
@@ -157,4 +178,7 @@ def read_about(folder: Path) -> dict[str, Any] | None:
         raise StateError(f"'{path}' is damaged, or of another version; choose another folder, or delete this one.")
     if not about["labels"] or not all(isinstance(label, str) and label.isidentifier() for label in about["labels"]):
         raise StateError(f"'{path}' is damaged: its labels name no blocks; choose another folder, or delete this one.")
+    check = about.pop(CHECK, None)  # which those of before do not have
+    if check is not None and check != _check(about):
+        raise StateError(f"'{path}' is damaged: its check tells; choose another folder, or delete this one.")
     return about

@@ -21,7 +21,7 @@ from nni_blockswap.library.bench import Bench
 from nni_blockswap.library.building import build
 from nni_blockswap.library.fitting import LastConvolution
 from nni_blockswap.library.lessons import Lessons
-from nni_blockswap.library.library import Library
+from nni_blockswap.library.library import Library, write_about
 from nni_blockswap.library.measuring import Error
 from nni_blockswap.library.teacher import load_teacher
 from nni_blockswap.tasks import make_task
@@ -314,9 +314,9 @@ def copy_of(library: Library, folder: Path) -> Path:
 
 
 def test_what_a_library_says_it_is_of_is_not_imported(library: Library, tmp_path: Path) -> None:
-    path = copy_of(library, tmp_path) / "library.json"
+    copy_of(library, tmp_path)
     call = {"model": "os:mkdir", "model_args": {"path": str(tmp_path / "made")}}
-    path.write_text(json.dumps({**json.loads(path.read_text()), "space": NETWORK, "space_args": call}))
+    write_about(tmp_path, {**library.about, "space": NETWORK, "space_args": call})
     stranger = Library.load(tmp_path)
     with pytest.raises(StateError, match=r"is of .*, not of"):
         stranger.check_space(WRN, SPACE_ARGS)
@@ -330,6 +330,35 @@ def test_errors_that_were_changed_on_disk_are_refused(library: Library, tmp_path
     path.write_bytes(content[:at] + (b"1" if content[at : at + 1] != b"1" else b"2") + content[at + 1 :])
     with pytest.raises(CheckpointError, match=r"block_01\.safetensors' is damaged"):
         Library.load(tmp_path)
+
+
+def test_a_library_json_that_was_changed_is_refused(library: Library, teacher: Path, tmp_path: Path) -> None:
+    path = copy_of(library, tmp_path) / "library.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    for read in (Library.load, lambda folder: build(settings(teacher), folder)):
+        with pytest.raises(StateError, match=r"library\.json' is damaged: its check tells"):
+            read(tmp_path)
+
+
+def test_a_file_of_another_block_or_of_one_that_learns_is_refused(
+    library: Library, teacher: Path, tmp_path: Path
+) -> None:
+    path = copy_of(library, tmp_path) / "block_01.safetensors"
+    unfinished = tmp_path / "state.safetensors"
+    store.write(unfinished, {}, {"step": 3, "begin": 0, "starts": {}})
+    for other in (tmp_path / "block_00.safetensors", unfinished):
+        path.write_bytes(other.read_bytes())
+        for read in (Library.load, lambda folder: build(settings(teacher), folder)):
+            with pytest.raises(CheckpointError, match=r"block_01\.safetensors' is not what block_01 has learned"):
+                read(tmp_path)
+
+
+def test_a_candidate_that_a_library_lacks_is_told(library: Library) -> None:
+    """As of a space that offers more than it did when the library was built."""
+    more = cost_table(WRN, {**SPACE_ARGS, "extra": ["W(1/8)"]})
+    for take in (lambda: library.weights("block_02", "W(1/8)"), lambda: library.values(more)):
+        with pytest.raises(StateError, match=r"has no W\(1/8\) for block_0[02], as one of another version may"):
+            take()
 
 
 def test_blocks_of_unequal_steps_are_no_finished_library(library: Library, teacher: Path, tmp_path: Path) -> None:
@@ -362,7 +391,7 @@ def test_a_library_that_began_otherwise_is_read_and_not_gone_on_with(
     for path in library.folder.glob("*.*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     about = json.loads((tmp_path / "library.json").read_text())
-    del about["starts"]  # as of a library that was built before candidates had the originals' factors
+    del about["starts"], about["check"]  # as of a library built before candidates had the originals' factors
     (tmp_path / "library.json").write_text(json.dumps(about))
     assert Library.load(tmp_path).errors == library.errors
     with pytest.raises(StateError, match=r"another library \(starts was None, now .* choose another folder"):
