@@ -207,6 +207,11 @@ class Bench:
         store.write(self.final, self.weights(), said)
         self.state.unlink(missing_ok=True)
 
+    def tidy(self) -> None:
+        """Remove the state that was kept before a finished run, where that was killed before it could."""
+        if self.state.exists() and store.read(self.state)[1]["begin"] < self.steps_done:
+            self.state.unlink()
+
     def weights(self) -> dict[str, Tensor]:
         """Of all candidates."""
         return dict(self._weights())

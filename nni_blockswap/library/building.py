@@ -136,6 +136,8 @@ class _School:
         """All of ``benches`` that have not made their steps."""
         steps = self._settings.steps
         waiting = [bench for bench in benches if bench.steps_done < steps]
+        for bench in benches:
+            bench.tidy()
         self._total, self._done = len(waiting) * steps, sum(bench.steps_done for bench in waiting)
         self._begun, self._fresh = time.monotonic(), 0
         size = self._settings.blocks_at_once or max(1, len(waiting))
