@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import nni_blockswap as bs
 from nni_blockswap.errors import BlockSwapError
+from nni_blockswap.files import read_json
 from nni_blockswap.tasks.loader import LoaderTask, LossTask
 
 
@@ -231,8 +232,11 @@ def test_a_library_of_a_network_that_a_program_holds(tmp_path: Path) -> None:
     assert best.score is not None
     assert best.score <= min(sums)
     student = best.build()
-    kind = {"epochs": 1, "limit_steps": 1, "lr": 1e-12, "weight_decay": 0.0, "beta": 0.0, "kd": 1.0}
+    kind = {"epochs": 1, "limit_steps": 1, "lr": 1e-12, "weight_decay": 0.0, "temperature": 2.0}
     bs.distill(student, model, loader(), loader(), init=f"library={folder}", out=tmp_path / "student", **kind)
+    by = read_json(tmp_path / "student" / "settings.json")
+    usual = {"beta": 0.0, "kd": 1.0, "schedule": "cosine_steps", "temperature": 2.0, "lr": 1e-12}  # as a trial has it
+    assert {name: by[name] for name in usual} == usual
     swapped = {label: name for label, name in best.choices.items() if name != "S"}
     assert swapped
     learned = [value for label, name in swapped.items() for value in library.weights(label, name).values()]

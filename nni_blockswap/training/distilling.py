@@ -104,7 +104,8 @@ def distill(
         precision: "auto", "32-true", "16-mixed" or "bf16-mixed".
         limit_steps: at most so many batches an epoch, to try things out.
         recipe: all other fields of ``Recipe``: ``lr``, ``optimizer``, ``schedule``, ``warmup``, ``beta``, ``kd``,
-            ``temperature``, ``features``, ``ema``, ``patience``, ``seed``, ...
+            ``temperature``, ``features``, ``ema``, ``patience``, ``seed``, ...; of a student that starts from a library
+            those of ``recipe.OF_A_LIBRARY`` are the defaults.
 
     Raises:
         BlockSwapError: something given does not fit; ``out`` holds another run; or training diverged.
@@ -122,7 +123,7 @@ def distill(
     """
     out = Path(out)
     teacher = copy.deepcopy(teacher)  # it may share modules with the student, and is moved to the device
-    plan = recipe_of(epochs, train, batch_size, recipe)
+    plan = recipe_of(epochs, train, batch_size, init, recipe)
     batches = batches_of(train, val, plan.batch_size // plan.accumulate, workers)
     machine = Machine("1", precision, workers, limit_steps)
     with quietly(), left_alone(*batches):

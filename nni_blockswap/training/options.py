@@ -9,7 +9,7 @@ from nni_blockswap.key_values import add_key_values, key_values
 from nni_blockswap.training.attention import Mode
 from nni_blockswap.training.machine import PRECISIONS, Machine
 from nni_blockswap.training.recipe import OF_A_LIBRARY, OPTIMIZERS, SCHEDULES, DetectionRecipe, Optimisation, Recipe
-from nni_blockswap.training.starting import FRESH, LIBRARY, STARTS
+from nni_blockswap.training.starting import FRESH, STARTS, is_of_library
 from nni_blockswap.trust import add_allow
 
 
@@ -33,7 +33,7 @@ class StudentParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As ever; of a student that starts from a library the defaults are those of ``recipe.OF_A_LIBRARY``."""
         found = super().parse_known_args(args, namespace)
-        if found[0].init.partition("=")[0] != LIBRARY:
+        if not is_of_library(found[0].init):
             return found
         before = {name: self.get_default(name) for name in OF_A_LIBRARY}
         self.set_defaults(**OF_A_LIBRARY)

@@ -27,21 +27,23 @@ from nni_blockswap.tasks.loader import (
     loaders_of,
     own_batches,
 )
-from nni_blockswap.training.recipe import TERMS, Recipe
+from nni_blockswap.training.recipe import OF_A_LIBRARY, TERMS, Recipe
+from nni_blockswap.training.starting import is_of_library
 
 RESERVED = ("loss", "top5", "params", "epochs", "seconds", "metric", "versions")
 """Names that a result has already."""
 
 
-def recipe_of(epochs: int, train: Any, batch_size: int | None, given: Mapping[str, Any]) -> Recipe:
-    """The recipe; of batches that come as they are each is a part of a step."""
+def recipe_of(epochs: int, train: Any, batch_size: int | None, init: str | None, given: Mapping[str, Any]) -> Recipe:
+    """The recipe, with the defaults that suit ``init``; of batches that come as they are each is a part of a step."""
     known = {field.name for field in fields(Recipe)} - {"epochs", "batch_size"}
     for name in given.keys() - known:
         raise ConfigError(f"distill has no option '{name}'; a recipe's are {', '.join(sorted(known))}.")
     if batch_size is not None and not isinstance(train, Dataset):
         raise ConfigError("batch_size is for a Dataset; the batches of train have a size already.")
     size = (batch_size or 128) if isinstance(train, Dataset) else given.get("accumulate", 1)
-    return Recipe(epochs=epochs, batch_size=size, **given)
+    usual = OF_A_LIBRARY if is_of_library(init) else {}
+    return Recipe(epochs=epochs, batch_size=size, **{**usual, **given})
 
 
 def batches_of(train: Any, val: Any, batch_size: int, workers: int) -> tuple[OwnBatches, OwnBatches]:
@@ -147,8 +149,10 @@ def points_of(
     if not recipe.imitates:
         return (), ()
     if teacher is None:
-        weights = ", ".join(f"{name} {getattr(recipe, name):g}" for name in TERMS if getattr(recipe, name))
-        raise ConfigError(f"there is nobody to imitate ({weights}); give a teacher, or set beta=0.")
+        weights = {name: getattr(recipe, name) for name in TERMS if getattr(recipe, name)}
+        shown = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+        unset = ", ".join(f"{name}=0" for name in weights)
+        raise ConfigError(f"there is nobody to imitate ({shown}); give a teacher, or set {unset}.")
     answered = answer(teacher, "teacher", example)
     if recipe.kd and answered.shape[1:] != outputs.shape[1:]:
         raise ConfigError(

@@ -173,7 +173,7 @@ class Recipe(Optimisation):
 
 
 OF_A_LIBRARY: Mapping[str, Any] = {"beta": 0.0, "kd": 1.0, "lr": 0.03, "schedule": "cosine_steps"}
-"""What suits a student that starts from a library: its default under a trial (benchmarks/results/library.md)."""
+"""What suits a student that starts from a library: its defaults (benchmarks/results/library.md)."""
 
 
 @dataclass(frozen=True)

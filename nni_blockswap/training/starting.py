@@ -40,6 +40,11 @@ def check_start(how: str) -> None:
         raise ConfigError(f"a student starts from {' or '.join(STARTS)}, not '{how}'.")
 
 
+def is_of_library(how: str | None) -> bool:
+    """Whether a student starts from a library, and is trained by ``recipe.OF_A_LIBRARY`` where nothing else is said."""
+    return how is not None and how.partition("=")[0] == LIBRARY
+
+
 def remembering(architecture: Architecture, how: str) -> Architecture:
     """``architecture`` whose provenance names the library that its network starts from, if any."""
     digest = library_digest(how)

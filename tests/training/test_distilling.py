@@ -278,7 +278,8 @@ def test_it_stops_early_and_stays_stopped_until_it_is_made_longer(
     [
         ({"colour": "red"}, ConfigError, "distill has no option 'colour'; a recipe's are accumulate, attention, beta"),
         ({"lr": float("nan")}, ConfigError, "--lr must be finite"),
-        ({"beta": 3.0}, ConfigError, r"there is nobody to imitate \(beta 3\); give a teacher, or set beta=0"),
+        ({"beta": 3.0}, ConfigError, r"there is nobody to imitate \(beta 3\); give a teacher, or set beta=0\."),
+        ({"init": "library=lib"}, ConfigError, r"nobody to imitate \(kd 1\); give a teacher, or set kd=0\."),
         ({"batch_size": 8}, ConfigError, "batch_size is for a Dataset"),
         ({"train": iter(BATCHES)}, DataError, "train is a DataLoader, .* again, not a list_iterator"),
         ({"val": None}, DataError, "val is a DataLoader, a Dataset, or batches .* not a NoneType"),
