@@ -209,7 +209,7 @@ class Bench:
 
     def tidy(self) -> None:
         """Remove the state that was kept before a finished run, where that was killed before it could."""
-        if self.state.exists() and store.read(self.state)[1]["begin"] < self.steps_done:
+        if self.state.exists() and store.about(self.state)["begin"] < self.steps_done:
             self.state.unlink()
 
     def weights(self) -> dict[str, Tensor]:
@@ -223,8 +223,8 @@ class Bench:
 
 
 def learned(path: Path, label: str) -> dict[str, Any]:
-    """What a finished file says of its block. Raises CheckpointError where it is damaged, or not one of that block."""
-    said = store.read(path)[1]
+    """What a finished file says of its block. Raises CheckpointError where that is damaged, or is of another block."""
+    said = store.about(path)
     if said.get("block", label) != label or "errors" not in said:  # those of before do not name their block
         raise CheckpointError(f"'{path}' is not what {label} has learned; delete it, and build the library again.")
     return said

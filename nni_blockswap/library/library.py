@@ -59,11 +59,11 @@ class Library:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Library":
-        """What ``build`` left in ``folder``.
+        """What ``build`` left in ``folder``; weights are read, and held against their digest, when they are asked for.
 
         Raises:
             StateError: there is none, or it is not finished.
-            CheckpointError: it is damaged.
+            CheckpointError: what it says of itself is damaged.
         """
         folder = Path(folder)
         about = read_about(folder)
@@ -92,7 +92,12 @@ class Library:
         return hashlib.sha256(" ".join(self.digests.values()).encode()).hexdigest()[:16]
 
     def weights(self, label: str, name: str) -> dict[str, Tensor]:
-        """Of a block's candidate, by the names that they have in its branch."""
+        """Of a block's candidate, by the names that they have in its branch.
+
+        Raises:
+            StateError: none of that name has learned.
+            CheckpointError: they are damaged.
+        """
         self.error(label, name)
         return of_candidate(store.read(self.folder / f"{label}.safetensors")[0], name)
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +45,45 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: it is missing or damaged.
     """
+    with _opened(path) as content:
+        said = _said(content, path)
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  # it is no mapping
+    if digest(tensors) != said["digest"]:
+        raise _damaged(path)
+    return tensors, said
+
+
+def about(path: str | Path) -> dict[str, Any]:
+    """What ``write`` was told about the tensors, and their digest, without a look at the tensors themselves.
+
+    Raises:
+        CheckpointError: it is missing, or what it says is damaged.
+    """
+    with _opened(path) as content:
+        return _said(content, path)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as content:
-            metadata = content.metadata() or {}
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  # it is no mapping
-        said, found, check = (str(metadata[name]) for name in ("about", "digest", "check"))
+            yield content
     except FileNotFoundError:
         raise CheckpointError(f"there is no file '{path}'.") from None
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"'{path}' cannot be read, it may be damaged ({error}); delete it.") from error
-    if digest(tensors) != found or _check(said, found) != check:
-        raise CheckpointError(f"'{path}' is damaged: its content is not that of its digest; delete it.")
-    return tensors, {**json.loads(said), "digest": found}
+
+
+def _said(content: Any, path: str | Path) -> dict[str, Any]:
+    metadata = content.metadata() or {}
+    said, found, check = (str(metadata[name]) for name in ("about", "digest", "check"))
+    if _check(said, found) != check:
+        raise _damaged(path)
+    return {**json.loads(said), "digest": found}
+
+
+def _damaged(path: str | Path) -> CheckpointError:
+    return CheckpointError(f"'{path}' is damaged: its content is not that of its digest; delete it.")
 
 
 def _check(about: str, found: str) -> str:

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from nni_blockswap import Architecture
 from nni_blockswap.architecture import NETWORK, cost_table
 from nni_blockswap.errors import ConfigError, StateError
+from nni_blockswap.library import store
 from nni_blockswap.library.assembling import assemble, branches
 from nni_blockswap.library.building import build
 from nni_blockswap.library.library import Library
@@ -18,7 +20,7 @@ from nni_blockswap.library.teacher import load_teacher
 from nni_blockswap.tasks import make_task
 from nni_blockswap.training import distillation_trial
 from nni_blockswap.training.recipe import Recipe
-from nni_blockswap.training.starting import remembering, start
+from nni_blockswap.training.starting import identity, remembering, start
 from tests.conftest import WRN
 from tests.library.conftest import SPACE_ARGS, make_teacher, settings
 from tests.library.own import own
@@ -81,6 +83,24 @@ def test_a_student_starts_from_it_and_remembers_it(library: Library, teacher: Pa
     for how, taught in (("library", original), (f"library={library.folder}", None)):
         with pytest.raises(ConfigError, match="library=DIR, if an Architecture"):
             start(student, how, taught, seed=0)
+
+
+def test_weights_are_read_once_and_of_swapped_blocks_alone(
+    library: Library, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    read = store.read
+
+    def counted(path: Path) -> Any:
+        reads.append(path.stem)
+        return read(path)
+
+    monkeypatch.setattr(store, "read", counted)
+    architecture, how = Architecture.from_choices(WRN, ["W(1/2)", "S", "G(4)"], SPACE_ARGS), f"library={library.folder}"
+    assert identity(how) == f"library={library.digest}"
+    student = remembering(architecture, how).build()
+    start(student, how, load_teacher(WRN, SPACE_ARGS, str(teacher))[0], seed=0)
+    assert reads == ["block_00", "block_02"]
 
 
 def test_a_trial_starts_from_it(library: Library, teacher: Path, tmp_path: Path) -> None:
