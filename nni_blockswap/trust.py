@@ -30,14 +30,15 @@ def allow(packages: Sequence[str]) -> None:
 
 
 def add_allow(parser: argparse.ArgumentParser) -> None:
-    """Which code the files of architectures may have run."""
+    """Which code the files of architectures and libraries may have run."""
     parser.add_argument(
         "--allow",
         nargs="+",
         action="extend",
         default=[],
         metavar="PACKAGE",
-        help="that an architecture's file may name, and run the code of; beside this project's, torchvision and timm",
+        help="that the file of an architecture or a library may name, and run the code of; beside this project's, "
+        "torchvision and timm",
     )
 
 

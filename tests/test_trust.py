@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from nni_blockswap import Architecture
+from nni_blockswap.architecture import complete_args
 from nni_blockswap.cli import main
 from nni_blockswap.errors import SpaceError
+from nni_blockswap.library.library import write_about
 from nni_blockswap.trust import distrust
 from tests.conftest import SMALL, WRN
 
@@ -50,6 +52,20 @@ def test_on_the_command_line(elsewhere, capsys):
     assert not Path("ran").exists()
     assert "--allow somebodys" in capsys.readouterr().err
     assert main(["show", "a.json", "--allow", "somebodys"]) == 0
+
+
+def test_a_librarys_file_names_no_module_either(elsewhere, capsys):
+    arguments = complete_args(WRN, {**SMALL, "extra": ["somebodys:Mine(1)"]})
+    about = {"space": WRN, "space_args": arguments, "labels": ["block_00"], "data": "digits", "teacher_digest": ""}
+    write_about(Path("lib"), {**about, "steps": 1, "seed": 0})
+    command = ["search", "--space", WRN, "--proxy", "library", "--library", "lib", "--budget", "60%", "--out", "new"]
+    assert main(command) == 2
+    assert not Path("ran").exists()
+    said = capsys.readouterr().err
+    assert said.startswith("blockswap: with the arguments that the library in 'lib' has: it names 'somebodys'")
+    assert "--allow somebodys" in said
+    assert main([*command, "--allow", "somebodys"]) == 2  # which is no family of substitutes
+    assert Path("ran").exists()
 
 
 @pytest.mark.parametrize(

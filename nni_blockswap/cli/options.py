@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nni_blockswap.errors import ConfigError
+from nni_blockswap.errors import ConfigError, SpaceError
 from nni_blockswap.key_values import add_key_values, key_values
+from nni_blockswap.trust import distrust, packages_in
 
 
 def add_space_options(parser: argparse.ArgumentParser, *, positional: bool = False, required: bool = True) -> None:
@@ -119,13 +120,25 @@ def score_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def of_library(given: dict[str, Any], folder: str | None) -> dict[str, Any]:
-    """Score settings with the library's data and arguments of the space, where the command line does not say."""
+    """Score settings with the library's data and arguments of the space, where the command line does not say.
+
+    Raises:
+        SpaceError: with the library's arguments there is no such space, or they name a package that no file may.
+    """
     if folder is None:
         return given
-    from nni_blockswap.library.library import Library, read_about  # NNI comes with it, and takes seconds
+    from nni_blockswap.architecture import cost_table  # NNI comes with it, and takes seconds
+    from nni_blockswap.library.library import Library, read_about
 
     about: Mapping[str, Any] | None = read_about(Path(folder))
     if about is None:
         about = {"space": None} if given["data"] else Library.load(folder).about  # which says that there is none
     own = about["space_args"] if about["space"] == given["space"] else {}
-    return {**given, "data": given["data"] or about["data"], "space_args": {**own, **given["space_args"]}}
+    arguments = {**own, **given["space_args"]}
+    if own:
+        try:
+            with distrust(packages_in([given["space"], given["space_args"]])):
+                cost_table(given["space"], arguments)
+        except SpaceError as error:
+            raise SpaceError(f"with the arguments that the library in '{folder}' has: {error}") from error
+    return {**given, "data": given["data"] or about["data"], "space_args": arguments}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nni_blockswap.cli.options import add_score_options, add_space_options, of_library, score_settings
 from nni_blockswap.errors import ConfigError
+from nni_blockswap.trust import add_allow
 
 if TYPE_CHECKING:
     from nni_blockswap.library.library import Library
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--library", metavar="DIR", help="of the space and data, for the proxies library and library_log"
     )
+    add_allow(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for scores, tables and scatter plot")
 
 

@@ -22,6 +22,7 @@ from nni_blockswap.cli.options import (
 )
 from nni_blockswap.cli.terminal import ProgressLine, spell_time
 from nni_blockswap.errors import ConfigError
+from nni_blockswap.trust import add_allow
 
 if TYPE_CHECKING:  # torch is imported when a search starts, not for --help
     from nni_blockswap.conversation import Progress
@@ -76,6 +77,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--library", metavar="DIR", help="with --proxy library or library_log: the exact optimum by its errors, at once"
     )
+    add_allow(parser)
     parser.add_argument(
         "--train-minibatches",
         type=int,
