@@ -35,6 +35,12 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object], mod
         raise
 
 
+def remove_abandoned(path: Path) -> None:
+    """Remove what killed processes had begun to write to ``path``; nobody may be writing there now."""
+    for temporary in path.parent.glob(f".{path.name}.*"):
+        temporary.unlink(missing_ok=True)
+
+
 def copy_atomically(source: Path, target: Path) -> None:
     """Copy a file's content; ``target`` is never seen half-written."""
     with source.open("rb") as content:

@@ -14,6 +14,7 @@ from nni_blockswap.blocks.shells import Block
 from nni_blockswap.blocks.weights import initialise, seeded
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import CheckpointError
+from nni_blockswap.files import remove_abandoned
 from nni_blockswap.library import store
 from nni_blockswap.library.fitting import LastConvolution
 from nni_blockswap.library.measuring import Error, spread
@@ -208,7 +209,9 @@ class Bench:
         self.state.unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Remove the state that was kept before a finished run, where that was killed before it could."""
+        """Remove what a killed run left: files half-written, and the state of one that had finished."""
+        for path in (self.final, self.state):
+            remove_abandoned(path)
         if self.state.exists() and store.about(self.state)["begin"] < self.steps_done:
             self.state.unlink()
 
