@@ -44,8 +44,9 @@ from nni_blockswap.cost.resources.timing import interleaved  # noqa: E402
 from nni_blockswap.files import read_json, write_json, write_text  # noqa: E402
 from nni_blockswap.key_values import key_values  # noqa: E402
 from nni_blockswap.library.assembling import assemble  # noqa: E402
-from nni_blockswap.library.building import Progress, build  # noqa: E402
+from nni_blockswap.library.building import build  # noqa: E402
 from nni_blockswap.library.library import Library  # noqa: E402
+from nni_blockswap.library.school import Progress  # noqa: E402
 from nni_blockswap.library.settings import LibrarySettings  # noqa: E402
 from nni_blockswap.searching import SearchSettings, search  # noqa: E402
 from nni_blockswap.tasks import make_task  # noqa: E402

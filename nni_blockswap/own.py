@@ -10,7 +10,7 @@ from nni_blockswap.architecture import named_arguments
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.conversation import OnProgress, Progress
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.library import building
+from nni_blockswap.library import building, school
 from nni_blockswap.library.library import Library
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.results.ranking import Ranking
@@ -89,7 +89,7 @@ def build_library(
     loader: Any,
     *,
     out: str | Path,
-    on_progress: Callable[[building.Progress], None] | None = None,
+    on_progress: Callable[[school.Progress], None] | None = None,
     **settings: Any,
 ) -> Library:
     """Teach every candidate of every block to do what the network's own block does, on ``loader``'s images.

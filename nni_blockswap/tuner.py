@@ -31,7 +31,7 @@ from nni_blockswap.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:  # torch is imported when the search begins: NNI gives a tuner ten seconds to connect
     from nni_blockswap.conversation import Progress
-    from nni_blockswap.library.building import Progress as Steps
+    from nni_blockswap.library.school import Progress as Steps
     from nni_blockswap.searching import SearchSettings
 
 STUDENTS, PLANNED, PROGRESS = "students.json", "max_trials.json", "progress.json"

@@ -17,7 +17,7 @@ from nni_blockswap.cli.terminal import ProgressLine, spell_time
 from nni_blockswap.key_values import key_values
 
 if TYPE_CHECKING:  # torch is imported when the work starts, not for --help
-    from nni_blockswap.library.building import Progress
+    from nni_blockswap.library.school import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.files import copy_atomically, expanded, read_json, write_json
-from nni_blockswap.library.building import Progress, build
+from nni_blockswap.library.building import build
+from nni_blockswap.library.school import Progress
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import original_of
 from nni_blockswap.searching import SearchSettings

@@ -16,7 +16,7 @@ from nni_blockswap.architecture import NETWORK, cost_table
 from nni_blockswap.blocks.site import Site
 from nni_blockswap.errors import CheckpointError, ConfigError, StateError
 from nni_blockswap.files import locked
-from nni_blockswap.library import building, store
+from nni_blockswap.library import building, school, store
 from nni_blockswap.library.bench import Bench
 from nni_blockswap.library.building import build
 from nni_blockswap.library.fitting import LastConvolution
@@ -105,7 +105,7 @@ def test_who_gets_worse_keeps_what_it_began_with(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = build(settings(teacher, steps=1, lr=1e-12), tmp_path / "begun")
-    monkeypatch.setattr(building, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(school, "SAVE_EVERY", 0.0)
     with pytest.raises(Killed):
         build(settings(teacher, steps=4, lr=9.0), tmp_path / "wild", _killed_at(7))
     wild = build(settings(teacher, steps=4, lr=9.0), tmp_path / "wild")  # what it began with is known to it
@@ -121,7 +121,7 @@ def test_who_gets_worse_keeps_what_it_began_with(
 def test_a_library_that_was_killed_is_the_same_in_the_end(
     teacher: Path, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(school, "SAVE_EVERY", 0.0)
     for killed_at in (4, 7, 13):  # steps of blocks: in the first group, at its end, in the second one
         with pytest.raises(Killed):
             build(settings(teacher, blocks_at_once=2), tmp_path, _killed_at(killed_at))
@@ -136,7 +136,7 @@ def test_a_candidate_without_weights_has_its_error_and_learns_nothing(
 ) -> None:
     arguments = {**SPACE_ARGS, "extra": ["tests.library.copies:ZERO(1)"]}
     asked = replace(settings(teacher), space_args=arguments)
-    monkeypatch.setattr(building, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(school, "SAVE_EVERY", 0.0)
     with pytest.raises(Killed):
         build(asked, tmp_path, _killed_at(7))
     library = build(asked, tmp_path)
@@ -156,7 +156,7 @@ def test_a_candidate_without_weights_has_its_error_and_learns_nothing(
 
 
 def _killed_at(step: int) -> Any:
-    def watch(progress: building.Progress) -> None:
+    def watch(progress: school.Progress) -> None:
         if progress.done >= step:
             raise Killed
 
@@ -166,7 +166,7 @@ def _killed_at(step: int) -> Any:
 def test_more_steps_go_on_from_what_was_learned(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build(settings(teacher, lr=GENTLE), tmp_path)
     before = {label: store.read(tmp_path / f"{label}.safetensors")[0] for label in first.digests}
-    monkeypatch.setattr(building, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(school, "SAVE_EVERY", 0.0)
     with pytest.raises(Killed):
         build(settings(teacher, steps=12, lr=GENTLE), tmp_path, _killed_at(26))
     assert Library.load(tmp_path).digests == first.digests  # whole until the longer one is
