@@ -1,8 +1,7 @@
 """Scores on several CPU cores: this process, and helpers beside it that it hands pieces of the work to.
 
-A helper is a Python process of its own. Work comes in on its standard input and scores leave on its standard output, so
-that it ends when this process ends, however that comes about. Every process computes on one thread: a score is the same
-to the last bit whoever finds it.
+A helper, see ``processes``, ends when this process ends, however that comes about. Every process computes on one
+thread: a score is the same to the last bit whoever finds it.
 """
 
 import os
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 
 from nni_blockswap.errors import WorkerError
+from nni_blockswap.processes import start_helper
 from nni_blockswap.scoring.engines.base import Measure
 from nni_blockswap.scoring.proxies import Score
 
@@ -95,7 +95,7 @@ class _Team:
     def grow(self, size: int) -> None:
         """Start helpers until there are ``size``."""
         for index in range(len(self._processes), size):
-            self._processes.append(_start_process())
+            self._processes.append(start_helper(__name__))
             self._left.append(0)
             self._ready.append(False)
             threading.Thread(target=self._listen, args=(index,), daemon=True).start()
@@ -148,19 +148,6 @@ class _Team:
 
 
 _READY = "ready"
-
-
-def _start_process() -> "subprocess.Popen[bytes]":
-    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    # Before anything is imported standard output becomes standard error: nothing printed may come between the answers.
-    program = f"import os; answers = os.dup(1); os.dup2(2, 1); from {__name__} import serve; serve(answers)"
-    return subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,  # Ctrl-C is for this process
-    )
 
 
 def serve(descriptor: int) -> None:

@@ -82,8 +82,8 @@ def test_helpers_find_the_same_scores_as_this_process(tmp_path: Path) -> None:
 def test_helpers_live_from_one_call_to_the_next_and_end_with_what_has_them(monkeypatch) -> None:
     candidates = covering(super_network(WRN, torch.float32))
     started = []
-    start_process = workers._start_process
-    monkeypatch.setattr(workers, "_start_process", lambda: started.append(start_process()) or started[-1])
+    start_helper = workers.start_helper
+    monkeypatch.setattr(workers, "start_helper", lambda name: started.append(start_helper(name)) or started[-1])
     draws = []
     monkeypatch.setattr(scoring, "choose", lambda work: draws.append(1) or choose(work))
     one = scorer(processes=2)
