@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--blocks-at-once", type=int, metavar="N", help="blocks whose candidates are in memory together (default: all)"
     )
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="that teach side by side (default: one a core, or one a GPU)"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the library")
 
 
@@ -59,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
             name: getattr(options, name)
             for name in ("teacher", "steps", "batch_size", "lr", "weight_decay", "held_out")
         },
-        **{name: getattr(options, name) for name in ("seed", "device", "precision", "blocks_at_once")},
+        **{name: getattr(options, name) for name in ("seed", "device", "precision", "blocks_at_once", "processes")},
     )
     with ProgressLine(_steps) as shown:
         library = build(settings, options.out, shown)

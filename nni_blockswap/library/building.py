@@ -1,21 +1,24 @@
 """Builds a library: candidates of all blocks learn side by side on one forward pass of the teacher a step."""
 
-from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import nni_blockswap
 from nni_blockswap.architecture import complete_args, cost_table
+from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.errors import StateError
 from nni_blockswap.files import locked
+from nni_blockswap.library import workers
 from nni_blockswap.library.bench import Bench
 from nni_blockswap.library.lessons import Lessons
 from nni_blockswap.library.library import Library, read_about, write_about
-from nni_blockswap.library.school import Progress, School
+from nni_blockswap.library.school import OnProgress, School
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import load_teacher
+from nni_blockswap.library.workers import Share, shares
 from nni_blockswap.scoring.machine import resolve_device
 from nni_blockswap.scoring.scorer import check_fit
 from nni_blockswap.tasks import Task, make_task
@@ -27,10 +30,14 @@ STARTS = "originals' factors, last convolution fitted"
 """How candidates begin; a library that began otherwise is another one."""
 
 
+NOT_OF_IT = ("blocks_at_once", "processes", "data_root")
+"""Settings that make no other library."""
+
+
 def build(
     settings: LibrarySettings,
     out: str | Path,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> Library:
     """Teach all candidates of all blocks, and keep what they learned in ``out``.
 
@@ -49,24 +56,47 @@ def build(
         return _build(settings, folder, task, on_progress)
 
 
-def _build(settings: LibrarySettings, folder: Path, task: Task, on_progress: Callable[[Progress], None]) -> Library:
+def _build(settings: LibrarySettings, folder: Path, task: Task, on_progress: OnProgress) -> Library:
     lessons = Lessons(task, settings.batch_size, settings.held_out, settings.seed)
     teacher, digest = load_teacher(settings.space, settings.space_args, settings.teacher)
     first = next(lessons.measured())
     _claim(folder, settings, digest, task.fingerprint(first))
-    device = resolve_device(settings.device)
-    teacher.to(device, memory_format=torch.channels_last)
-    benches = [Bench(block, settings, folder, device) for block in teacher.blocks()]
-    school = School(teacher, task, lessons, settings, device, folder, on_progress)
-    school.teach(benches)
+    table = cost_table(settings.space, settings.space_args)
+    here = partial(_teach, teacher, task, lessons, settings, folder)
+    there = partial(teach_share, settings, folder)
+    workers.teach(here, there, shares(settings, resolve_device(settings.device), table), on_progress)
     library = Library.load(folder)
-    library.write_errors(cost_table(settings.space, settings.space_args))
+    library.write_errors(table)
     return library
+
+
+def teach_share(settings: LibrarySettings, folder: Path, share: Share, on_progress: OnProgress) -> None:
+    """Teach some of the blocks, in a process that knows nothing yet."""
+    task = make_task(settings.data, settings.data_root, **settings.data_options)
+    lessons = Lessons(task, settings.batch_size, settings.held_out, settings.seed)
+    teacher, _ = load_teacher(settings.space, settings.space_args, settings.teacher)
+    _teach(teacher, task, lessons, settings, folder, share, on_progress)
+
+
+def _teach(
+    teacher: BlockSpace,
+    task: Task,
+    lessons: Lessons,
+    settings: LibrarySettings,
+    folder: Path,
+    share: Share,
+    on_progress: OnProgress,
+) -> None:
+    device = torch.device(share.device)
+    teacher.to(device, memory_format=torch.channels_last)
+    benches = [Bench(block, settings, folder, device) for block in teacher.blocks() if block.label in share.labels]
+    board = folder / "tensorboard" / share.name
+    School(teacher, task, lessons, settings, device, board, on_progress).teach(benches)
 
 
 def _claim(folder: Path, settings: LibrarySettings, teacher: str, data: str) -> None:
     """Write what the library is, unless it is there already. Raises StateError where another one is."""
-    steps = {name: value for name, value in asdict(settings).items() if name not in ("blocks_at_once", "data_root")}
+    steps = {name: value for name, value in asdict(settings).items() if name not in NOT_OF_IT}
     named = {**steps, "space_args": complete_args(settings.space, settings.space_args)}
     identity = {
         **named,

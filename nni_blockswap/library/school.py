@@ -1,5 +1,6 @@
 """Teaches benches side by side: a step of all their candidates on each forward pass of the teacher."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -39,8 +40,20 @@ class Progress:
     seconds_left: float
 
 
+OnProgress = Callable[[Progress], None]
+
+
 class School:
-    """Teaches benches, group by group, and keeps track of it on disk."""
+    """Teaches benches, group by group, and keeps track of it on disk.
+
+    Args:
+        teacher: whose blocks they learn from, on ``device``.
+        task, lessons: the images.
+        settings: of the library.
+        device: where.
+        board: folder of the curves.
+        on_progress: is told at the beginning, and after each step.
+    """
 
     def __init__(
         self,
@@ -49,11 +62,11 @@ class School:
         lessons: Lessons,
         settings: LibrarySettings,
         device: torch.device,
-        folder: Path,
-        on_progress: Callable[[Progress], None],
+        board: Path,
+        on_progress: OnProgress,
     ) -> None:
         self._teacher, self._task, self._lessons, self._device = teacher, task, lessons, device
-        self._settings, self._folder, self._on_progress = settings, folder, on_progress
+        self._settings, self._board, self._on_progress = settings, board, on_progress
 
     def teach(self, benches: Sequence[Bench]) -> None:
         """All of ``benches`` that have not made their steps."""
@@ -63,6 +76,7 @@ class School:
             bench.tidy()
         self._total, self._done = len(waiting) * steps, sum(bench.steps_done for bench in waiting)
         self._begun, self._fresh = time.monotonic(), 0
+        self._on_progress(Progress(self._done, self._total, math.inf if waiting else 0.0))
         size = self._settings.blocks_at_once or max(1, len(waiting))
         for start in range(0, len(waiting), size):
             group = waiting[start : start + size]
@@ -70,7 +84,7 @@ class School:
                 bench.open()
             self._done += sum(bench.step - bench.steps_done for bench in group)
             quieten_writers()
-            with SummaryWriter(str(self._folder / "tensorboard")) as board:
+            with SummaryWriter(str(self._board)) as board:
                 self._teach_group(group, board)
             for bench in group:
                 bench.close()

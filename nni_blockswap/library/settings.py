@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.scoring.settings import check_count
+from nni_blockswap.scoring.settings import LARGEST, check_count
 from nni_blockswap.seeds import check_seed
 from nni_blockswap.training.ranges import POSITIVE, WEIGHT
 
@@ -34,6 +34,8 @@ class LibrarySettings:
         precision: of the convolutions, one of ``PRECISIONS``; errors are taken in float32.
         blocks_at_once: how many blocks' candidates are held in memory and learn from the same passes of the teacher;
             None is all. What they learn does not depend on it.
+        processes: that teach different blocks side by side; None is one for each of PyTorch's threads, or of GPUs for
+            each GPU. Each holds a teacher of its own. A script's own network or data is taught by one.
 
     Raises:
         ConfigError: what has to be a number is none, or out of its range.
@@ -54,12 +56,14 @@ class LibrarySettings:
     device: str = "auto"
     precision: str = "float32"
     blocks_at_once: int | None = None
+    processes: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "held_out"):
             check_count(name, getattr(self, name))
-        if self.blocks_at_once is not None:
-            check_count("blocks_at_once", self.blocks_at_once)
+        for name in ("blocks_at_once", "processes"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), LARGEST.get(name))
         POSITIVE.check("lr", self.lr)
         WEIGHT.check("weight_decay", self.weight_decay)
         if self.precision not in PRECISIONS:

@@ -1,0 +1,215 @@
+"""A library's blocks in several processes: this one teaches some of them, helpers beside it the others.
+
+Blocks learn independently, so what a block's candidates learn does not depend on who else is taught, or where. On GPUs
+there is a process a GPU, on a CPU one for each of PyTorch's threads.
+"""
+
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nni_blockswap.blocks.origin import is_live
+from nni_blockswap.cost.table import Table
+from nni_blockswap.errors import BlockSwapError, WorkerError
+from nni_blockswap.library.school import OnProgress, Progress
+from nni_blockswap.library.settings import LibrarySettings
+from nni_blockswap.processes import start_helper
+from nni_blockswap.tasks.loader import LoaderTask
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process teaches.
+
+    Attributes:
+        labels: of the blocks, in forward order.
+        device: where.
+        name: of the folder of its curves, below that of all.
+    """
+
+    labels: tuple[str, ...]
+    device: str
+    name: str = ""
+
+
+def shares(settings: LibrarySettings, device: torch.device, table: Table) -> list[Share]:
+    """The blocks of ``table`` by process, so that each has about as many multiplications to do; this one's first.
+
+    Args:
+        settings: of the library.
+        device: that ``settings`` mean.
+    """
+    places = _places(settings, device)[: len(table.labels)]
+    work = {label: int(costs.sum()) for label, costs in zip(table.labels, table.column("macs").costs, strict=True)}
+    given: list[list[str]] = [[] for _ in places]
+    for label in sorted(work, key=lambda label: -work[label]):
+        min(given, key=lambda labels: (sum(work[one] for one in labels), len(labels))).append(label)
+    return [
+        Share(tuple(label for label in table.labels if label in labels), place, str(number) if number else "")
+        for number, (labels, place) in enumerate(zip(given, places, strict=True))
+    ]
+
+
+def _places(settings: LibrarySettings, device: torch.device) -> list[str]:
+    """A device for each process that may be."""
+    is_own = settings.data == LoaderTask.name or settings.space.startswith("__main__:") or is_live(settings.space_args)
+    if is_own:  # can be had by no other process
+        return [str(device)]
+    if device.type == "cuda" and device.index is None:
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())][: settings.processes]
+    if device.type != "cpu":
+        return [str(device)]
+    return ["cpu"] * (settings.processes or torch.get_num_threads())
+
+
+Teach = Callable[[Share, OnProgress], None]
+"""Teaches a share, and tells how far it is."""
+
+
+def teach(here: Teach, there: Teach, asked: Sequence[Share], on_progress: OnProgress) -> None:
+    """Teach the first of the shares here, and each other one in a process of its own.
+
+    Args:
+        here: what teaches in this process.
+        there: what teaches in another one; it can be pickled.
+        asked: the shares.
+        on_progress: told how far all of them are together.
+
+    Raises:
+        BlockSwapError: what a helper raised.
+        WorkerError: a helper died.
+    """
+    own, *others = asked
+    threads = max(1, torch.get_num_threads() // len(asked)) if own.device == "cpu" else torch.get_num_threads()
+    with _threads(threads), _helpers(there, others, threads) as helpers:
+        known: dict[int, Progress] = {}
+
+        def tell(number: int, progress: Progress) -> None:
+            known[number] = progress
+            if len(known) == len(asked):  # all know how much they have to do
+                on_progress(_together(known.values()))
+
+        def tell_own(progress: Progress) -> None:
+            tell(0, progress)
+            helpers.listen(tell, wait=False)
+
+        here(own, tell_own)
+        helpers.listen(tell, wait=True)
+
+
+def _together(known: Collection[Progress]) -> Progress:
+    return Progress(
+        sum(one.done for one in known), sum(one.total for one in known), max(one.seconds_left for one in known)
+    )
+
+
+class _Helpers:
+    """Processes that teach, and what they say."""
+
+    def __init__(self, teach_share: Teach, asked: Sequence[Share], threads: int) -> None:
+        self._said: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+        self._processes = {number: start_helper(__name__, threads) for number in range(1, len(asked) + 1)}
+        self._at_work = set(self._processes)
+        for (number, process), share in zip(self._processes.items(), asked, strict=True):
+            threading.Thread(target=self._run, args=(number, process, (teach_share, share)), daemon=True).start()
+
+    def listen(self, tell: Callable[[int, Progress], None], *, wait: bool) -> None:
+        """Pass on what has been said; with ``wait`` until all have done."""
+        while self._at_work if wait else not self._said.empty():
+            number, message = self._said.get()
+            if isinstance(message, Progress):
+                tell(number, message)
+            elif isinstance(message, BlockSwapError):
+                raise message
+            elif message == _DONE:
+                self._at_work.discard(number)
+            else:
+                raise WorkerError(_obituary(self._processes[number].wait()))
+
+    def close(self) -> None:
+        """End them, at work or not."""
+        for process in self._processes.values():
+            process.kill()
+            process.wait()
+
+    def _run(self, number: int, process: "subprocess.Popen[bytes]", work: Any) -> None:
+        """In a thread: give a helper its work, and pass on what it says; None when it says no more."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(OSError):  # it died, as is told below
+            pickle.dump(work, process.stdin)
+            process.stdin.flush()  # and left open: a helper ends where this ends
+        try:
+            while True:
+                message = pickle.load(process.stdout)
+                self._said.put((number, message))
+                if message == _DONE:
+                    return
+        except (EOFError, pickle.UnpicklingError, OSError):
+            self._said.put((number, None))
+
+
+_DONE = "done"
+
+
+@contextmanager
+def _helpers(teach_share: Teach, asked: Sequence[Share], threads: int) -> Iterator[_Helpers]:
+    helpers = _Helpers(teach_share, asked, threads)
+    try:
+        yield helpers
+    finally:
+        helpers.close()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def serve(descriptor: int) -> None:
+    """What a helper does; what it has to say goes to the file ``descriptor``."""
+    answers, requests = os.fdopen(descriptor, "wb"), sys.stdin.buffer
+    warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module")  # NNI's, and harmless
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+    def say(message: Any) -> None:
+        try:
+            pickle.dump(message, answers)
+            answers.flush()
+        except BrokenPipeError:
+            os._exit(0)  # nobody listens any more
+
+    def end_with_input() -> None:
+        os.read(requests.fileno(), 1)  # unbuffered: an interpreter that ends would wait for the buffer
+        os._exit(0)
+
+    teach_share, share = pickle.load(requests)
+    threading.Thread(target=end_with_input, daemon=True).start()
+    try:
+        teach_share(share, say)
+    except BlockSwapError as error:
+        say(error)
+    say(_DONE)
+
+
+def _obituary(code: int) -> str:
+    cause = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    return (
+        f"a process that taught blocks {cause}; what they learned is kept: start the same command again, with fewer "
+        "processes or blocks at once if memory ran out."
+    )
