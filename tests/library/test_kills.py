@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from nni_blockswap.cli import main
-from nni_blockswap.library import building, store
+from nni_blockswap.library import school, store
 from tests.conftest import SMALL, WRN
 
 MOMENTS = [
@@ -28,7 +28,7 @@ MOMENTS = [
 def learn(teacher: Path, out: Path, moment: tuple[str, int, bool] | None, *words: str) -> None:
     """Build the library in a process that keeps its state after every step and kills itself at a moment."""
     torch.set_num_threads(1)
-    building.SAVE_EVERY = 0.0
+    school.SAVE_EVERY = 0.0
     replace, times = os.replace, 0
 
     def replaced(source: Path, target: Path) -> None:
