@@ -69,3 +69,9 @@ def readable(sentence: str) -> str:
     """A sentence on one line, in which somebody's word of thousands of letters is cut short."""
     line = "\\n".join(sentence.splitlines())
     return re.sub(r"\S{500,}", lambda word: f"{word[0][:60]} ... {word[0][-20:]}", line)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory ran out: Python's own error, or what torch raises, on a GPU and on a CPU."""
+    said = ("out of memory", "not enough memory", "allocate memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in said)

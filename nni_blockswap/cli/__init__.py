@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from nni_blockswap.errors import BlockSwapError, readable
+from nni_blockswap.errors import BlockSwapError, is_out_of_memory, readable
 from nni_blockswap.trust import allow
 
 COMMANDS = (
@@ -30,10 +30,6 @@ COMMANDS = (
     "reproduce",
     "init",
 )
-
-
-NO_MEMORY = ("out of memory", "not enough memory", "allocate memory")
-"""What torch says then, on a GPU and on a CPU."""
 
 
 LESS_MEMORY = {
@@ -61,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"blockswap: {readable(str(error))}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not any(text in str(error) for text in NO_MEMORY):
+        if not is_out_of_memory(error):
             raise
         print(f"blockswap: memory ran out; what was done is kept. {_with_less_memory(options)}.", file=sys.stderr)
         return 2

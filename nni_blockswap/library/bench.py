@@ -79,6 +79,7 @@ class Bench:
     def open(self) -> None:
         """Build the candidates: as an interrupted run left them, as a finished one did, or as they begin."""
         self.begin = self.step = self.steps_done
+        self.starts = {}
         self.candidates = {name: self._built(name) for name in self.block.names if name != ORIGINAL}
         self._optimisers = {
             name: torch.optim.AdamW(weights, self._settings.lr, weight_decay=self._settings.weight_decay)

@@ -1,5 +1,6 @@
 """Teaches benches side by side: a step of all their candidates on each forward pass of the teacher."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.errors import is_out_of_memory
 from nni_blockswap.library.bench import Bench
 from nni_blockswap.library.lessons import Lessons
 from nni_blockswap.library.measuring import Gauge
@@ -20,6 +22,8 @@ from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.watching import watch
 from nni_blockswap.results.writers import quieten_writers
 from nni_blockswap.tasks import Batch, Task
+
+_log = logging.getLogger(__name__)
 
 SAVE_EVERY = 60.0
 """Seconds between two states on disk: what a kill can cost."""
@@ -69,27 +73,44 @@ class School:
         self._settings, self._board, self._on_progress = settings, board, on_progress
 
     def teach(self, benches: Sequence[Bench]) -> None:
-        """All of ``benches`` that have not made their steps."""
+        """All of ``benches`` that have not made their steps; fewer side by side where memory runs out."""
         steps = self._settings.steps
         waiting = [bench for bench in benches if bench.steps_done < steps]
         for bench in benches:
             bench.tidy()
-        self._total, self._done = len(waiting) * steps, sum(bench.steps_done for bench in waiting)
-        self._begun, self._fresh = time.monotonic(), 0
-        self._on_progress(Progress(self._done, self._total, math.inf if waiting else 0.0))
+        for bench in waiting:
+            bench.step = bench.steps_done
+        self._learners, self._begun, self._fresh = waiting, time.monotonic(), 0
+        self._tell()
         size = self._settings.blocks_at_once or max(1, len(waiting))
-        for start in range(0, len(waiting), size):
-            group = waiting[start : start + size]
-            for bench in group:
-                bench.open()
-            self._done += sum(bench.step - bench.steps_done for bench in group)
-            quieten_writers()
-            with SummaryWriter(str(self._board)) as board:
-                self._teach_group(group, board)
-            for bench in group:
-                bench.close()
+        while waiting:
+            group = waiting[:size]
+            try:
+                self._teach_group(group)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or len(group) == 1:
+                    raise
+                size = len(group) // 2
+                _log.warning("Memory ran out with %d blocks side by side; going on with %d.", len(group), size)
+            else:
+                waiting = waiting[len(group) :]
+            finally:
+                for bench in group:
+                    bench.close()
 
-    def _teach_group(self, group: Sequence[Bench], board: SummaryWriter) -> None:
+    def _tell(self) -> None:
+        done, total = sum(bench.step for bench in self._learners), len(self._learners) * self._settings.steps
+        pace = (time.monotonic() - self._begun) / self._fresh if self._fresh else math.inf
+        self._on_progress(Progress(done, total, pace * (total - done) if total > done else 0.0))
+
+    def _teach_group(self, group: Sequence[Bench]) -> None:
+        for bench in group:
+            bench.open()
+        quieten_writers()
+        with SummaryWriter(str(self._board)) as board:
+            self._learn(group, board)
+
+    def _learn(self, group: Sequence[Bench], board: SummaryWriter) -> None:
         new = [bench for bench in group if not bench.starts]
         self._begin([bench for bench in new if not bench.begin])
         for bench, gauge in zip(new, self._measure(new), strict=True):
@@ -116,9 +137,8 @@ class School:
         if step % CURVE_EVERY == 0:
             for name, loss in losses.items():
                 board.add_scalar(name, float(loss), step)
-        self._done, self._fresh = self._done + len(learners), self._fresh + len(learners)
-        rate = self._fresh / (time.monotonic() - self._begun)
-        self._on_progress(Progress(self._done, self._total, (self._total - self._done) / rate))
+        self._fresh += len(learners)
+        self._tell()
 
     def _begin(self, benches: Sequence[Bench]) -> None:
         """Let candidates take over what they can from the originals."""

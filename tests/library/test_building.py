@@ -155,6 +155,36 @@ def test_a_candidate_without_weights_has_its_error_and_learns_nothing(
     assert "ZERO(1)" not in library.errors["block_01"]  # which changes the shape
 
 
+def test_where_memory_runs_out_fewer_blocks_learn_side_by_side(
+    teacher: Path, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, sizes, told = school.School._step, list[int](), list[school.Progress]()
+
+    def scarce(self: school.School, learners: Any, number: int, board: Any) -> None:
+        sizes.append(len(learners))
+        if len(learners) > 1 and number == 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        step(self, learners, number, board)
+
+    monkeypatch.setattr(school.School, "_step", scarce)
+    again = build(settings(teacher), tmp_path, told.append)
+    assert sizes == [3] * 3 + [1] * 18
+    assert again.digests == library.digests
+    assert again.errors == library.errors
+    assert (told[-1].done, told[-1].total) == (18, 18)
+
+
+def test_where_one_block_is_too_much_for_memory_it_is_told(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scarce(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(school.School, "_step", scarce)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        build(settings(teacher), tmp_path)
+
+
 def _killed_at(step: int) -> Any:
     def watch(progress: school.Progress) -> None:
         if progress.done >= step:
