@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from nni_blockswap.cli.options import add_data_options, add_space_options, space_of
@@ -39,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     parser.add_argument("--precision", default="float32", help="float32 (default) or bf16")
     parser.add_argument(
+        "--blocks", nargs="+", metavar="LABEL", help="with more --steps: only these of a finished library, as block_03"
+    )
+    parser.add_argument(
         "--blocks-at-once", type=int, metavar="N", help="blocks whose candidates are in memory together (default: all)"
     )
     parser.add_argument(
@@ -53,16 +57,11 @@ def run(options: argparse.Namespace) -> int:
     from nni_blockswap.library.settings import LibrarySettings
 
     start = time.monotonic()
+    own = {one.name for one in fields(LibrarySettings)} - {"space", "space_args", "data_options"}
     settings = LibrarySettings(
         **_with_widths(space_of(options)),
-        data=options.data,
-        data_root=options.data_root,
         data_options=key_values(options.data_option, "--data-option"),
-        **{
-            name: getattr(options, name)
-            for name in ("teacher", "steps", "batch_size", "lr", "weight_decay", "held_out")
-        },
-        **{name: getattr(options, name) for name in ("seed", "device", "precision", "blocks_at_once", "processes")},
+        **{name: getattr(options, name) for name in own},
     )
     with ProgressLine(_steps) as shown:
         library = build(settings, options.out, shown)

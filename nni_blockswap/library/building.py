@@ -1,15 +1,17 @@
 """Builds a library: candidates of all blocks learn side by side on one forward pass of the teacher a step."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import nni_blockswap
 from nni_blockswap.architecture import complete_args, cost_table
 from nni_blockswap.blocks.space import BlockSpace
-from nni_blockswap.errors import StateError
+from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.files import locked
 from nni_blockswap.library import workers
 from nni_blockswap.library.bench import Bench
@@ -30,7 +32,7 @@ STARTS = "originals' factors, last convolution fitted"
 """How candidates begin; a library that began otherwise is another one."""
 
 
-NOT_OF_IT = ("blocks_at_once", "processes", "data_root")
+NOT_OF_IT = ("steps", "blocks", "blocks_at_once", "processes", "data_root")
 """Settings that make no other library."""
 
 
@@ -96,12 +98,13 @@ def _teach(
 
 def _claim(folder: Path, settings: LibrarySettings, teacher: str, data: str) -> None:
     """Write what the library is, unless it is there already. Raises StateError where another one is."""
-    steps = {name: value for name, value in asdict(settings).items() if name not in NOT_OF_IT}
-    named = {**steps, "space_args": complete_args(settings.space, settings.space_args)}
+    labels = cost_table(settings.space, settings.space_args).labels
+    named = {name: value for name, value in asdict(settings).items() if name not in NOT_OF_IT}
     identity = {
         **named,
+        "space_args": complete_args(settings.space, settings.space_args),
         "data_options": dict(settings.data_options),
-        "labels": list(cost_table(settings.space, settings.space_args).labels),
+        "labels": list(labels),
         "teacher_digest": teacher,
         "data_fingerprint": data,
         "starts": STARTS,
@@ -109,12 +112,23 @@ def _claim(folder: Path, settings: LibrarySettings, teacher: str, data: str) -> 
     identity["versions"] = {"nni_blockswap": nni_blockswap.__version__, "torch": torch.__version__}
     before = read_about(folder)
     if before is not None:
-        loose = ("steps", "teacher", "device", "versions")  # a teacher is known by its digest, not by its path
+        loose = ("teacher", "device", "versions")  # a teacher is known by its digest, not by its path
         changed = [f"{name} was {before.get(name)}, now {value}" for name, value in identity.items()
                    if name not in loose and before.get(name) != value]  # fmt: skip
         if changed:
             raise StateError(
                 f"'{folder}' holds another library ({', '.join(changed)}); choose another folder for this one."
             )
-        identity["steps"] = max(before["steps"], settings.steps)  # fewer than it has are nothing to do
-    write_about(folder, identity)
+    write_about(folder, {**identity, "steps": _wanted(settings, labels, before)})
+
+
+def _wanted(settings: LibrarySettings, labels: Sequence[str], before: Mapping[str, Any] | None) -> dict[str, int]:
+    """How many steps each block is to have made. Raises ConfigError where those named cannot be taught alone."""
+    asked = labels if settings.blocks is None else settings.blocks
+    for label in asked:
+        if label not in labels:
+            raise ConfigError(f"'{label}' is no block of the library; its blocks are {', '.join(labels)}.")
+    if before is None and settings.blocks is not None:
+        raise ConfigError("blocks says which of a library's are given more steps; build the library first, without.")
+    known = dict.fromkeys(labels, 0) if before is None else before["steps"]
+    return {label: max(known[label], settings.steps if label in asked else 0) for label in labels}

@@ -28,7 +28,7 @@ KINDS = {
     "labels": list,
     "data": str,
     "teacher_digest": str,
-    "steps": int,
+    "steps": dict,
     "seed": int,
 }
 """What library.json holds at least."""
@@ -69,7 +69,7 @@ class Library:
         about = read_about(folder)
         if about is None:
             raise StateError(f"there is no library in '{folder}'; 'blockswap library' builds one.")
-        errors, digests, steps = {}, {}, dict[int, str]()
+        errors, digests = {}, {}
         for label in about["labels"]:
             path = folder / f"{label}.safetensors"
             if not path.exists():
@@ -78,13 +78,13 @@ class Library:
                 )
             said = learned(path, label)
             errors[label] = {ORIGINAL: NONE} | {name: Error(*numbers) for name, numbers in said["errors"].items()}
-            digests[label], steps[said["steps"]] = said["digest"], label
-        if len(steps) > 1:
-            made = " and ".join(f"{label} {number}" for number, label in sorted(steps.items()))
-            raise StateError(
-                f"the library in '{folder}' is not finished: {made} steps; run its command again with the most."
-            )
-        return cls(folder, {**about, "steps": next(iter(steps))}, errors, digests)
+            digests[label] = said["digest"]
+            if said["steps"] != about["steps"].get(label):
+                raise StateError(
+                    f"the library in '{folder}' is not finished: {label} has made {said['steps']} of "
+                    f"{about['steps'].get(label)} steps; run its command again with so many."
+                )
+        return cls(folder, about, errors, digests)
 
     @property
     def digest(self) -> str:
@@ -183,7 +183,6 @@ def read_about(folder: Path) -> dict[str, Any] | None:
         raise StateError(f"'{path}' is damaged, or of another version; choose another folder, or delete this one.")
     if not about["labels"] or not all(isinstance(label, str) and label.isidentifier() for label in about["labels"]):
         raise StateError(f"'{path}' is damaged: its labels name no blocks; choose another folder, or delete this one.")
-    check = about.pop(CHECK, None)  # which those of before do not have
-    if check is not None and check != _check(about):
-        raise StateError(f"'{path}' is damaged: its check tells; choose another folder, or delete this one.")
+    if about.pop(CHECK, None) != _check(about):
+        raise StateError(f"'{path}' is damaged, or of another version; choose another folder, or delete this one.")
     return about

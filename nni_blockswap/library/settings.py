@@ -1,6 +1,6 @@
 """What a library is made of, and how it is taught."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ class LibrarySettings:
         data_options: options of the data set.
         steps: of AdamW, for each candidate. A library can be given more of them later.
         batch_size: images a step.
+        blocks: labels of those that are taught; None is all. Of a finished library a few can be given more steps.
         lr: the first learning rate, which falls to 0 as a cosine does.
         weight_decay: of AdamW.
         held_out: training images that errors are measured on and that nothing learns from; at most a fifth of all.
@@ -48,6 +49,7 @@ class LibrarySettings:
     space_args: Mapping[str, Any] = field(default_factory=dict)
     data_options: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 160
+    blocks: Sequence[str] | None = None
     batch_size: int = 96
     lr: float = 1e-2
     weight_decay: float = 1e-2

@@ -43,14 +43,15 @@ class Share:
 
 
 def shares(settings: LibrarySettings, device: torch.device, table: Table) -> list[Share]:
-    """The blocks of ``table`` by process, so that each has about as many multiplications to do; this one's first.
+    """The blocks that are taught by process, so that each has about as many multiplications to do; this one's first.
 
     Args:
         settings: of the library.
         device: that ``settings`` mean.
     """
-    places = _places(settings, device)[: len(table.labels)]
-    work = {label: int(costs.sum()) for label, costs in zip(table.labels, table.column("macs").costs, strict=True)}
+    work = {label: int(costs.sum()) for label, costs in zip(table.labels, table.column("macs").costs, strict=True)
+            if settings.blocks is None or label in settings.blocks}  # fmt: skip
+    places = _places(settings, device)[: len(work)]
     given: list[list[str]] = [[] for _ in places]
     for label in sorted(work, key=lambda label: -work[label]):
         min(given, key=lambda labels: (sum(work[one] for one in labels), len(labels))).append(label)

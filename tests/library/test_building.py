@@ -211,6 +211,33 @@ def test_more_steps_go_on_from_what_was_learned(teacher: Path, tmp_path: Path, m
         assert not any(name.startswith("COPY") for name in changed)
 
 
+def test_one_block_is_given_more_steps(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build(settings(teacher, lr=GENTLE), tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "all")
+    longer = settings(teacher, steps=12, lr=GENTLE)
+    every = build(longer, tmp_path / "all")
+    monkeypatch.setattr(school, "SAVE_EVERY", 0.0)
+    alone = replace(longer, blocks=["block_01"])
+    with pytest.raises(Killed):
+        build(alone, tmp_path / "one", _killed_at(9))
+    with pytest.raises(StateError, match="not finished: block_01 has made 6 of 12 steps; run its command again with"):
+        Library.load(tmp_path / "one")
+    told: list[school.Progress] = []
+    found = build(alone, tmp_path / "one", told.append)
+    assert told[-1].total == 12
+    assert found.digests == {**first.digests, "block_01": every.digests["block_01"]}
+    assert found.errors == {**first.errors, "block_01": every.errors["block_01"]}
+    assert build(settings(teacher, lr=GENTLE), tmp_path / "one").digests == found.digests  # there is nothing to do
+    assert build(longer, tmp_path / "one").digests == every.digests  # the others learn on, too
+    for folder, blocks, said in (
+        ("one", ["block_07"], "'block_07' is no block of the library; its blocks are block_00, block_01, block_02"),
+        ("new", ["block_01"], "build the library first"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            build(replace(longer, blocks=blocks), tmp_path / folder)
+        assert not (tmp_path / "new/library.json").exists()
+
+
 def test_who_gains_nothing_any_more_learns_no_more(teacher: Path, tmp_path: Path) -> None:
     """The same library taught on twice: as it is, and with one more candidate that has settled."""
     first = build(settings(teacher, lr=GENTLE), tmp_path / "held")
@@ -366,7 +393,7 @@ def test_a_library_json_that_was_changed_is_refused(library: Library, teacher: P
     path = copy_of(library, tmp_path) / "library.json"
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
     for read in (Library.load, lambda folder: build(settings(teacher), folder)):
-        with pytest.raises(StateError, match=r"library\.json' is damaged: its check tells"):
+        with pytest.raises(StateError, match=r"library\.json' is damaged, or of another version"):
             read(tmp_path)
 
 
@@ -395,8 +422,9 @@ def test_blocks_of_unequal_steps_are_no_finished_library(library: Library, teach
     """As a kill between two blocks leaves them."""
     longer = build(settings(teacher, steps=8), copy_of(library, tmp_path / "longer"))
     mixed = copy_of(library, tmp_path / "mixed")
-    (mixed / "block_00.safetensors").write_bytes((longer.folder / "block_00.safetensors").read_bytes())
-    with pytest.raises(StateError, match=r"not finished: block_02 6 and block_00 8 steps; run its command again"):
+    for name in ("library.json", "block_00.safetensors"):
+        shutil.copy(longer.folder / name, mixed)
+    with pytest.raises(StateError, match=r"not finished: block_01 has made 6 of 8 steps; run its command again"):
         Library.load(mixed)
     assert build(settings(teacher, steps=8), mixed).digests == longer.digests
 
@@ -453,4 +481,5 @@ def test_library_json_says_what_it_is(library: Library, teacher: Path) -> None:
     about = json.loads((library.folder / "library.json").read_text())
     state = torch.load(teacher, weights_only=True)
     assert about["teacher_digest"] == store.digest(state)
-    assert (about["space"], about["steps"], about["data"]) == (WRN, 6, "digits")
+    assert (about["space"], about["data"]) == (WRN, "digits")
+    assert about["steps"] == {"block_00": 6, "block_01": 6, "block_02": 6}
