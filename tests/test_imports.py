@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "errors", "files", "finite", "seeds", "metric", "key_values", "trust", "registry", "exporting",
+    "errors", "files", "finite", "seeds", "metric", "key_values", "trust", "registry", "processes", "exporting",
     "cost", "architecture", "methods", "blocks", "tasks", "scoring", "results",
     "conversation", "training.sources", "training.checkpoints", "training.ranges", "training.unwrapping",
     "library",
