@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors", "files", "finite", "seeds", "metric", "key_values", "trust", "registry", "processes", "exporting",
     "cost", "architecture", "methods", "blocks", "tasks", "scoring", "results",
-    "conversation", "training.sources", "training.checkpoints", "training.ranges", "training.unwrapping",
+    "conversation", "training.checkpoints", "training.sources", "training.ranges", "training.unwrapping",
     "library",
     "searching", "own", "training.attention", "experiment.students", "studies", "experiment", "training",
     "tuner", "strategy", "cli", "__main__",

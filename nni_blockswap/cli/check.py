@@ -154,12 +154,21 @@ def _settings(config: Config) -> None:
         from nni_blockswap.training.schooling import LibraryPlan
 
         plan = LibraryPlan.read(config.arguments["library"], settings, config.code_directory)
-        if plan.recipe is None and not Path(str(plan.settings.teacher)).exists():
-            raise CheckpointError(f"there is no checkpoint '{plan.settings.teacher}' of a teacher for the library.")
+        if plan.recipe is None:
+            _check_teacher(str(plan.settings.teacher))
     elif settings.library is not None:
         from nni_blockswap.library.library import Library
 
         Library.load(settings.library).check(settings.space, settings.space_args, settings.data)
+
+
+def _check_teacher(source: str) -> None:
+    """Raise CheckpointError where a library's teacher cannot be had."""
+    from nni_blockswap.training.sources import check_source, is_file
+
+    check_source(source)
+    if is_file(source) and not Path(source).exists():
+        raise CheckpointError(f"there is no checkpoint '{source}' of a teacher for the library.")
 
 
 def _search(config: Config) -> Iterator[Fault]:

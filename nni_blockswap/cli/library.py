@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_space_options(parser)
     parser.add_argument(
-        "--teacher", metavar="FILE", help="checkpoint of the original; a network of your own may come with its weights"
+        "--teacher",
+        metavar="WHICH",
+        help="the original's weights: a checkpoint, torchvision:NAME or timm:NAME; a network of your own may come with "
+        "its weights",
     )
     add_data_options(parser)
     for name, kind, default, letter, text in (

@@ -18,8 +18,8 @@ class LibrarySettings:
 
     Attributes:
         space: the search space's class as "module:Class".
-        teacher: path of a checkpoint of the space's network with ``S`` in every block; None takes the weights that a
-            network of the user's own comes with.
+        teacher: where the weights of the space's network with ``S`` in every block come from: a checkpoint's path, or a
+            name as in ``training.sources``; None takes the weights that a network of the user's own comes with.
         data: name of the data set; its labels are not looked at.
         data_root: folder of the data set.
         space_args: arguments of the space's constructor.

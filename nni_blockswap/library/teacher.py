@@ -11,7 +11,7 @@ from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import CheckpointError, SpaceError
 from nni_blockswap.library import store
-from nni_blockswap.training import checkpoints
+from nni_blockswap.training import sources
 from nni_blockswap.training.unwrapping import load_weights, weights_of
 
 
@@ -29,15 +29,16 @@ def load_teacher(space: str, space_args: Mapping[str, Any], source: str | None) 
 
     Args:
         space, space_args: of the search space.
-        source: a checkpoint of the network; None takes the weights that a network of the user's own has.
+        source: a checkpoint of the network, or a name as in ``training.sources``; None and "original" take the weights
+            that a network of the user's own comes with.
 
     Raises:
         CheckpointError: it cannot be read, or does not fit; or nobody says where weights are.
         SpaceError: a block of the space does not offer ``S``.
     """
     network: Any = original_of(space, space_args).build()
-    if source is not None:
-        load_weights(network, weights_of(checkpoints.read(source), network.state_dict().keys()), source)
+    if source is not None and source != sources.ORIGINAL:
+        load_weights(network, weights_of(sources.read_source(source), network.state_dict().keys()), source)
     elif isinstance(network, BlockSpace):
         raise CheckpointError("a library learns from a trained teacher; name its checkpoint.")
     network.eval().requires_grad_(False)

@@ -23,9 +23,10 @@ from nni_blockswap.training.publishing import described, publish
 from nni_blockswap.training.recipe import DetectionRecipe
 from nni_blockswap.training.reporting import Description, EpochReport
 from nni_blockswap.training.running import Finished, fit
+from nni_blockswap.training.sources import check_source
 from nni_blockswap.training.starting import FRESH, check_start, identity, remembering, start
 from nni_blockswap.training.student import ARCHITECTURE, begin
-from nni_blockswap.training.teachers import check_fit, check_source, given_teacher
+from nni_blockswap.training.teachers import check_fit, given_teacher
 
 
 def add_comparison(command: argparse.ArgumentParser) -> None:

@@ -26,9 +26,10 @@ from nni_blockswap.training.publishing import described, publish
 from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.reporting import AttentionPictures, Description, EpochReport
 from nni_blockswap.training.running import Finished, fit
+from nni_blockswap.training.sources import check_source
 from nni_blockswap.training.starting import FRESH, check_start, identity, remembering, start
 from nni_blockswap.training.student import ARCHITECTURE, COMPARISON, begin
-from nni_blockswap.training.teachers import TeacherPlan, check_fit, check_source, find_teacher, original_of
+from nni_blockswap.training.teachers import TeacherPlan, check_fit, find_teacher, original_of
 
 
 def add_comparison(command: argparse.ArgumentParser) -> None:

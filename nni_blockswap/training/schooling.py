@@ -18,6 +18,7 @@ from nni_blockswap.searching import SearchSettings
 from nni_blockswap.tasks import make_task
 from nni_blockswap.training.machine import Machine
 from nni_blockswap.training.recipe import Recipe
+from nni_blockswap.training.sources import is_file
 from nni_blockswap.training.teachers import TeacherPlan, trained_teacher
 
 TEACHER = "teacher.pt"
@@ -43,8 +44,9 @@ class LibraryPlan:
         """A plan from the tuner's argument ``library``.
 
         Args:
-            arguments: ``folder``; ``teacher``, a checkpoint's path or the fields of a ``Recipe`` by which the original
-                is trained; and maybe fields of ``LibrarySettings`` that the search does not have.
+            arguments: ``folder``; ``teacher``, where weights come from as ``--teacher`` says it, or the fields of a
+                ``Recipe`` by which the original is trained; and maybe fields of ``LibrarySettings`` that the search
+                does not have.
             search: whose space and data it is for; its ``library`` is the folder.
             base: what a relative path of a teacher is relative to.
 
@@ -62,9 +64,13 @@ class LibraryPlan:
             )
         folder = Path(search.library)
         recipe = None if isinstance(teacher, str) else _recipe(teacher)
-        own["teacher"] = str(folder / TEACHER if recipe else base / expanded(str(teacher)))
+        own["teacher"] = str(folder / TEACHER) if recipe else _placed(str(teacher), base)
         settings = LibrarySettings(**{name: getattr(search, name) for name in of_search}, **own)
         return cls(folder, settings, recipe)
+
+
+def _placed(source: str, base: Path) -> str:
+    return str(base / expanded(source)) if is_file(source) else source
 
 
 def _recipe(teacher: Mapping[str, Any]) -> Recipe:

@@ -13,7 +13,7 @@ from pytorch_lightning import Callback
 
 from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.blocks.weights import seeded
-from nni_blockswap.errors import CheckpointError, ConfigError, first_line
+from nni_blockswap.errors import CheckpointError, ConfigError
 from nni_blockswap.metric import ACCURACY
 from nni_blockswap.scoring import scorer as scoring
 from nni_blockswap.tasks import Task, make_task
@@ -25,7 +25,7 @@ from nni_blockswap.training.program import say
 from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.reporting import EpochReport
 from nni_blockswap.training.running import evaluate, fit
-from nni_blockswap.training.sources import ORIGINAL, TIMM, TORCHVISION
+from nni_blockswap.training.sources import ORIGINAL, read_source
 from nni_blockswap.training.unwrapping import load_weights, weights_of
 
 HARDLY = 1.5
@@ -107,7 +107,7 @@ def given_teacher(original: Architecture, source: str) -> Any:
     """
     network: Any = original.build()
     if source != ORIGINAL:
-        load_weights(network, weights_of(_given(source), network.state_dict().keys()), source)
+        load_weights(network, weights_of(read_source(source), network.state_dict().keys()), source)
     return network
 
 
@@ -183,52 +183,6 @@ def _fingerprint(task: Task, data_options: Mapping[str, Any], recipe: Recipe, ma
     told = {name: value for name, value in recipe.settings().items() if name in TOLD or value != usual[name]}
     text = json.dumps([told, dict(data_options), image, machine.limit_steps], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _given(source: str) -> Any:
-    if source.startswith(TORCHVISION):
-        return _of_torchvision(source.removeprefix(TORCHVISION))
-    return _of_timm(source.removeprefix(TIMM)) if source.startswith(TIMM) else checkpoints.read(source)
-
-
-def check_source(source: str | None) -> None:
-    """Raise CheckpointError where torchvision has no weights that a teacher's ``source`` names."""
-    if source is not None and source.startswith(TORCHVISION):
-        _named_in_torchvision(source.removeprefix(TORCHVISION))
-
-
-def _named_in_torchvision(name: str) -> Any:
-    from torchvision import models
-
-    try:
-        return models.get_weight(name) if "_Weights." in name else models.get_model_weights(name).DEFAULT
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"torchvision has no weights called '{name}': {first_line(error)}.") from error
-
-
-def _of_torchvision(name: str) -> Any:
-    weights = _named_in_torchvision(name)
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"the weights '{name}' cannot be downloaded ({error}); fetch {weights.url} and give --teacher PATH."
-        ) from error
-
-
-def _of_timm(name: str) -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise CheckpointError(f"--teacher {TIMM}{name} needs the package timm ({error}): pip install timm.") from error
-    if not timm.is_model_pretrained(name):
-        raise CheckpointError(f"timm has no weights for a model called '{name}'; timm.list_pretrained() lists them.")
-    try:
-        return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # of the many that a download raises
-        raise CheckpointError(
-            f"timm's weights '{name}' cannot be downloaded ({first_line(error)}); fetch them and give --teacher PATH."
-        ) from error
 
 
 def check_fit(architecture: Architecture, task: Task) -> None:

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 
 from nni_blockswap import Architecture
 from nni_blockswap.architecture import complete_args
+from nni_blockswap.errors import CheckpointError
 from nni_blockswap.library.assembling import assemble
 from nni_blockswap.library.building import build
 from nni_blockswap.library.settings import LibrarySettings
@@ -38,6 +40,18 @@ def test_a_pass_ends_behind_the_last_block_that_is_watched(tmp_path: Path) -> No
         "block_02": (torch.Size([2, 64, 16, 16]), torch.Size([2, 128, 8, 8])),
     }
     assert not any(block.branch._forward_hooks for block in blocks)
+
+
+def test_a_teacher_may_have_torchvisions_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = torchvision.models.resnet18().eval()
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda *_, **__: original.state_dict())
+    found, _ = load_teacher(RESNET, {"depth": 18, "image_size": 64}, "torchvision:resnet18")
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(found(images), original(images))
+    with pytest.raises(CheckpointError, match="torchvision has no weights called 'resnet19'"):
+        load_teacher(RESNET, {"depth": 18, "image_size": 64}, "torchvision:resnet19")
+    with pytest.raises(CheckpointError, match="name its checkpoint"):
+        load_teacher(RESNET, {"depth": 18, "image_size": 64}, "original")  # it comes with none
 
 
 @pytest.mark.slow  # a hundred and forty candidates of a ResNet's size
