@@ -3,9 +3,9 @@
 A search by each method with each number of samples, budget and seed; what it thinks best is scored anew with weights
 and minibatches that no search saw (five draws). An evaluation is one architecture under one draw of the weights;
 `halving` has five draws to spend, the others one. The first hundred of a thousand uniform samples are a hundred uniform
-samples, so that only the longest search of that method is run, and the shorter ones read its scores. Every search keeps
-its scores and its result below --out: the same command goes on where it was. Writes benchmarks/results/methods.md and
-methods.png, or methods_small.
+samples, so that only the longest search of that method is run, and the shorter ones read its scores. The picture has
+what each search would have found had it been stopped before its end. Every search keeps its scores and its result below
+--out: the same command goes on where it was. Writes benchmarks/results/methods.md and methods.png, or methods_small.
 
     python benchmarks/methods.py --out results/methods --small           # WRN-16-1 on digits: minutes
     python benchmarks/methods.py --out results/methods --data-root data  # WRN-40-2 on CIFAR-10: a day
@@ -13,6 +13,7 @@ methods.png, or methods_small.
 
 import argparse
 import itertools
+import json
 import math
 import sys
 import time
@@ -22,10 +23,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import processor  # noqa: E402
+from nni_blockswap.cost.table import Indices  # noqa: E402
 from nni_blockswap.files import read_json, write_json, write_text  # noqa: E402
 from nni_blockswap.methods import METHODS  # noqa: E402
 from nni_blockswap.results.tables import markdown, write_png  # noqa: E402
@@ -39,7 +43,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 LARGE: dict[str, Any] = {
     "space_args": {}, "data": "cifar10", "batch_size": 128,
-    "budgets": ["200K", "400K", "800K"], "samples": [200, 100, 500], "most": 1000, "seeds": 5,
+    "budgets": ["200K", "400K", "800K"], "samples": [200], "most": 1000, "seeds": 5,
 }  # fmt: skip
 """``samples`` of all methods, in the order in which they are run; ``most`` of the uniform one, the reference."""
 
@@ -59,6 +63,7 @@ def main() -> None:
         "batch_size": case["batch_size"], "device": "cpu", "processes": 1,
     }  # fmt: skip
     found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    curves: dict[tuple[str, str, int], list[list[tuple[int, float]]]] = {}
     for method, samples, seed, budget in plan(case, options.methods, options.seeds or case["seeds"]):
         settings = SearchSettings(
             **base, method=method, budgets=[budget], at_most=True, samples=samples, seed=seed,
@@ -71,7 +76,11 @@ def main() -> None:
             result = prefix(settings, case["most"], longest) if shorter else run(settings, place)
             write_json(place / "result.json", result)
         found.setdefault((budget, method, samples), []).append(read_json(place / "result.json"))
-        report(found, case, options.small)
+        if not (method == "uniform" and samples < case["most"]):
+            if not (place / "curve.json").exists():
+                write_json(place / "curve.json", curve(settings, place))
+            curves.setdefault((budget, method, samples), []).append(read_json(place / "curve.json"))
+        report(found, curves, case, options.small)
 
 
 def plan(case: dict[str, Any], methods: Sequence[str], seeds: int) -> Iterator[tuple[str, int, int, str]]:
@@ -118,7 +127,40 @@ def unseen(settings: SearchSettings, choices: Mapping[str, str], place: Path) ->
     return score(other, [choices], place.parent / "unseen")[0].value
 
 
-def report(found: dict[tuple[str, str, int], list[dict[str, Any]]], case: dict[str, Any], small: bool) -> None:
+def curve(settings: SearchSettings, place: Path) -> list[tuple[int, float]]:
+    """(evaluations, unseen score of the best so far) wherever a search's best changed, from the scores it kept.
+
+    The best is the one of the highest mean score among those under the most draws of the weights. The method is asked
+    again and told what it was told; uniform samples count in the order in which they were drawn.
+    """
+    table = table_of(settings)
+    method = make_method(settings, table, settings.parsed()[0])
+    lines = [json.loads(line) for line in (place / "scores.jsonl").read_text().splitlines()]
+    scores = {(one["init"], one["choices"]): one["score"] for one in lines}
+    known: dict[Indices, tuple[int, float]] = {}
+    evaluations, best, found = 0, None, []
+    while (request := method.ask()) is not None:
+        inits = request.inits or settings.inits
+        alone = settings.method == "uniform"
+        for rows in ([row] for row in request.rows) if alone else [request.rows]:
+            for row in rows:
+                evaluations += inits - known.get(row, (0, 0.0))[0]
+                text = " ".join(table.names(row).values())
+                known[row] = inits, mean(scores[init, text] for init in range(inits))
+            leader = max(known, key=lambda row: known[row])
+            if leader != best:
+                best = leader
+                found.append((evaluations, unseen(settings, table.names(leader), place)))
+        method.tell({row: known[row][1] for row in request.rows})
+    return [*found, (evaluations, found[-1][1])]
+
+
+def report(
+    found: dict[tuple[str, str, int], list[dict[str, Any]]],
+    curves: dict[tuple[str, str, int], list[list[tuple[int, float]]]],
+    case: dict[str, Any],
+    small: bool,
+) -> None:
     """Table and picture of what there is so far; scores as a share of the best of the uniform method."""
     rows: list[tuple[object, ...]] = [
         ("budget", "method", "samples", "seeds", "evaluations", "processor s", "unseen score", "spread", "of uniform's")
@@ -146,27 +188,42 @@ def report(found: dict[tuple[str, str, int], list[dict[str, Any]]], case: dict[s
     )
     kept = ROOT / "benchmarks/results" / ("methods_small" if small else "methods")
     write_text(kept.with_suffix(".md"), text)
-    draw(found, kept.with_suffix(".png"))
+    draw(found, curves, kept.with_suffix(".png"))
 
 
-def draw(found: dict[tuple[str, str, int], list[dict[str, Any]]], path: Path) -> None:
-    """A panel a budget, a line a method: unseen score against processor time, with its spread over the seeds."""
+def draw(
+    found: dict[tuple[str, str, int], list[dict[str, Any]]],
+    curves: dict[tuple[str, str, int], list[list[tuple[int, float]]]],
+    path: Path,
+) -> None:
+    """A panel a budget, a line a search: unseen score of the best so far against processor time, with its spread."""
     from matplotlib.figure import Figure
 
-    budgets = list(dict.fromkeys(budget for budget, _, _ in found))
+    budgets = list(dict.fromkeys(budget for budget, _, _ in curves))
     figure = Figure(figsize=(5 * len(budgets), 4), layout="constrained")
     for axes, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
-        for method in dict.fromkeys(method for _, method, _ in found):
-            points = [results for (b, m, _), results in sorted(found.items()) if (b, m) == (budget, method)]
-            x = [mean(one["seconds"] or math.nan for one in results) for results in points]
-            y = [[one["unseen"] for one in results] for results in points]
-            spread = [stdev(one) if len(one) > 1 else 0.0 for one in y]
-            axes.errorbar(x, list(map(mean, y)), spread, marker="o", capsize=3, label=method)
+        for (_, method, samples), lines in (one for one in sorted(curves.items()) if one[0][0] == budget):
+            results = found[budget, method, samples]
+            seconds = [one["seconds"] / one["evaluations"] for one in results if one["seconds"] is not None]
+            counts = sorted(
+                {count for line in lines for count, _ in line if all(line[0][0] <= count for line in lines)}
+            )
+            scores = np.array([[reached(line, count) for count in counts] for line in lines])
+            x = np.array(counts) * (mean(seconds) if seconds else math.nan)
+            middle, spread = scores.mean(0), scores.std(0, ddof=1) if len(lines) > 1 else np.zeros(len(counts))
+            (drawn,) = axes.step(x, middle, where="post", label=f"{method}, {samples} samples")
+            axes.fill_between(x, middle - spread, middle + spread, step="post", alpha=0.2, color=drawn.get_color())
         axes.set_title(budget)
         axes.set_xlabel("processor seconds")
+        axes.set_xscale("log")
     figure.axes[0].set_ylabel("Fisher potential, unseen draws")
-    figure.axes[0].legend()
+    figure.axes[0].legend(fontsize=8)
     write_png(path, figure)
+
+
+def reached(line: Sequence[tuple[int, float]], count: int) -> float:
+    """What a curve has after so many evaluations."""
+    return [score for evaluations, score in line if evaluations <= count][-1]
 
 
 if __name__ == "__main__":
