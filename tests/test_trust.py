@@ -57,7 +57,7 @@ def test_on_the_command_line(elsewhere, capsys):
 def test_a_librarys_file_names_no_module_either(elsewhere, capsys):
     arguments = complete_args(WRN, {**SMALL, "extra": ["somebodys:Mine(1)"]})
     about = {"space": WRN, "space_args": arguments, "labels": ["block_00"], "data": "digits", "teacher_digest": ""}
-    write_about(Path("lib"), {**about, "steps": 1, "seed": 0})
+    write_about(Path("lib"), {**about, "steps": {"block_00": 1}, "seed": 0})
     command = ["search", "--space", WRN, "--proxy", "library", "--library", "lib", "--budget", "60%", "--out", "new"]
     assert main(command) == 2
     assert not Path("ran").exists()

@@ -10,9 +10,9 @@ import torch
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import BlockSwapError, TrainingError
-from nni_blockswap.files import read_json, write_json
+from nni_blockswap.files import read_json
 from nni_blockswap.library import store
-from nni_blockswap.library.library import Library
+from nni_blockswap.library.library import Library, write_about
 from nni_blockswap.training import checkpoints, detection_trial
 from nni_blockswap.training.detection import DetectionTraining
 from trial.detect import run
@@ -35,13 +35,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoints.save(teacher, folder / "teacher.pt")
     taught: Any = STUDENT.build()
     about = {"space": MASK, "space_args": dict(STUDENT.space_args), "labels": list(STUDENT.choices), "data": "coco"}
-    about |= {"teacher": "teacher.pt", "teacher_digest": store.digest(teacher), "steps": 1, "seed": 0}
+    about |= {"teacher": "teacher.pt", "teacher_digest": store.digest(teacher), "seed": 0}
+    about["steps"] = dict.fromkeys(STUDENT.choices, 1)
     for block in taught.blocks():
         weights = {} if block.label != "block_07" else block.branch.state_dict()
         named = {f"B(4) {name}": value for name, value in weights.items()}
         said = {"steps": 1, "errors": {"B(4)": [0.5, 0.1]}, "settled_after": {}}
         store.write(folder / "library" / f"{block.label}.safetensors", named, said)
-    write_json(folder / "library" / "library.json", about)
+    write_about(folder / "library", about)
     return folder
 
 
