@@ -37,7 +37,7 @@ class ScoreError(BlockSwapError):
 
 
 class WorkerError(BlockSwapError):
-    """A process that scores candidates beside the main one died."""
+    """A process beside the main one, which scored candidates or taught blocks, died."""
 
 
 class TrainingError(BlockSwapError):

@@ -20,3 +20,9 @@ def start_helper(module: str, threads: int = 1) -> "subprocess.Popen[bytes]":
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)},
         start_new_session=True,  # Ctrl-C is for this process
     )
+
+
+def spelled_end(process: "subprocess.Popen[bytes]") -> str:
+    """How a helper ended: ``was killed by signal 9``, ``ended with code 1``."""
+    code = process.wait()
+    return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"

@@ -47,6 +47,10 @@ class Registry(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self._paths or name in self._loaded
 
+    def is_everywhere(self, name: str) -> bool:
+        """Whether other processes know it: this package's own, or an import path of a module that is not the script."""
+        return name in self._paths or (":" in name and not name.startswith("__main__:"))
+
     def __getitem__(self, name: str) -> T:
         """The thing called ``name``. Raises the registry's error where there is none."""
         if name in self._loaded:

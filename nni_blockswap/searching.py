@@ -70,6 +70,8 @@ class SearchSettings(ScoreSettings):
         check_method(self.method, self.proxy)
         if isinstance(self.budgets, str) or not self.budgets:
             raise BudgetError(f"budgets is a list of at least one budget, not {self.budgets!r}.")
+        if isinstance(self.resources, str):
+            raise BudgetError(f"resources is a list of names, not {self.resources!r}.")
 
     def parsed(self) -> list[Budget]:
         """The budgets. Raises BudgetError where one is none, or is there twice."""

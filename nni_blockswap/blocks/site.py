@@ -149,6 +149,13 @@ def find_family(name: str) -> Family:
     raise SpaceError(f"'{name}' is not a substitute; write {usages}.")
 
 
+def is_everywhere(name: str) -> bool:
+    """Whether every process knows the substitute: it says where its family is, or that is this package's own."""
+    if ":" in name:
+        return not name.startswith("__main__:")
+    return any(FAMILIES[known].reads(name) and FAMILIES.is_everywhere(known) for known in FAMILIES)
+
+
 def _bare(name: str) -> str:
     """Without the module that its family is registered in."""
     return str(name).rpartition(":")[2]

@@ -34,7 +34,7 @@ COMMANDS = (
 
 LESS_MEMORY = {
     "recompute": "with --recompute, which gives the same scores",
-    "blocks_at_once": "with --blocks-at-once 1, which gives the same library",
+    "blocks_at_once": "with --processes 1 --blocks-at-once 1, which gives the same library",
     "batch_size": "with a smaller --batch-size and, where there is one, another --out",
 }
 """What takes less of it, by the option that a command may have."""

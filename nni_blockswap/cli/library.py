@@ -46,7 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--blocks", nargs="+", metavar="LABEL", help="with more --steps: only these of a finished library, as block_03"
     )
     parser.add_argument(
-        "--blocks-at-once", type=int, metavar="N", help="blocks whose candidates are in memory together (default: all)"
+        "--blocks-at-once",
+        type=int,
+        metavar="N",
+        help="blocks that a process has in memory together (default: all)",
     )
     parser.add_argument(
         "--processes", type=int, metavar="N", help="that teach side by side (default: one a core, or one a GPU)"

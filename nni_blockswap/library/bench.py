@@ -90,7 +90,7 @@ class Bench:
             self._settled = store.read(self.final)[1]["settled_after"]
         if self.state.exists():
             tensors, about = store.read(self.state)
-            if about["begin"] == self.begin:  # else of a run that was killed when it had finished
+            if all(about[name] == value for name, value in self._series.items()):  # else of another series of steps
                 self._restore(tensors, about)
 
     def close(self) -> None:
@@ -99,14 +99,16 @@ class Bench:
 
     def _built(self, name: str) -> nn.Module:
         """A candidate, fresh, or from the finished file."""
-        seed = derived_seed(self._settings.seed, zlib.crc32(f"{self.block.label} {name}".encode()))
-        with seeded(seed):
+        with seeded(self._seed(name)):
             candidate = self.block.site.build(name)
             initialise(candidate)
         if self.begin:
             candidate.load_state_dict(of_candidate(store.read(self.final)[0], name))
         laid_out: nn.Module = candidate.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         return laid_out
+
+    def _seed(self, what: str) -> int:
+        return derived_seed(self._settings.seed, zlib.crc32(f"{self.block.label} {what}".encode()))
 
     def inherit(self, entered: Tensor, left: Tensor) -> None:
         """Take over what families know to, from the original; or, with fresh weights, the scale of what enters it."""
@@ -146,7 +148,7 @@ class Bench:
             candidate = self.candidates[name]
             optimiser.param_groups[0]["lr"] = rate
             candidate.train()
-            with torch.enable_grad():
+            with torch.enable_grad(), seeded(self._seed(f"{name} {self.step}")):  # of dropout
                 with arithmetic():
                     answer = candidate(entered)
                 loss = (answer.float() - target).square().mean() / scale
@@ -156,6 +158,11 @@ class Bench:
             losses[name] = loss.detach()
         self.step += 1
         return losses
+
+    @property
+    def _series(self) -> dict[str, int]:
+        """What the rate of a step depends on."""
+        return {"begin": self.begin, "end": self._settings.steps}
 
     def _has_settled(self, name: str) -> bool:
         """Whether a series of steps as long as this one has brought the candidate nothing."""
@@ -174,10 +181,10 @@ class Bench:
             for number, values in optimiser.state_dict()["state"].items():
                 tensors |= {f"{name} optimiser.{number}.{key}": value for key, value in values.items()}
         starts = {name: [error.value, error.deviation] for name, error in self.starts.items()}
-        store.write(self.state, tensors, {"step": self.step, "begin": self.begin, "starts": starts})
+        store.write(self.state, tensors, {**self._series, "step": self.step, "starts": starts})
 
     def _restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        self.step, self.begin = about["step"], about["begin"]
+        self.step = about["step"]
         self.starts = {name: Error(*numbers) for name, numbers in about["starts"].items()}
         for name, candidate in self.candidates.items():
             mine, momenta = dict[str, Tensor](), dict[int, dict[str, Tensor]]()

@@ -16,7 +16,7 @@ from nni_blockswap.files import locked
 from nni_blockswap.library import workers
 from nni_blockswap.library.bench import Bench
 from nni_blockswap.library.lessons import Lessons
-from nni_blockswap.library.library import Library, read_about, write_about
+from nni_blockswap.library.library import ABOUT, Library, read_about, write_about
 from nni_blockswap.library.school import OnProgress, School
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import load_teacher
@@ -61,22 +61,36 @@ def build(
 def _build(settings: LibrarySettings, folder: Path, task: Task, on_progress: OnProgress) -> Library:
     lessons = Lessons(task, settings.batch_size, settings.held_out, settings.seed)
     teacher, digest = load_teacher(settings.space, settings.space_args, settings.teacher)
-    first = next(lessons.measured())
-    _claim(folder, settings, digest, task.fingerprint(first))
+    seen = task.fingerprint(next(lessons.measured()))
     table = cost_table(settings.space, settings.space_args)
+    about = _claim(folder, settings, digest, seen)
+    wanted = _wanted(settings, table.labels, about["steps"])
+    write_about(folder, about)
     here = partial(_teach, teacher, task, lessons, settings, folder)
-    there = partial(teach_share, settings, folder)
+    there = partial(teach_share, settings, folder, (digest, seen))
     workers.teach(here, there, shares(settings, resolve_device(settings.device), table), on_progress)
+    write_about(folder, {**about, "steps": wanted})
     library = Library.load(folder)
     library.write_errors(table)
     return library
 
 
-def teach_share(settings: LibrarySettings, folder: Path, share: Share, on_progress: OnProgress) -> None:
-    """Teach some of the blocks, in a process that knows nothing yet."""
+def teach_share(
+    settings: LibrarySettings, folder: Path, expected: tuple[str, str], share: Share, on_progress: OnProgress
+) -> None:
+    """Teach some of the blocks, in a process that knows nothing yet.
+
+    Raises:
+        StateError: teacher and first minibatch are not the ``expected`` ones, by digest and fingerprint.
+    """
     task = make_task(settings.data, settings.data_root, **settings.data_options)
     lessons = Lessons(task, settings.batch_size, settings.held_out, settings.seed)
-    teacher, _ = load_teacher(settings.space, settings.space_args, settings.teacher)
+    teacher, digest = load_teacher(settings.space, settings.space_args, settings.teacher)
+    if (digest, task.fingerprint(next(lessons.measured()))) != expected:
+        raise StateError(
+            "a process that was to teach some of the blocks got another teacher, or other images, than this one: "
+            "something draws them at random; give a checkpoint, seed the data, or take one process."
+        )
     _teach(teacher, task, lessons, settings, folder, share, on_progress)
 
 
@@ -96,8 +110,8 @@ def _teach(
     School(teacher, task, lessons, settings, device, board, on_progress).teach(benches)
 
 
-def _claim(folder: Path, settings: LibrarySettings, teacher: str, data: str) -> None:
-    """Write what the library is, unless it is there already. Raises StateError where another one is."""
+def _claim(folder: Path, settings: LibrarySettings, teacher: str, data: str) -> dict[str, Any]:
+    """What the library is, and how many steps its blocks had when it was whole. Raises StateError where another is."""
     labels = cost_table(settings.space, settings.space_args).labels
     named = {name: value for name, value in asdict(settings).items() if name not in NOT_OF_IT}
     identity = {
@@ -111,6 +125,11 @@ def _claim(folder: Path, settings: LibrarySettings, teacher: str, data: str) -> 
     }
     identity["versions"] = {"nni_blockswap": nni_blockswap.__version__, "torch": torch.__version__}
     before = read_about(folder)
+    if before is None and any(folder.glob("*.safetensors")):
+        raise StateError(
+            f"'{folder}' holds blocks of a library that nobody knows, as {ABOUT} is missing; choose another folder, or "
+            "delete this one."
+        )
     if before is not None:
         loose = ("teacher", "device", "versions")  # a teacher is known by its digest, not by its path
         changed = [f"{name} was {before.get(name)}, now {value}" for name, value in identity.items()
@@ -119,16 +138,15 @@ def _claim(folder: Path, settings: LibrarySettings, teacher: str, data: str) -> 
             raise StateError(
                 f"'{folder}' holds another library ({', '.join(changed)}); choose another folder for this one."
             )
-    write_about(folder, {**identity, "steps": _wanted(settings, labels, before)})
+    return {**identity, "steps": dict.fromkeys(labels, 0) if before is None else before["steps"]}
 
 
-def _wanted(settings: LibrarySettings, labels: Sequence[str], before: Mapping[str, Any] | None) -> dict[str, int]:
+def _wanted(settings: LibrarySettings, labels: Sequence[str], known: Mapping[str, int]) -> dict[str, int]:
     """How many steps each block is to have made. Raises ConfigError where those named cannot be taught alone."""
     asked = labels if settings.blocks is None else settings.blocks
     for label in asked:
         if label not in labels:
             raise ConfigError(f"'{label}' is no block of the library; its blocks are {', '.join(labels)}.")
-    if before is None and settings.blocks is not None:
+    if settings.blocks is not None and not all(known.values()):
         raise ConfigError("blocks says which of a library's are given more steps; build the library first, without.")
-    known = dict.fromkeys(labels, 0) if before is None else before["steps"]
     return {label: max(known[label], settings.steps if label in asked else 0) for label in labels}

@@ -81,8 +81,9 @@ class Library:
             digests[label] = said["digest"]
             if said["steps"] != about["steps"].get(label):
                 raise StateError(
-                    f"the library in '{folder}' is not finished: {label} has made {said['steps']} of "
-                    f"{about['steps'].get(label)} steps; run its command again with so many."
+                    f"the library in '{folder}' is not finished: {label} has made {said['steps']} steps, and others "
+                    f"have not; run its command again with --steps {said['steps']}, or with --blocks {label} beside it "
+                    "to leave the others as they are."
                 )
         return cls(folder, about, errors, digests)
 

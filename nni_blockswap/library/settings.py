@@ -33,8 +33,8 @@ class LibrarySettings:
         seed: of weights and minibatches.
         device: "auto" (a GPU if there is one), "cpu", "cuda", ...
         precision: of the convolutions, one of ``PRECISIONS``; errors are taken in float32.
-        blocks_at_once: how many blocks' candidates are held in memory and learn from the same passes of the teacher;
-            None is all. What they learn does not depend on it.
+        blocks_at_once: how many blocks' candidates each process holds in memory, to learn from the same passes of the
+            teacher; None is all of its own. What they learn does not depend on it.
         processes: that teach different blocks side by side; None is one for each of PyTorch's threads, or of GPUs for
             each GPU. Each holds a teacher of its own. A script's own network or data is taught by one.
 
@@ -66,6 +66,8 @@ class LibrarySettings:
         for name in ("blocks_at_once", "processes"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), LARGEST.get(name))
+        if self.blocks is not None and (isinstance(self.blocks, str) or not self.blocks):
+            raise ConfigError(f"blocks is a list of at least one block, not {self.blocks!r}.")
         POSITIVE.check("lr", self.lr)
         WEIGHT.check("weight_decay", self.weight_decay)
         if self.precision not in PRECISIONS:

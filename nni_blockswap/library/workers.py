@@ -4,6 +4,7 @@ Blocks learn independently, so what a block's candidates learn does not depend o
 there is a process a GPU, on a CPU one for each of PyTorch's threads.
 """
 
+import logging
 import os
 import pickle
 import queue
@@ -12,19 +13,22 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from nni_blockswap.blocks.origin import is_live
+from nni_blockswap.blocks.site import is_everywhere
 from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import BlockSwapError, WorkerError
 from nni_blockswap.library.school import OnProgress, Progress
 from nni_blockswap.library.settings import LibrarySettings
-from nni_blockswap.processes import start_helper
-from nni_blockswap.tasks.loader import LoaderTask
+from nni_blockswap.processes import spelled_end, start_helper
+from nni_blockswap.tasks import TASKS
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,20 @@ def shares(settings: LibrarySettings, device: torch.device, table: Table) -> lis
 
 def _places(settings: LibrarySettings, device: torch.device) -> list[str]:
     """A device for each process that may be."""
-    is_own = settings.data == LoaderTask.name or settings.space.startswith("__main__:") or is_live(settings.space_args)
-    if is_own:  # can be had by no other process
+    if not _is_everywhere(settings):
         return [str(device)]
     if device.type == "cuda" and device.index is None:
         return [f"cuda:{index}" for index in range(torch.cuda.device_count())][: settings.processes]
     if device.type != "cpu":
         return [str(device)]
     return ["cpu"] * (settings.processes or torch.get_num_threads())
+
+
+def _is_everywhere(settings: LibrarySettings) -> bool:
+    """Whether other processes know network, candidates and data, which may be a script's or a notebook's own."""
+    extra = settings.space_args.get("extra") or ()
+    is_own = settings.space.startswith("__main__:") or is_live(settings.space_args)
+    return not is_own and TASKS.is_everywhere(settings.data) and all(is_everywhere(str(name)) for name in extra)
 
 
 Teach = Callable[[Share, OnProgress], None]
@@ -91,7 +101,7 @@ def teach(here: Teach, there: Teach, asked: Sequence[Share], on_progress: OnProg
         WorkerError: a helper died.
     """
     own, *others = asked
-    threads = max(1, torch.get_num_threads() // len(asked)) if own.device == "cpu" else torch.get_num_threads()
+    threads = 1 if others and own.device == "cpu" else torch.get_num_threads()  # so that it is the same for any number
     with _threads(threads), _helpers(there, others, threads) as helpers:
         known: dict[int, Progress] = {}
 
@@ -135,7 +145,7 @@ class _Helpers:
             elif message == _DONE:
                 self._at_work.discard(number)
             else:
-                raise WorkerError(_obituary(self._processes[number].wait()))
+                raise WorkerError(_obituary(spelled_end(self._processes[number])))
 
     def close(self) -> None:
         """End them, at work or not."""
@@ -147,16 +157,18 @@ class _Helpers:
         """In a thread: give a helper its work, and pass on what it says; None when it says no more."""
         assert process.stdin is not None
         assert process.stdout is not None
-        with suppress(OSError):  # it died, as is told below
+        message = None
+        try:
             pickle.dump(work, process.stdin)
             process.stdin.flush()  # and left open: a helper ends where this ends
-        try:
-            while True:
+            while message != _DONE:
                 message = pickle.load(process.stdout)
                 self._said.put((number, message))
-                if message == _DONE:
-                    return
-        except (EOFError, pickle.UnpicklingError, OSError):
+        except (EOFError, OSError):  # its end
+            self._said.put((number, None))
+        except Exception as error:  # what cannot be pickled
+            _log.warning("A process that teaches blocks was not understood: %r", error)
+            process.kill()
             self._said.put((number, None))
 
 
@@ -208,9 +220,8 @@ def serve(descriptor: int) -> None:
     say(_DONE)
 
 
-def _obituary(code: int) -> str:
-    cause = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+def _obituary(end: str) -> str:
     return (
-        f"a process that taught blocks {cause}; what they learned is kept: start the same command again, with fewer "
+        f"a process that taught blocks {end}; what they learned is kept: start the same command again, with fewer "
         "processes or blocks at once if memory ran out."
     )

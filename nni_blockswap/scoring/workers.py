@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import torch
 
 from nni_blockswap.errors import WorkerError
-from nni_blockswap.processes import start_helper
+from nni_blockswap.processes import spelled_end, start_helper
 from nni_blockswap.scoring.engines.base import Measure
 from nni_blockswap.scoring.proxies import Score
 
@@ -116,7 +116,7 @@ class _Team:
         while not self._said.empty() or (wait and self.busy):
             index, message = self._said.get()
             if message is None:
-                raise WorkerError(_obituary(self._processes[index].wait()))
+                raise WorkerError(_obituary(spelled_end(self._processes[index])))
             if message == _READY:
                 self._ready[index] = True
             else:
@@ -171,9 +171,8 @@ def _answer(stream: BinaryIO, message: Any) -> None:
     stream.flush()
 
 
-def _obituary(code: int) -> str:
-    cause = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+def _obituary(end: str) -> str:
     return (
-        f"a scoring process {cause}; the scores found so far are kept: start the same search again, "
+        f"a scoring process {end}; the scores found so far are kept: start the same search again, "
         "with fewer processes if memory ran out."
     )

@@ -46,7 +46,7 @@ def report(folders: Iterable[str | Path], out: str | Path, latency_batch: int | 
     )
     write_csv(folder / "report.csv", rows)
     write_csv(folder / "trials.csv", _trial_rows(trials))
-    for name, rows in _fronts(folders, trials):
+    for name, rows in _fronts(folders, trials, folder):
         write_csv(folder / name, rows)
         write_png((folder / name).with_suffix(".png"), draw_errors(rows, None if teacher is None else teacher.error))
     write_png(folder / "report.png", figure(compared, latencies, title))
@@ -88,12 +88,18 @@ def _trial_rows(trials: Sequence[Trial]) -> list[list[object]]:
     return rows
 
 
-def _fronts(folders: Iterable[str | Path], trials: Sequence[Trial]) -> Iterator[tuple[str, list[list[object]]]]:
-    """Name and rows of each front's table below ``folders``, with the mean error of each network that was trained."""
+def _fronts(
+    folders: Iterable[str | Path], trials: Sequence[Trial], out: Path
+) -> Iterator[tuple[str, list[list[object]]]]:
+    """Name and rows of each front's table below ``folders``, with the mean error of each network that was trained.
+
+    What an earlier report wrote to ``out`` is none of them.
+    """
     reached: dict[str, list[float]] = {}
     for one in trials:
         reached.setdefault(one.architecture.id, []).append(one.error)
-    for number, path in enumerate(sorted(path for folder in folders for path in Path(folder).rglob(FRONT_TABLE))):
+    found = {path.resolve() for folder in folders for path in Path(folder).rglob(FRONT_TABLE)}
+    for number, path in enumerate(sorted(path for path in found if path.parent != out.resolve())):
         head, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines())
         place = head.index("score") + 1
         rows: list[list[object]] = [[*head[:place], "error", *head[place:]]]

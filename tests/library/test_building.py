@@ -211,6 +211,27 @@ def test_more_steps_go_on_from_what_was_learned(teacher: Path, tmp_path: Path, m
         assert not any(name.startswith("COPY") for name in changed)
 
 
+def test_what_was_begun_for_another_number_of_steps_is_begun_anew(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate falls over the steps that are asked for."""
+    monkeypatch.setattr(school, "SAVE_EVERY", 0.0)
+    with pytest.raises(Killed):
+        build(settings(teacher, steps=20, lr=GENTLE), tmp_path / "killed", _killed_at(30))
+    short = build(settings(teacher, lr=GENTLE), tmp_path / "killed")
+    assert short.digests == build(settings(teacher, lr=GENTLE), tmp_path / "straight").digests
+
+
+def test_blocks_without_their_librarys_identity_are_not_taken_for_another_one(
+    library: Library, teacher: Path, tmp_path: Path
+) -> None:
+    (copy_of(library, tmp_path / "lib") / "library.json").unlink()
+    other = make_teacher(tmp_path / "other.pt", seed=1)
+    for source in (teacher, other):
+        with pytest.raises(StateError, match=r"blocks of a library that nobody knows, as library\.json is missing"):
+            build(settings(source), tmp_path / "lib")
+
+
 def test_one_block_is_given_more_steps(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build(settings(teacher, lr=GENTLE), tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "all")
@@ -220,8 +241,7 @@ def test_one_block_is_given_more_steps(teacher: Path, tmp_path: Path, monkeypatc
     alone = replace(longer, blocks=["block_01"])
     with pytest.raises(Killed):
         build(alone, tmp_path / "one", _killed_at(9))
-    with pytest.raises(StateError, match="not finished: block_01 has made 6 of 12 steps; run its command again with"):
-        Library.load(tmp_path / "one")
+    assert Library.load(tmp_path / "one").digests == first.digests  # whole until it is longer
     told: list[school.Progress] = []
     found = build(alone, tmp_path / "one", told.append)
     assert told[-1].total == 12
@@ -422,10 +442,12 @@ def test_blocks_of_unequal_steps_are_no_finished_library(library: Library, teach
     """As a kill between two blocks leaves them."""
     longer = build(settings(teacher, steps=8), copy_of(library, tmp_path / "longer"))
     mixed = copy_of(library, tmp_path / "mixed")
-    for name in ("library.json", "block_00.safetensors"):
-        shutil.copy(longer.folder / name, mixed)
-    with pytest.raises(StateError, match=r"not finished: block_01 has made 6 of 8 steps; run its command again"):
+    shutil.copy(longer.folder / "block_00.safetensors", mixed)
+    with pytest.raises(StateError, match="not finished: block_00 has made 8 steps, and others have not; run"):
         Library.load(mixed)
+    shutil.copytree(mixed, tmp_path / "left")
+    left = build(replace(settings(teacher, steps=8), blocks=["block_00"]), tmp_path / "left")  # as the sentence says
+    assert left.digests == {**library.digests, "block_00": longer.digests["block_00"]}
     assert build(settings(teacher, steps=8), mixed).digests == longer.digests
 
 

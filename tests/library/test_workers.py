@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from nni_blockswap.architecture import cost_table
-from nni_blockswap.errors import DataError, WorkerError
-from nni_blockswap.library.building import build
+from nni_blockswap.errors import DataError, StateError, WorkerError
+from nni_blockswap.library.building import build, teach_share
 from nni_blockswap.library.library import Library
 from nni_blockswap.library.school import OnProgress, Progress
 from nni_blockswap.library.workers import Share, shares, teach
@@ -60,7 +60,15 @@ def test_there_are_no_more_processes_than_blocks_or_gpus(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    "own", [{"data": "loader"}, {"space": "__main__:Space"}, {"space_args": {"model": "__main__:f"}}]
+    "own",
+    [
+        {"data": "loader"},
+        {"data": "__main__:Shapes"},
+        {"space": "__main__:Space"},
+        {"space_args": {"model": "__main__:f"}},
+        {"space_args": {"extra": ["__main__:DW(5)"]}},
+        {"space_args": {"extra": ["COPY(1)"]}},
+    ],
 )
 def test_what_lives_in_this_process_alone_is_taught_by_it(own: dict[str, Any]) -> None:
     assert len(shares(replace(settings(Path("t"), processes=4), **own), CPU, TABLE)) == 1
@@ -91,3 +99,16 @@ def test_the_end_of_a_helper_is_told(how: str, error: type[Exception], said: str
     asked = [Share(("a",), "cpu"), Share(("b",), "cpu", "1")]
     with pytest.raises(error, match=said):
         teach(_nothing, partial(_ends, how), asked, lambda progress: None)
+
+
+def test_a_helper_that_cannot_be_given_its_work_is_no_reason_to_wait_for_ever() -> None:
+    asked = [Share(("a",), "cpu"), Share(("b",), "cpu", "1")]
+    with pytest.raises(WorkerError, match="was killed by signal 9"):
+        teach(_nothing, lambda share, on_progress: None, asked, lambda progress: None)  # which cannot be pickled
+
+
+def test_a_process_with_another_teacher_or_other_images_teaches_nothing(teacher: Path, tmp_path: Path) -> None:
+    for expected in (("another", "images"), ("x" * 16, "")):
+        with pytest.raises(StateError, match="got another teacher, or other images, than this one"):
+            teach_share(settings(teacher), tmp_path, expected, Share(("block_00",), "cpu"), lambda progress: None)
+    assert not list(tmp_path.glob("*.safetensors"))

@@ -122,6 +122,10 @@ def test_the_report_sets_errors_beside_a_front(tmp_path: Path) -> None:
     assert float(rows[1][2]) == pytest.approx(15)
     assert rows[2] == ["30%", "4.5", "", str(there.params), "B(2)", there.id]
     assert (tmp_path / "report/front.png").read_bytes().startswith(b"\x89PNG")
+    for _ in range(2):  # the second time its own table is there, too
+        report([experiment], experiment / "report", latency_batch=None)
+        assert (experiment / "report/front.csv").read_text() == (tmp_path / "report/front.csv").read_text()
+        assert not (experiment / "report/front_2.csv").exists()
 
 
 def test_errors_are_drawn_against_each_cost_of_those_that_were_trained() -> None:

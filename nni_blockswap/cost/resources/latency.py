@@ -162,7 +162,7 @@ def _measured(network: RealNetwork, counted: Table, conditions: Conditions, roun
         "held_out": {
             "networks": len(whole) - FITTED,
             "median_error": round(float(np.median(np.abs(predicted / taken[FITTED:] - 1))), 4),
-            "rank_correlation": round(float(spearmanr(predicted, taken[FITTED:]).statistic), 4),
+            "rank_correlation": round(float(np.nan_to_num(spearmanr(predicted, taken[FITTED:]).statistic)), 4),
         },
         "fixed": round(fixed),
         "costs": [[round(float(scale * one)) for one in block] for block in times],

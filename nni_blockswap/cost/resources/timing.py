@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from nni_blockswap.files import read_json, write_json
@@ -100,7 +101,11 @@ class Rounds:
             found = read_json(self.path)
         except (OSError, ValueError):
             return []
-        whole = isinstance(found, list) and all(isinstance(one, list) and len(one) == runs for one in found)
+        try:
+            rounds = np.array(found, dtype=float)
+        except (ValueError, TypeError):
+            return []
+        whole = rounds.ndim == 2 and rounds.shape[1] == runs and bool(np.isfinite(rounds).all())
         return found if whole else []
 
     def _keep(self, done: Sequence[Sequence[float]]) -> None:
