@@ -47,6 +47,12 @@ LARGE: dict[str, Any] = {
 }  # fmt: skip
 """``samples`` of all methods, in the order in which they are run; ``most`` of the uniform one, the reference."""
 
+Found = dict[tuple[str, str, int], list[dict[str, Any]]]
+"""Results of all seeds, by budget, method and samples."""
+
+Curves = dict[tuple[str, str, int], list[list[tuple[int, float]]]]
+"""For each seed (evaluations, unseen score of the best so far)."""
+
 
 def main() -> None:
     """Run what is missing, and write what is known."""
@@ -62,8 +68,8 @@ def main() -> None:
         "space": SPACE, "space_args": case["space_args"], "data": case["data"], "data_root": options.data_root,
         "batch_size": case["batch_size"], "device": "cpu", "processes": 1,
     }  # fmt: skip
-    found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    curves: dict[tuple[str, str, int], list[list[tuple[int, float]]]] = {}
+    found: Found = {}
+    searches: list[tuple[tuple[str, str, int], SearchSettings, Path]] = []
     for method, samples, seed, budget in plan(case, options.methods, options.seeds or case["seeds"]):
         settings = SearchSettings(
             **base, method=method, budgets=[budget], at_most=True, samples=samples, seed=seed,
@@ -76,11 +82,10 @@ def main() -> None:
             result = prefix(settings, case["most"], longest) if shorter else run(settings, place)
             write_json(place / "result.json", result)
         found.setdefault((budget, method, samples), []).append(read_json(place / "result.json"))
-        if not (method == "uniform" and samples < case["most"]):
-            if not (place / "curve.json").exists():
-                write_json(place / "curve.json", curve(settings, place))
-            curves.setdefault((budget, method, samples), []).append(read_json(place / "curve.json"))
-        report(found, curves, case, options.small)
+        if (place / "scores.jsonl").exists():  # of a search of its own
+            searches.append(((budget, method, samples), settings, place))
+        report(found, case, options.small)
+    draw(found, curves_of(searches), kept(options.small).with_suffix(".png"))
 
 
 def plan(case: dict[str, Any], methods: Sequence[str], seeds: int) -> Iterator[tuple[str, int, int, str]]:
@@ -123,12 +128,29 @@ def prefix(settings: SearchSettings, most: int, place: Path) -> dict[str, Any]:
 
 def unseen(settings: SearchSettings, choices: Mapping[str, str], place: Path) -> float:
     """Mean score under draws of the weights, and on a minibatch, of its own."""
+    return all_unseen(settings, [choices], place)[0]
+
+
+def all_unseen(settings: SearchSettings, choices: Sequence[Mapping[str, str]], place: Path) -> list[float]:
+    """The same of many, in one go."""
     other = replace(settings, seed=UNSEEN_SEED, inits=UNSEEN_DRAWS)
-    return score(other, [choices], place.parent / "unseen")[0].value
+    return [one.value for one in score(other, choices, place.parent / "unseen")]
 
 
-def curve(settings: SearchSettings, place: Path) -> list[tuple[int, float]]:
-    """(evaluations, unseen score of the best so far) wherever a search's best changed, from the scores it kept.
+def curves_of(searches: Sequence[tuple[tuple[str, str, int], SearchSettings, Path]]) -> Curves:
+    """What each search would have found, by budget, method and samples: (evaluations, unseen score of its best)."""
+    led = [leaders(settings, place) for _, settings, place in searches]
+    distinct = {" ".join(names.values()): names for line in led for _, names in line}
+    _, settings, place = searches[0]
+    scores = dict(zip(distinct, all_unseen(settings, list(distinct.values()), place), strict=True))
+    found: Curves = {}
+    for (key, _, _), line in zip(searches, led, strict=True):
+        found.setdefault(key, []).append([(count, scores[" ".join(names.values())]) for count, names in line])
+    return found
+
+
+def leaders(settings: SearchSettings, place: Path) -> list[tuple[int, dict[str, str]]]:
+    """(evaluations, best so far) wherever a search's best changed, and at its end, from the scores it kept.
 
     The best is the one of the highest mean score among those under the most draws of the weights. The method is asked
     again and told what it was told; uniform samples count in the order in which they were drawn.
@@ -141,8 +163,7 @@ def curve(settings: SearchSettings, place: Path) -> list[tuple[int, float]]:
     evaluations, best, found = 0, None, []
     while (request := method.ask()) is not None:
         inits = request.inits or settings.inits
-        alone = settings.method == "uniform"
-        for rows in ([row] for row in request.rows) if alone else [request.rows]:
+        for rows in ([row] for row in request.rows) if settings.method == "uniform" else [request.rows]:
             for row in rows:
                 evaluations += inits - known.get(row, (0, 0.0))[0]
                 text = " ".join(table.names(row).values())
@@ -150,17 +171,17 @@ def curve(settings: SearchSettings, place: Path) -> list[tuple[int, float]]:
             leader = max(known, key=lambda row: known[row])
             if leader != best:
                 best = leader
-                found.append((evaluations, unseen(settings, table.names(leader), place)))
+                found.append((evaluations, table.names(leader)))
         method.tell({row: known[row][1] for row in request.rows})
     return [*found, (evaluations, found[-1][1])]
 
 
-def report(
-    found: dict[tuple[str, str, int], list[dict[str, Any]]],
-    curves: dict[tuple[str, str, int], list[list[tuple[int, float]]]],
-    case: dict[str, Any],
-    small: bool,
-) -> None:
+def kept(small: bool) -> Path:
+    """Where the results are, but for their suffixes."""
+    return ROOT / "benchmarks/results" / ("methods_small" if small else "methods")
+
+
+def report(found: Found, case: dict[str, Any], small: bool) -> None:
     """Table and picture of what there is so far; scores as a share of the best of the uniform method."""
     rows: list[tuple[object, ...]] = [
         ("budget", "method", "samples", "seeds", "evaluations", "processor s", "unseen score", "spread", "of uniform's")
@@ -186,16 +207,10 @@ def report(
         f"the last column is its share of what the uniform method finds with {most} samples.\n\n"
         f"{markdown(rows)}\n"
     )
-    kept = ROOT / "benchmarks/results" / ("methods_small" if small else "methods")
-    write_text(kept.with_suffix(".md"), text)
-    draw(found, curves, kept.with_suffix(".png"))
+    write_text(kept(small).with_suffix(".md"), text)
 
 
-def draw(
-    found: dict[tuple[str, str, int], list[dict[str, Any]]],
-    curves: dict[tuple[str, str, int], list[list[tuple[int, float]]]],
-    path: Path,
-) -> None:
+def draw(found: Found, curves: Curves, path: Path) -> None:
     """A panel a budget, a line a search: unseen score of the best so far against processor time, with its spread."""
     from matplotlib.figure import Figure
 
@@ -205,9 +220,8 @@ def draw(
         for (_, method, samples), lines in (one for one in sorted(curves.items()) if one[0][0] == budget):
             results = found[budget, method, samples]
             seconds = [one["seconds"] / one["evaluations"] for one in results if one["seconds"] is not None]
-            counts = sorted(
-                {count for line in lines for count, _ in line if all(line[0][0] <= count for line in lines)}
-            )
+            first = max(line[0][0] for line in lines)
+            counts = sorted({count for line in lines for count, _ in line if count >= first})
             scores = np.array([[reached(line, count) for count in counts] for line in lines])
             x = np.array(counts) * (mean(seconds) if seconds else math.nan)
             middle, spread = scores.mean(0), scores.std(0, ddof=1) if len(lines) > 1 else np.zeros(len(counts))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.methods import SPACE, curve, reached, run, unseen
+from benchmarks.methods import SPACE, curves_of, reached, run, unseen
 from nni_blockswap.searching import SearchSettings, make_method, table_of
 from tests.conftest import SMALL
 
@@ -23,7 +23,7 @@ def test_a_curve_ends_with_what_the_search_found_and_only_changes_with_its_best(
 ) -> None:
     asked, place = settings(method, inits), tmp_path / "place"
     result = run(asked, place)
-    found = curve(asked, place)
+    ((found,),) = curves_of([(("60%", method, 20), asked, place)]).values()
     counts = [count for count, _ in found]
     assert counts == sorted(counts)
     assert found[-1] == (result["evaluations"], result["unseen"])
