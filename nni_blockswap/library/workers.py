@@ -107,8 +107,9 @@ def teach(here: Teach, there: Teach, asked: Sequence[Share], on_progress: OnProg
 
         def tell(number: int, progress: Progress) -> None:
             known[number] = progress
-            if len(known) == len(asked):  # all know how much they have to do
-                on_progress(_together(known.values()))
+            together = _together(known.values())
+            if len(known) == len(asked) and together.total:  # all know how much they have to do, and it is something
+                on_progress(together)
 
         def tell_own(progress: Progress) -> None:
             tell(0, progress)

@@ -102,6 +102,7 @@ def test_every_option_of_a_search_reaches_its_settings(tmp_path: Path) -> None:
     options += (
         " --processes 4 --recompute --budget 40K macs=50% --tolerance 0.1 --samples 9 --proxy library --library lib"
     )
+    options += " --resources latency"
     narrowed = ["--search-space-file", str(tmp_path / "space.json")]
     expected = SearchSettings(
         space=WRN,
@@ -122,6 +123,7 @@ def test_every_option_of_a_search_reaches_its_settings(tmp_path: Path) -> None:
         recompute=True,
         budgets=["40K", "macs=50%"],
         tolerance=0.1,
+        resources=["latency"],
         samples=9,
         proxy="library",
         library="lib",
@@ -212,7 +214,7 @@ def test_a_terminal_without_a_letter_for_it_shows_a_question_mark(
     ("module", "command", "options"),
     [
         (search, f"search --space {WRN} --budget 40% --data digits --out o", ["recompute", "batch-size", "out"]),
-        (library, f"library --space {WRN} --data digits --out o", ["blocks-at-once", "batch-size", "out"]),
+        (library, f"library --space {WRN} --data digits --out o", ["processes", "blocks-at-once", "batch-size", "out"]),
         (show, "show a.json", []),
     ],
 )

@@ -223,6 +223,7 @@ def test_a_measurement_that_was_killed_makes_the_rounds_that_are_missing(
         Rounds(path, "latency", 7).made(runs, torch.device("cpu"), lambda name: None)
     before = read_json(path)
     monkeypatch.setattr(timing, "write_json", write_json)
+    caplog.clear()
     with caplog.at_level("INFO"):
         times = Rounds(path, "latency", 7).made(runs, torch.device("cpu"), lambda name: None)
     assert {name: len(found) for name, found in times.items()} == {"a": 7, "b": 7}
