@@ -175,8 +175,10 @@ def _labels(found: Front) -> dict[str, str]:
 
 def _rows(found: Front) -> list[list[object]]:
     labels, first = _labels(found), found.teacher
+    on_front = {one.id for one in found.architectures}
+    beaten = {one.id: one for one in found.chosen.values() if one.id not in on_front}  # by one that costs less
     named = [
-        *((labels.get(one.id, ""), one) for one in found.architectures),
+        *((labels.get(one.id, ""), one) for one in (*found.architectures, *beaten.values())),
         (TEACHER, found.teacher),
         *((f"{name} in every block", one) for name, one in found.single.items()),
     ]
@@ -233,7 +235,6 @@ def draw_errors(rows: Sequence[Sequence[Any]], teacher: float | None) -> "Figure
         if teacher is not None:
             axes.axhline(teacher, color="black", linestyle="--", label="teacher")
         axes.set_xlabel(unit_of(head[place]))
-        axes.set_xscale("log")
     figure.axes[0].set_ylabel("error in percent")
     figure.axes[0].legend(fontsize=8)
     return figure

@@ -18,7 +18,7 @@ from nni_blockswap.files import write_json
 from nni_blockswap.results.tables import write_csv
 from nni_blockswap.searching import SearchSettings, table_of
 from nni_blockswap.studies.comparison import Comparison, contestants
-from nni_blockswap.studies.front import draw_errors, front, nondominated, spaced
+from nni_blockswap.studies.front import Front, _rows, draw_errors, front, nondominated, spaced
 from nni_blockswap.studies.report import report
 from tests.conftest import WRN
 from tests.test_searching import SETTINGS, SPACE_ARGS
@@ -72,7 +72,16 @@ def test_one_run_finds_the_best_for_each_budget(tmp_path: Path) -> None:
         rows = list(csv.DictReader(stream))
     assert [row["id"] for row in rows[: len(found.architectures)]] == [one.id for one in found.architectures]
     assert {"teacher", "B(2) in every block"} <= {row["network"] for row in rows}
+    assert {one.id for one in found.chosen.values()} <= {row["id"] for row in rows}
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_best_at_a_budget_is_in_the_table_even_where_a_cheaper_one_scores_better() -> None:
+    """With budgets that are used up the best of a dearer one may be beaten."""
+    cheap, dear, teacher = scored(1, 1, 3.0), scored(2, 2, 2.0), scored(9, 9, 1.0)
+    found = Front((cheap,), {"20%": cheap, "40%": dear}, (cheap, dear), teacher, {}, "fisher")
+    _, *rows = _rows(found)
+    assert [(row[0], row[-1]) for row in rows] == [("20%", cheap.id), ("40%", dear.id), ("teacher", teacher.id)]
 
 
 def test_a_front_by_two_proxies_ranks_all_that_was_scored_together(tmp_path: Path) -> None:
