@@ -9,11 +9,9 @@ import os
 import pickle
 import queue
 import subprocess
-import sys
 import threading
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +23,7 @@ from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import BlockSwapError, WorkerError
 from nni_blockswap.library.school import OnProgress, Progress
 from nni_blockswap.library.settings import LibrarySettings
-from nni_blockswap.processes import spelled_end, start_helper
+from nni_blockswap.processes import begin_helping, heard, say, spelled_end, start_helper, threads
 from nni_blockswap.tasks import TASKS
 
 _log = logging.getLogger(__name__)
@@ -101,8 +99,8 @@ def teach(here: Teach, there: Teach, asked: Sequence[Share], on_progress: OnProg
         WorkerError: a helper died.
     """
     own, *others = asked
-    threads = 1 if others and own.device == "cpu" else torch.get_num_threads()  # so that it is the same for any number
-    with _threads(threads), _helpers(there, others, threads) as helpers:
+    count = 1 if others and own.device == "cpu" else torch.get_num_threads()  # so that it is the same for any number
+    with threads(count), _helpers(there, others, count) as helpers:
         known: dict[int, Progress] = {}
 
         def tell(number: int, progress: Progress) -> None:
@@ -128,9 +126,9 @@ def _together(known: Collection[Progress]) -> Progress:
 class _Helpers:
     """Processes that teach, and what they say."""
 
-    def __init__(self, teach_share: Teach, asked: Sequence[Share], threads: int) -> None:
+    def __init__(self, teach_share: Teach, asked: Sequence[Share], count: int) -> None:
         self._said: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-        self._processes = {number: start_helper(__name__, threads) for number in range(1, len(asked) + 1)}
+        self._processes = {number: start_helper(__name__, count) for number in range(1, len(asked) + 1)}
         self._at_work = set(self._processes)
         for (number, process), share in zip(self._processes.items(), asked, strict=True):
             threading.Thread(target=self._run, args=(number, process, (teach_share, share)), daemon=True).start()
@@ -157,54 +155,38 @@ class _Helpers:
     def _run(self, number: int, process: "subprocess.Popen[bytes]", work: Any) -> None:
         """In a thread: give a helper its work, and pass on what it says; None when it says no more."""
         assert process.stdin is not None
-        assert process.stdout is not None
-        message = None
         try:
-            pickle.dump(work, process.stdin)
-            process.stdin.flush()  # and left open: a helper ends where this ends
-            while message != _DONE:
-                message = pickle.load(process.stdout)
-                self._said.put((number, message))
-        except (EOFError, OSError):  # its end
-            self._said.put((number, None))
-        except Exception as error:  # what cannot be pickled
-            _log.warning("A process that teaches blocks was not understood: %r", error)
+            with suppress(OSError):  # it died, as is told below
+                say(process.stdin, work)  # and leave it open: a helper ends where this ends
+        except Exception as error:  # what it is to do cannot be pickled
+            _log.warning("A process that was to teach blocks got no work: %r", error)
             process.kill()
-            self._said.put((number, None))
+        for message in heard(process):
+            self._said.put((number, message))
+            if message == _DONE:
+                return
+        self._said.put((number, None))
 
 
 _DONE = "done"
 
 
 @contextmanager
-def _helpers(teach_share: Teach, asked: Sequence[Share], threads: int) -> Iterator[_Helpers]:
-    helpers = _Helpers(teach_share, asked, threads)
+def _helpers(teach_share: Teach, asked: Sequence[Share], count: int) -> Iterator[_Helpers]:
+    helpers = _Helpers(teach_share, asked, count)
     try:
         yield helpers
     finally:
         helpers.close()
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def serve(descriptor: int) -> None:
     """What a helper does; what it has to say goes to the file ``descriptor``."""
-    answers, requests = os.fdopen(descriptor, "wb"), sys.stdin.buffer
-    warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module")  # NNI's, and harmless
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    requests, answers = begin_helping(descriptor)
 
-    def say(message: Any) -> None:
+    def tell(message: Any) -> None:
         try:
-            pickle.dump(message, answers)
-            answers.flush()
+            say(answers, message)
         except BrokenPipeError:
             os._exit(0)  # nobody listens any more
 
@@ -215,10 +197,10 @@ def serve(descriptor: int) -> None:
     teach_share, share = pickle.load(requests)
     threading.Thread(target=end_with_input, daemon=True).start()
     try:
-        teach_share(share, say)
+        teach_share(share, tell)
     except BlockSwapError as error:
-        say(error)
-    say(_DONE)
+        tell(error)
+    tell(_DONE)
 
 
 def _obituary(end: str) -> str:

@@ -8,19 +8,15 @@ import os
 import pickle
 import queue
 import subprocess
-import sys
 import threading
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, BinaryIO
-
-import torch
+from typing import Any
 
 from nni_blockswap.errors import WorkerError
-from nni_blockswap.processes import spelled_end, start_helper
+from nni_blockswap.processes import begin_helping, heard, say, spelled_end, start_helper, threads
 from nni_blockswap.scoring.engines.base import Measure
 from nni_blockswap.scoring.proxies import Score
 
@@ -54,21 +50,18 @@ class Workers:
             WorkerError: a helper died.
         """
         pieces = _pieces(candidates, self._helpers + 1)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         try:
-            self._team.grow(min(self._helpers, len(pieces) - 1))
-            self._team.hand_out(pieces)
-            while pieces or self._team.busy:
-                for position, choices in pieces.popleft() if pieces else ():
-                    yield position, self._measure(choices)
-                    yield from self._team.results(pieces, wait=False)
-                yield from self._team.results(pieces, wait=not pieces)
+            with threads(1):
+                self._team.grow(min(self._helpers, len(pieces) - 1))
+                self._team.hand_out(pieces)
+                while pieces or self._team.busy:
+                    for position, choices in pieces.popleft() if pieces else ():
+                        yield position, self._measure(choices)
+                        yield from self._team.results(pieces, wait=False)
+                    yield from self._team.results(pieces, wait=not pieces)
         except BaseException:
             self.close()  # the helpers are at work that nobody waits for
             raise
-        finally:
-            torch.set_num_threads(threads)
 
 
 def _pieces(candidates: Sequence[Mapping[str, str]], processes: int) -> "deque[Piece]":
@@ -133,18 +126,14 @@ class _Team:
     def _send(self, index: int, message: Any) -> None:
         stream = self._processes[index].stdin
         with suppress(OSError):  # it died: its listener will say so
-            pickle.dump(message, stream)  # type: ignore[arg-type]
-            stream.flush()  # type: ignore[union-attr]
+            say(stream, message)  # type: ignore[arg-type]
 
     def _listen(self, index: int) -> None:
         """In a thread: pass on what a helper says; None when it says no more."""
         self._send(index, self._start)  # here, as it takes until the helper has started to read
-        try:
-            while True:
-                answer = pickle.load(self._processes[index].stdout)  # type: ignore[arg-type]
-                self._said.put((index, answer))
-        except (EOFError, pickle.UnpicklingError, OSError):
-            self._said.put((index, None))
+        for answer in heard(self._processes[index]):
+            self._said.put((index, answer))
+        self._said.put((index, None))
 
 
 _READY = "ready"
@@ -152,23 +141,15 @@ _READY = "ready"
 
 def serve(descriptor: int) -> None:
     """What a helper does until its standard input ends; answers go to the file ``descriptor``."""
-    answers = os.fdopen(descriptor, "wb")
-    warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module")  # NNI's, and harmless
-    torch.set_num_threads(1)
-    requests = sys.stdin.buffer
+    requests, answers = begin_helping(descriptor)
     try:
         measure: Measure = pickle.load(requests)()
-        _answer(answers, _READY)
+        say(answers, _READY)
         while True:
             for position, choices in pickle.load(requests):
-                _answer(answers, (position, measure(choices)))
+                say(answers, (position, measure(choices)))
     except (EOFError, BrokenPipeError, pickle.UnpicklingError):  # the last for a message that was cut short
         os._exit(0)  # nobody listens any more
-
-
-def _answer(stream: BinaryIO, message: Any) -> None:
-    pickle.dump(message, stream)
-    stream.flush()
 
 
 def _obituary(end: str) -> str:

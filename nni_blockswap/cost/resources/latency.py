@@ -14,8 +14,8 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -37,6 +37,7 @@ from nni_blockswap.cost.table import Column, Indices, Table
 from nni_blockswap.errors import BudgetError
 from nni_blockswap.exporting.onnx_session import session
 from nni_blockswap.files import read_json, write_json
+from nni_blockswap.processes import threads
 
 _log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class Latency:
             conditions = replace(self.conditions, threads=where["threads"])
             _log.info("Measuring the latency of %d candidates.", sum(map(len, counted.candidates)))
             rounds = Rounds(path.with_suffix(".rounds.json"), self.name, ROUNDS)
-            with _threads(where["threads"]):
+            with threads(where["threads"]):
                 write_json(path, {"where": where, **_measured(network, counted, conditions, rounds)})
             rounds.path.unlink(missing_ok=True)
         kept = read_json(path)
@@ -264,16 +265,6 @@ def _in_onnx_runtime(
             sessions[row] = session(network, images, threads)
             tell(f"{len(sessions)} of {len(parts.fed) + len(whole)} exported")
     return sessions
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _precision(conditions: Conditions) -> Any:
