@@ -36,9 +36,9 @@ def _digest(model: nn.Module) -> int:
     return found
 
 
-def is_live(space_args: Mapping[str, Any]) -> bool:
-    """Whether a space's network lives in this process alone."""
-    return str(space_args.get("model", "")).startswith((LIVE, "__main__:"))
+def is_live(space: str, space_args: Mapping[str, Any]) -> bool:
+    """Whether a space, or its network, lives in this process alone, as a script's or a notebook's own do."""
+    return space.startswith("__main__:") or str(space_args.get("model", "")).startswith((LIVE, "__main__:"))
 
 
 def make(model: str, model_args: Mapping[str, Any]) -> nn.Module:

@@ -151,9 +151,8 @@ def find_family(name: str) -> Family:
 
 def is_everywhere(name: str) -> bool:
     """Whether every process knows the substitute: it says where its family is, or that is this package's own."""
-    if ":" in name:
-        return not name.startswith("__main__:")
-    return any(FAMILIES[known].reads(name) and FAMILIES.is_everywhere(known) for known in FAMILIES)
+    own = (known for known in FAMILIES if FAMILIES.is_everywhere(known))
+    return FAMILIES.is_everywhere(name) or any(FAMILIES[known].reads(name) for known in own)
 
 
 def _bare(name: str) -> str:

@@ -77,8 +77,8 @@ def _places(settings: LibrarySettings, device: torch.device) -> list[str]:
 def _is_everywhere(settings: LibrarySettings) -> bool:
     """Whether other processes know network, candidates and data, which may be a script's or a notebook's own."""
     extra = settings.space_args.get("extra") or ()
-    is_own = settings.space.startswith("__main__:") or is_live(settings.space_args)
-    return not is_own and TASKS.is_everywhere(settings.data) and all(is_everywhere(str(name)) for name in extra)
+    own = is_live(settings.space, settings.space_args)
+    return not own and TASKS.is_everywhere(settings.data) and all(is_everywhere(str(name)) for name in extra)
 
 
 Teach = Callable[[Share, OnProgress], None]

@@ -119,8 +119,8 @@ class Scorer:
         return measure(self.work(0), network, choices)
 
     def _processes(self) -> int:
-        modules = {self.settings.space.partition(":")[0], type(self.proxy).__module__}
-        if self.device.type != "cpu" or "__main__" in modules or is_live(self.space_args):
+        is_own = is_live(self.settings.space, self.space_args) or type(self.proxy).__module__ == "__main__"
+        if self.device.type != "cpu" or is_own:
             return 1  # a script's or a notebook's own space or proxy can be imported by no other process
         return self.settings.processes or torch.get_num_threads()
 
