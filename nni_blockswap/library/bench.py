@@ -80,14 +80,14 @@ class Bench:
         """Build the candidates: as an interrupted run left them, as a finished one did, or as they begin."""
         self.begin = self.step = self.steps_done
         self.starts = {}
-        self.candidates = {name: self._built(name) for name in self.block.names if name != ORIGINAL}
+        kept, said = store.read(self.final) if self.begin else ({}, {"settled_after": {}})
+        self._settled = said["settled_after"]
+        self.candidates = {name: self._built(name, kept) for name in self.block.names if name != ORIGINAL}
         self._optimisers = {
             name: torch.optim.AdamW(weights, self._settings.lr, weight_decay=self._settings.weight_decay)
             for name, candidate in self.candidates.items()
             if (weights := list(candidate.parameters()))
         }
-        if self.begin:
-            self._settled = store.read(self.final)[1]["settled_after"]
         if self.state.exists():
             tensors, about = store.read(self.state)
             if all(about[name] == value for name, value in self._series.items()):  # else of another series of steps
@@ -97,13 +97,13 @@ class Bench:
         """Let go of the candidates."""
         self.candidates, self._optimisers, self._begun = {}, {}, {}
 
-    def _built(self, name: str) -> nn.Module:
-        """A candidate, fresh, or from the finished file."""
+    def _built(self, name: str, kept: Mapping[str, Tensor]) -> nn.Module:
+        """A candidate, fresh, or with the weights of the finished file."""
         with seeded(self._seed(name)):
             candidate = self.block.site.build(name)
             initialise(candidate)
         if self.begin:
-            candidate.load_state_dict(of_candidate(store.read(self.final)[0], name))
+            candidate.load_state_dict(of_candidate(kept, name))
         laid_out: nn.Module = candidate.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         return laid_out
 

@@ -74,12 +74,10 @@ class School:
 
     def teach(self, benches: Sequence[Bench]) -> None:
         """All of ``benches`` that have not made their steps; fewer side by side where memory runs out."""
-        steps = self._settings.steps
-        waiting = [bench for bench in benches if bench.steps_done < steps]
         for bench in benches:
             bench.tidy()
-        for bench in waiting:
             bench.step = bench.steps_done
+        waiting = [bench for bench in benches if bench.step < self._settings.steps]
         self._learners, self._begun, self._fresh = waiting, time.monotonic(), 0
         self._tell()
         size = self._settings.blocks_at_once or max(1, len(waiting))
