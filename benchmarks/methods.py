@@ -182,7 +182,7 @@ def kept(small: bool) -> Path:
 
 
 def report(found: Found, case: dict[str, Any], small: bool) -> None:
-    """Table and picture of what there is so far; scores as a share of the best of the uniform method."""
+    """Table of what there is so far; scores as a share of the best of the uniform method."""
     rows: list[tuple[object, ...]] = [
         ("budget", "method", "samples", "seeds", "evaluations", "processor s", "unseen score", "spread", "of uniform's")
     ]

@@ -2,10 +2,9 @@
 
 Draws architectures of a small wide ResNet's space, trains each from fresh weights, by cross-entropy or by attention
 transfer from a ``--teacher`` (the trial's own program, a process a core), and a few of them from three seeds, so that
-it is known what is noise; then correlates every
-proxy's scores with the errors, as ``blockswap rank-study`` does, from one draw of the weights and from five, and those
-of a library, taught by the original, which is trained like the others. All of it is kept in OUT: the same command goes
-on where it was stopped.
+it is known what is noise; then correlates every proxy's scores with the errors, as ``blockswap rank-study`` does, from
+one draw of the weights and from five, and those of a library, taught by that teacher, or by the original, which is
+trained like the others. All of it is kept in OUT: the same command goes on where it was stopped.
 
     nice python benchmarks/rank_quality.py --data-root data/cifar10 --out out
 

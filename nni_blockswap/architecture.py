@@ -176,7 +176,7 @@ class Architecture:
         Choices stand at the top level, where NNI's web page draws them as axes, beside costs, score and rank. Of costs
         that were measured, ``measured`` says where and when.
         """
-        measured = {name: self.provenance[name] for name in ("measured",) if name in self.provenance}
+        sources = self.provenance.get("measured")
         return {
             **self.choices,
             "space": self.space,
@@ -185,7 +185,7 @@ class Architecture:
             "score": self.score,
             "rank": rank,
             "architecture_id": self.id,
-            **measured,
+            **({} if sources is None else {"measured": sources}),
         }
 
     @classmethod

@@ -4,9 +4,15 @@ Writes OUT/front.csv and front.png: the architectures that no other beats in sco
 the teacher, and the networks with one substitute throughout; and a ranking of each budget, in a folder each.
 """
 
+from __future__ import annotations
+
 import argparse
+from typing import TYPE_CHECKING
 
 from nni_blockswap.cli.search import SearchLine, add_search_options, settings_of
+
+if TYPE_CHECKING:
+    from nni_blockswap.architecture import Architecture
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,12 +35,16 @@ def run(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     with SearchLine() as shown:
         found = front(settings, options.out, shown)
+    table = table_of(settings)
     rows: list[tuple[str, ...]] = [("budget", "score", *found.teacher.costs, "of the budget")]
-    spare = [budget.spelled_unused(table_of(settings), one.costs)
-             for budget, one in zip(settings.parsed(), found.chosen.values(), strict=True)]  # fmt: skip
-    best = (*found.chosen.items(), ("teacher", found.teacher))
-    for (name, one), left in zip(best, [*spare, ""], strict=True):
-        rows.append((name, f"{one.score:.6g}", *(f"{cost:,}" for cost in one.costs.values()), left))
+    for budget, (name, one) in zip(settings.parsed(), found.chosen.items(), strict=True):
+        rows.append((name, *_told(one), budget.spelled_unused(table, one.costs)))
+    rows.append(("teacher", *_told(found.teacher), ""))
     print(markdown(rows))
     print(f"{len(found.architectures)} of {len(found.everything)} on the front; {options.out}/front.csv and front.png")
     return 0
+
+
+def _told(one: Architecture) -> tuple[str, ...]:
+    """Score and costs."""
+    return (f"{one.score:.6g}", *(f"{cost:,}" for cost in one.costs.values()))

@@ -256,14 +256,12 @@ def _in_onnx_runtime(
     threads = conditions.threads or 1
     with torch.inference_mode(False), torch.no_grad():  # torch.export takes no tensors made for inference
         images = torch.zeros(conditions.batch_size, *network.input_size)
+        fed = {**parts.fed, **dict.fromkeys(whole, (network, images))}
         sessions: dict[Any, Callable[[], object]] = {}
-        for key, (candidate, x) in parts.fed.items():
-            sessions[key] = session(candidate, x.clone(), threads)
-            tell(f"{len(sessions)} of {len(parts.fed) + len(whole)} exported")
-        for row in whole:
-            network.select(counted.names(row))
-            sessions[row] = session(network, images, threads)
-            tell(f"{len(sessions)} of {len(parts.fed) + len(whole)} exported")
+        for key, (module, x) in fed.items():
+            _select(network, counted, key)
+            sessions[key] = session(module, x.clone(), threads)
+            tell(f"{len(sessions)} of {len(fed)} exported")
     return sessions
 
 

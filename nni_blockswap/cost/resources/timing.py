@@ -98,15 +98,12 @@ class Rounds:
 
     def _kept(self, runs: int) -> list[list[float]]:
         try:
-            found = read_json(self.path)
-        except (OSError, ValueError):
+            rounds = np.array(read_json(self.path), dtype=float)
+        except (OSError, ValueError, TypeError):
             return []
-        try:
-            rounds = np.array(found, dtype=float)
-        except (ValueError, TypeError):
-            return []
-        whole = rounds.ndim == 2 and rounds.shape[1] == runs and bool(np.isfinite(rounds).all())
-        return found if whole else []
+        whole = rounds.ndim == 2 and rounds.shape[1] == runs and np.isfinite(rounds).all()
+        kept: list[list[float]] = rounds.tolist() if whole else []
+        return kept
 
     def _keep(self, done: Sequence[Sequence[float]]) -> None:
         write_json(self.path, done)
