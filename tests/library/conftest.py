@@ -49,3 +49,10 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def library(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Library:
     torch.set_num_threads(1)
     return build(settings(teacher), tmp_path_factory.mktemp("library"))
+
+
+def copy_of(library: Library, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    for path in library.folder.glob("*.*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
