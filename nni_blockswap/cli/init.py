@@ -31,7 +31,7 @@ class Residual(nn.Module):
 
 
 def make(width: int = 32, classes: int = 10) -> nn.Module:
-    """Reads digits of 1x16x16. Weights that you have can be loaded here, and the trial be given ``--teacher FILE``."""
+    """Reads digits of 1x16x16. Load weights that you have here; then add ``--teacher original`` to the trialCommand."""
     return nn.Sequential(
         nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
         Residual(width), Residual(2 * width, 2), Residual(2 * width), Residual(4 * width, 2),
@@ -45,7 +45,8 @@ CONFIG = """# Shrink the network of model.py to 30 % of its parameters.
 #     nnictl create --config config.yml          the same by hand
 
 experimentName: BlockSwap on a network of my own
-searchSpaceFile: search_space.json   # what to try in each block; blockswap space --model model:make --json writes it
+searchSpaceFile: search_space.json   # what to try in each block; once model.py is changed, write it anew:
+#     blockswap space --model model:make --input-size 1,16,16 --json > search_space.json
 tuner:
   className: nni_blockswap.tuner.BlockSwapTuner
   codeDirectory: .                   # where model.py is

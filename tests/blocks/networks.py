@@ -218,8 +218,9 @@ Written by `python -m tests.blocks.networks > docs/networks.md` with torchvision
 
 A *branch* is two k x k convolutions, with what stands between them, whose result is added to something: the paper's
 residual branch. An *inverted* residual is a 1x1 expansion, a depthwise convolution and a 1x1 projection. A *conv* is
-any other k x k convolution with k >= 3 and groups = 1. `*` stands for a number. `print(find(network, example_input))`
-shows one network site by site, with shapes and with the path of what stays.
+any other k x k convolution with k >= 3 and groups = 1. `*` stands for a number.
+`print(bs.swap_blocks(network, example_input))` shows one network site by site, with shapes and with the path of what
+stays.
 
 | network | sites | where | stays |
 |---|---|---|---|
