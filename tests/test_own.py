@@ -109,6 +109,16 @@ def test_two_networks_of_one_class_are_kept_apart() -> None:
         assert torch.equal(built[0].weight, one[0].weight)
 
 
+def test_biases_are_drawn_as_zero_where_there_are_any() -> None:
+    """Of convolutions, too: else a search would score another network than a student of fresh weights is."""
+    space = bs.swap_blocks(nn.Sequential(*network()[:-1], nn.Linear(16, 3, bias=False)), EXAMPLE)
+    bs.search(space, loader(), budget="70%", **QUICK)
+    space.redraw()
+    biases = [m.bias for m in space.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.bias is not None]
+    assert len(biases) > 2
+    assert all(bool((bias == 0).all()) for bias in biases)
+
+
 @pytest.mark.parametrize("example", [EXAMPLE[0], EXAMPLE[:0], EXAMPLE.numpy(), torch.tensor(1.0), [], "image"])
 def test_an_example_holds_images(example: object) -> None:
     with pytest.raises(BlockSwapError, match=r"^an example input is a batch of images \(N, C, H, W\), or a list of im"):

@@ -13,10 +13,15 @@ def initialise(network: nn.Module) -> None:
     BN keeps scale 1 and shift 0; a linear layer keeps PyTorch's uniform weights. As in the paper's authors' networks.
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # there nothing is drawn, slowly
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
+        initialise_layer(module)
+
+
+def initialise_layer(module: nn.Module) -> None:
+    """``initialise`` of one module, and of nothing inside it."""
+    if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # there nothing is drawn, slowly
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 @contextmanager

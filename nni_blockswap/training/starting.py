@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.blocks.weights import seeded
+from nni_blockswap.blocks.weights import initialise_layer, seeded
 from nni_blockswap.errors import ConfigError
 
 Start = Callable[[nn.Module, nn.Module | None, str, int], str]
@@ -71,7 +71,7 @@ def library_digest(how: str) -> str | None:
 
 
 def redraw(student: nn.Module, teacher: nn.Module | None, argument: str, seed: int) -> str:
-    """Fresh weights as the paper's authors draw them; see ``blocks.space.initialise``.
+    """Fresh weights as the paper's authors draw them; see ``blocks.weights.initialise``.
 
     Raises:
         ConfigError: a module has weights that nobody but its constructor can draw.
@@ -85,10 +85,7 @@ def redraw(student: nn.Module, teacher: nn.Module | None, argument: str, seed: i
                     f"'{path}' ({type(module).__name__}) has weights and no reset_parameters to draw them anew; build "
                     "the student afresh, and leave init out."
                 )
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+            initialise_layer(module)
     return "fresh weights"
 
 
