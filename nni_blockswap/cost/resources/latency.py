@@ -45,6 +45,9 @@ ROUNDS = 15
 FITTED, HELD_OUT = 12, 30
 """Whole networks that the sum is fitted to, and others that its error is measured on."""
 
+FAR = 0.5
+"""A median error above it is no prediction: what was timed is the machine's other work."""
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -116,8 +119,16 @@ class Latency:
             _log.info("Measuring the latency of %d candidates.", sum(map(len, counted.candidates)))
             rounds = Rounds(path.with_suffix(".rounds.json"), self.name, ROUNDS)
             with threads(where["threads"]):
-                write_json(path, {"where": where, **_measured(network, counted, conditions, rounds)})
+                table = {"where": where, **_measured(network, counted, conditions, rounds)}
+            off = table["held_out"]["median_error"]
+            if off <= FAR:
+                write_json(path, table)
             rounds.path.unlink(missing_ok=True)
+            if off > FAR:
+                raise BudgetError(
+                    f"{self.name} cannot be predicted by what was timed here: on {table['held_out']['networks']} whole "
+                    f"networks it is {off:.0%} off (median); end what else runs on this machine, and measure again."
+                )
         kept = read_json(path)
         costs = tuple(np.array(block, dtype=np.int64) for block in kept.pop("costs"))
         return Column(self.unit, kept.pop("fixed"), costs, source=kept)
@@ -158,12 +169,13 @@ def _measured(network: RealNetwork, counted: Table, conditions: Conditions, roun
     design = np.column_stack([np.ones_like(sums), sums]) / taken[:, None]
     (fixed, scale), _ = nnls(design[:FITTED], np.ones(FITTED))
     predicted = (fixed + scale * sums)[FITTED:]
+    correlation = spearmanr(predicted, taken[FITTED:]).statistic if np.ptp(predicted) > 0 else 0.0
     return {
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "held_out": {
             "networks": len(whole) - FITTED,
             "median_error": round(float(np.median(np.abs(predicted / taken[FITTED:] - 1))), 4),
-            "rank_correlation": round(float(np.nan_to_num(spearmanr(predicted, taken[FITTED:]).statistic)), 4),
+            "rank_correlation": round(float(np.nan_to_num(correlation)), 4),
         },
         "fixed": round(fixed),
         "costs": [[round(float(scale * one)) for one in block] for block in times],

@@ -76,6 +76,21 @@ def test_the_sum_over_sites_predicts_whole_networks(clock: list[int]) -> None:
     assert (column.fixed, column.unit) == (5000, "microseconds")
 
 
+def test_a_prediction_that_is_far_off_is_neither_used_nor_kept(
+    clock: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disturbed(runs: Mapping[Any, Callable[[], object]], *_: object) -> dict[Any, list[float]]:
+        networks = [key for key in runs if isinstance(key[0], int)]
+        return {key: [1.0 if key in networks[latency.FITTED :] else 1e-3] for key in runs}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(timing, "interleaved", disturbed)
+        with pytest.raises(BudgetError, match="on 30 whole networks it is 100% off"):
+            measured()
+    assert not list(latency.folder().glob("*"))
+    assert measured().source["held_out"]["median_error"] == 0
+
+
 def test_it_is_measured_once_and_again_under_other_conditions(
     clock: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
