@@ -11,6 +11,10 @@ from nni_blockswap.blocks.flow import Call, Flow, convolutions, module_of, under
 from nni_blockswap.blocks.found import Found, is_function
 
 
+FRESH = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+"""What torch's normalisations hold when they are new."""
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises (N, C, H, W) with numbers a channel.
 
@@ -55,7 +59,8 @@ def norm_like(network: nn.Module, site: Found) -> Callable[[int], nn.Module] | N
     """Makes normalisations like the site's for a number of channels; None where none is near it.
 
     Settings are kept: eps, momentum, frozen statistics, an activation inside, channels a group where these divide.
-    Weights and statistics are fresh.
+    Weights and statistics are fresh; those of other names than torch's, such as a class of one's own has, are the
+    original's mean in every channel, as nobody says which of them is a scale and which a shift.
 
     Args:
         network: the network in which ``site`` was found, not yet swapped.
@@ -88,7 +93,9 @@ def activation_like(network: nn.Module, site: Found) -> nn.Module:
 def _resized(original: nn.Module, channels: int) -> nn.Module:
     norm = copy.deepcopy(original)
     for name, tensor in (*original.named_parameters(recurse=False), *original.named_buffers(recurse=False)):
-        fresh = tensor.new_full((channels,) if tensor.dim() else (), name in ("weight", "running_var"))
+        shape = (channels,) if tensor.dim() else ()
+        mean = tensor.detach().float().mean().to(tensor.dtype)
+        fresh = tensor.new_full(shape, FRESH[name]) if name in FRESH else mean.repeat(shape)
         setattr(norm, name, nn.Parameter(fresh) if isinstance(tensor, nn.Parameter) else fresh)
     if isinstance(norm, nn.GroupNorm):
         size = norm.num_channels // norm.num_groups

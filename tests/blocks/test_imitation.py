@@ -52,6 +52,31 @@ class Scale(nn.Module):
         return x * self.gamma.reshape(1, -1, 1, 1)
 
 
+class Own(nn.Module):
+    """Normalises over the channels, with names of its own for scale and shift."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((channels,), 0.5))
+        self.beta = nn.Parameter(torch.linspace(0, 2, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(1, keepdim=True)
+        scaled = centred / centred.square().mean(1, keepdim=True).sqrt()
+        return scaled * self.gamma[:, None, None] + self.beta[:, None, None]
+
+
+def test_a_scale_of_another_name_is_not_taken_for_a_shift() -> None:
+    """It was 0 in every substitute, and what left them did not depend on the image."""
+    original = Own(8)
+    norm, _ = imitated(original)
+    assert torch.equal(norm.gamma, torch.full((12,), 0.5))
+    torch.testing.assert_close(norm.beta, torch.ones(12))
+    assert norm.gamma.requires_grad
+    assert norm(torch.randn(2, 12, 5, 5)).std().item() == pytest.approx(0.5, rel=1e-2)
+    assert original.beta.shape == (8,)
+
+
 class Last(nn.LayerNorm):
     """Normalises channels that are the first dimension for all others."""
 
