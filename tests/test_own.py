@@ -119,6 +119,57 @@ def test_biases_are_drawn_as_zero_where_there_are_any() -> None:
     assert all(bool((bias == 0).all()) for bias in biases)
 
 
+class Told(nn.Module):
+    """Equal weights and modules, whatever it is told; what it computes is not."""
+
+    def __init__(self, activation: Any = nn.functional.relu, skips: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.activation, self.skips = activation, skips
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.first = nn.Conv2d(8, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.stem(x))
+        y = self.second(self.activation(self.first(x)))
+        return self.head((x + y if self.skips else y).mean((2, 3)))
+
+
+def test_networks_that_differ_in_what_they_are_told_are_kept_apart() -> None:
+    plain, other, skipping = (
+        bs.swap_blocks(one, EXAMPLE) for one in (Told(), Told(nn.functional.silu), Told(skips=True))
+    )
+    assert [site.activation for site in plain.findings.sites] == ["ReLU()"] * 2
+    assert [site.activation for site in other.findings.sites] == ["SiLU()"] * 2
+    assert [site.kind for site in skipping.findings.sites] == ["branch"]
+    assert bs.swap_blocks(Told(), EXAMPLE).model == plain.model
+    ranking = bs.search(plain, loader(), budget="70%", **QUICK)
+    assert ranking.best.build().activation is nn.functional.relu
+
+
+def test_what_is_built_is_what_was_searched_though_it_was_trained_on() -> None:
+    original = network()
+    space = bs.swap_blocks(original, EXAMPLE)
+    before = original[-1].weight.clone()
+    with torch.no_grad():
+        original[-1].weight.zero_()
+    built = bs.search(space, loader(), budget="70%", **QUICK).best.build()
+    assert torch.equal(built[-1].weight, before)
+
+
+def test_the_last_networks_are_kept_and_older_ones_are_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nni_blockswap.blocks.origin.HELD", 2)
+    best = bs.search(bs.swap_blocks(Told(), EXAMPLE), loader(), budget="70%", **QUICK).best
+    for activation in (nn.functional.silu, nn.functional.gelu):
+        bs.swap_blocks(Told(activation), EXAMPLE)
+    with pytest.raises(BlockSwapError, match="lives in the process that called swap_blocks, while it is one of the la"):
+        best.build()
+    bs.swap_blocks(Told(), EXAMPLE)
+    assert best.build().activation is nn.functional.relu
+
+
 @pytest.mark.parametrize("example", [EXAMPLE[0], EXAMPLE[:0], EXAMPLE.numpy(), torch.tensor(1.0), [], "image"])
 def test_an_example_holds_images(example: object) -> None:
     with pytest.raises(BlockSwapError, match=r"^an example input is a batch of images \(N, C, H, W\), or a list of im"):

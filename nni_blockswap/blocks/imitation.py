@@ -10,7 +10,6 @@ from torch import nn
 from nni_blockswap.blocks.flow import Call, Flow, convolutions, module_of, under
 from nni_blockswap.blocks.found import Found, is_function
 
-
 FRESH = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 """What torch's normalisations hold when they are new."""
 

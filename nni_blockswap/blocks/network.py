@@ -155,7 +155,7 @@ class NetworkSpace(BlockSpace):
 def swap_blocks(
     model: nn.Module, example_input: Any, include: Patterns = None, exclude: Patterns = None, extra: Sequence[str] = ()
 ) -> NetworkSpace:
-    """A search space over a network that this process holds; ``model`` itself is not changed.
+    """A search space over a network as it is now; ``model`` itself is not changed, and may be trained on.
 
     Args:
         model: any convolutional network.
@@ -175,8 +175,8 @@ def swap_blocks(
         ('S', 'B(2)', 'B(4)', 'G(2)', 'G(4)', 'G(8)', 'G(1)', 'BG(2,2)', 'BG(2,4)')
     """
     size = image_size(example_input)
-    find(model, example_input, include, exclude)  # says what is wrong, before anything is kept
-    return NetworkSpace(hold(model, example_input), None, size, include, exclude, extra)
+    findings = find(model, example_input, include, exclude)  # says what is wrong, before anything is kept
+    return NetworkSpace(hold(model, example_input, findings), None, size, include, exclude, extra)
 
 
 def site_of(network: nn.Module, found: Found) -> Site:

@@ -1,39 +1,41 @@
 """Where a network of one's own comes from: the import path of what returns it, or a name that this process holds."""
 
 import copy
-import zlib
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from nni_blockswap.blocks.digest import digest
+from nni_blockswap.blocks.found import Findings
 from nni_blockswap.errors import BlockSwapError, SpaceError, first_line, shown
 from nni_blockswap.registry import load
 
 LIVE = "live:"
 """In front of the name of a network that this process holds, and that no import path leads to."""
 
+HELD = 32
+"""So many of the last ones are kept."""
+
 _live: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {}
 
 
-def hold(model: nn.Module, example: Any) -> str:
-    """Keep ``model``, and what its forward takes for the first of the images of ``example``.
+def hold(model: nn.Module, example: Any, findings: Findings) -> str:
+    """Keep ``model`` as it is now, and what its forward takes for the first of the images of ``example``.
+
+    What is kept is a copy on the CPU: what is built later is what was searched, whatever becomes of ``model``.
 
     Returns:
-        A name that ``make`` knows it by; equal networks with equal weights have one name, in other processes, too.
+        A name that ``make`` knows it by; networks of one name have equal weights, attributes, code and ``findings``,
+        and the same network has the same name in other processes, too.
     """
-    name = f"{LIVE}{type(model).__name__}-{_digest(model):08x}"
-    _live[name] = model, _one_image(example)
+    name = f"{LIVE}{type(model).__name__}-{digest(model, findings)}"
+    _live.pop(name, None)
+    _live[name] = copy.deepcopy(model).cpu(), copy.deepcopy(_one_image(example))
+    for oldest in list(_live)[:-HELD]:
+        del _live[oldest]
     return name
-
-
-def _digest(model: nn.Module) -> int:
-    found = zlib.crc32(repr(model).encode())
-    for value in model.state_dict().values():
-        if isinstance(value, Tensor):
-            found = zlib.crc32(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), found)
-    return found
 
 
 def is_live(space: str, space_args: Mapping[str, Any]) -> bool:
@@ -59,8 +61,9 @@ def make(model: str, model_args: Mapping[str, Any]) -> nn.Module:
 def _held(model: str) -> nn.Module:
     if model not in _live:
         raise SpaceError(
-            f"the network '{model}' lives in the process that called swap_blocks; for nnictl, and for other processes, "
-            "give the import path of a function that returns it: --model my_package.nets:make."
+            f"the network '{model}' lives in the process that called swap_blocks, while it is one of the last {HELD} "
+            "that it was called with; for nnictl, and for other processes, give the import path of a function that "
+            "returns it: --model my_package.nets:make."
         )
     return _live[model][0]
 
