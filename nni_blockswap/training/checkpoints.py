@@ -27,6 +27,28 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """Write ``checkpoint`` to ``path``; on a full disk the older file stays."""
         save(checkpoint, path)
 
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """What ``path`` holds. Lightning forgets which epoch was the best where it meets the paths of another folder."""
+        checkpoint = super().load_checkpoint(path, *arguments, **options)
+        for state in checkpoint.get("callbacks", {}).values():
+            if "dirpath" in state:
+                state.update(_paths_in(Path(path).resolve().parent, state))
+        return checkpoint
+
+
+def _paths_in(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The paths of a ``ModelCheckpoint`` that has moved to ``folder`` with its files."""
+
+    def here(path: str) -> str:
+        return str(folder / Path(path).name) if path else path
+
+    single = ("best_model_path", "kth_best_model_path", "last_model_path")
+    return {
+        "dirpath": str(folder),
+        **{name: here(state[name]) for name in single},
+        "best_k_models": {here(path): score for path, score in state["best_k_models"].items()},
+    }
+
 
 def save(content: Any, path: str | Path) -> None:
     """``torch.save``, atomically; a full disk is an OSError."""

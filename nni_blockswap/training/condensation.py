@@ -35,7 +35,7 @@ class LearnedGroupConv(nn.Module):
     """
 
     mask: Tensor
-    """Which weights are alive: (O, R) of 0 and 1."""
+    """Which weights are alive: (O, R) of bool, which an average of weights takes as they are."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class LearnedGroupConv(nn.Module):
         self.bn = nn.BatchNorm2d(in_channels)
         self.relu = nn.ReLU(inplace=True)
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-        self.register_buffer("mask", torch.ones(out_channels, in_channels))
+        self.register_buffer("mask", torch.ones(out_channels, in_channels, dtype=torch.bool))
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self._masked()[:, :, None, None]
@@ -73,7 +73,7 @@ class LearnedGroupConv(nn.Module):
         importance = self._by_group(self._masked().abs()).masked_fill(~alive, torch.inf)
         dropped = importance.topk(self.conv.in_channels // self.groups, largest=False).indices
         alive.scatter_(1, dropped, False)
-        self.mask.copy_(alive.float().repeat(self.conv.out_channels // self.groups, 1))
+        self.mask.copy_(alive.repeat(self.conv.out_channels // self.groups, 1))
 
     @torch.no_grad()
     def deployed(self) -> "SelectedGroupConv":
@@ -153,6 +153,12 @@ def due(progress: float, groups: int) -> int:
     return min(int(2 * progress * (groups - 1) + 1e-9), groups - 1)
 
 
+def _trained(training: Any) -> nn.Module:
+    """The network alone: an average of its weights takes over which of them are alive."""
+    network: nn.Module = training.network
+    return network
+
+
 class Condensation(Callback):
     """Condenses the learned group convolutions of what is trained, and adds the gradient of their penalty.
 
@@ -166,7 +172,7 @@ class Condensation(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Condense where it is time; what a resumed network has behind it, it knows itself."""
         progress = trainer.global_step / trainer.estimated_stepping_batches
-        for convolution in learned(pl_module):
+        for convolution in learned(_trained(pl_module)):
             while convolution.condensations < due(progress, convolution.groups):
                 convolution.condense()
 
@@ -174,7 +180,7 @@ class Condensation(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Add the penalty's gradient, the same in all processes."""
-        for convolution in learned(pl_module):
+        for convolution in learned(_trained(pl_module)):
             weight = convolution.conv.weight
             if convolution.condensations < convolution.groups - 1 and weight.grad is not None:
                 weight.grad += self._group_lasso * torch.autograd.grad(convolution.penalty(), weight)[0]

@@ -44,7 +44,7 @@ class DetectionTraining(Training):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Detect."""
         images, targets = batch
-        for target, found in zip(targets, self.network(images), strict=True):
+        for target, found in zip(targets, self.evaluated(images), strict=True):
             image_id = int(target["image_id"])
             self._found[image_id] = results_of(image_id, found)
 

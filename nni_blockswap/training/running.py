@@ -154,7 +154,7 @@ def fit(
             f"training cannot go on from '{earlier.path}' ({type(error).__name__}, {first_line(error)}); delete it to "
             "go on from another checkpoint there, or to start anew."
         ) from error
-    score = best.best_model_score  # Lightning forgets it where a folder was moved
+    score = best.best_model_score  # None where a complete run's checkpoint does not say
     last = module.figures[module.monitor.removeprefix("val/")]
     return Finished(trainer, last if score is None else float(score), timer.time_elapsed("train"))
 

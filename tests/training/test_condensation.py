@@ -1,13 +1,22 @@
 """Learned group convolutions: penalty and condensation on a case worked out by hand, and what is deployed."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from nni_blockswap.errors import SpaceError, TrainingError
-from nni_blockswap.training.condensation import LearnedGroupConv, SelectedGroupConv, deploy, due, learned
+from nni_blockswap.training.averaging import averaged
+from nni_blockswap.training.condensation import (
+    Condensation,
+    LearnedGroupConv,
+    SelectedGroupConv,
+    deploy,
+    due,
+    learned,
+)
 
 WEIGHTS = [
     #   input 0, 1, 2, 3
@@ -58,9 +67,9 @@ def test_what_was_dropped_stays_dropped_however_large_it_grows() -> None:
     convolution = LearnedGroupConv(8, 8, groups=4)
     convolution.condense()
     first = convolution.mask.clone()
-    convolution.conv.weight.data += 100 * (1 - first)[:, :, None, None]
+    convolution.conv.weight.data += 100 * ~first[:, :, None, None]
     convolution.condense()
-    assert ((first - convolution.mask) >= 0).all()
+    assert not (convolution.mask & ~first).any()
     assert convolution.mask.sum(1).tolist() == [4] * 8
     convolution.condense()
     assert (convolution.condensations, convolution.mask.sum(1).tolist()) == (3, [2] * 8)
@@ -72,7 +81,7 @@ def test_a_dropped_weight_has_no_gradient() -> None:
     convolution.condense()
     (convolution(torch.randn(2, 8, 3, 3)).square().sum() + convolution.penalty()).backward()
     alive = convolution.conv.weight.grad[:, :, 0, 0] != 0
-    assert torch.equal(alive, convolution.mask.bool())
+    assert torch.equal(alive, convolution.mask)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -110,6 +119,26 @@ def test_condensations_are_over_at_half_of_the_training() -> None:
 def test_groups_must_divide_the_widths() -> None:
     with pytest.raises(SpaceError, match="4 learned groups do not fit a convolution from 10 to 8"):
         LearnedGroupConv(10, 8, groups=4)
+
+
+def test_an_average_of_the_weights_has_the_masks_of_the_network() -> None:
+    """Its own weights would drop other inputs."""
+    torch.manual_seed(0)
+    network = nn.Sequential(LearnedGroupConv(8, 8, groups=4))
+    training = nn.Module()
+    training.network, training.average = network, averaged(network, 0.99)
+    for step in range(7):
+        trainer = SimpleNamespace(global_step=step, estimated_stepping_batches=6)
+        Condensation().on_train_batch_start(trainer, training, None, 0)
+        nn.init.normal_(network[0].conv.weight)
+        training.average.update_parameters(network)
+    average = training.average.module
+    assert network[0].condensations == 3
+    assert torch.equal(average[0].mask, network[0].mask)
+    x = torch.randn(2, 8, 3, 3)
+    before = copy.deepcopy(average).eval()(x)
+    deploy(average)
+    torch.testing.assert_close(average.eval()(x), before)
 
 
 def test_what_was_not_condensed_to_the_end_cannot_be_deployed() -> None:

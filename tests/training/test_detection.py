@@ -73,6 +73,14 @@ def test_training_images_are_mirrored_at_random_and_others_are_not(task: Coco, t
     assert all(torch.equal(*pair) for pair in zip(network.evaluated_on, held_out, strict=True))
 
 
+def test_the_average_of_the_weights_is_what_is_judged(task: Coco, tmp_path: Path) -> None:
+    network = OneWeight()
+    module = DetectionTraining(network, task, DetectionRecipe(epochs=1, batch_size=2, ema=0.5))
+    fit(module, tmp_path, Machine(precision="32-true", limit_steps=1))
+    judged: Any = module.evaluated
+    assert (len(judged.evaluated_on), len(network.evaluated_on)) == (2, 0)
+
+
 def test_sgd_has_the_momentum_and_weight_decay_of_the_recipe(task: Coco) -> None:
     network = OneWeight()
     recipe = DetectionRecipe(lr=0.3, momentum=0.7, weight_decay=0.02)

@@ -181,6 +181,20 @@ def test_more_epochs_go_on_with_a_word_and_fewer_are_refused(
         run(tmp_path, epochs=3)
 
 
+def test_a_moved_folder_keeps_its_best_epoch(tmp_path: Path) -> None:
+    def run_judged(folder: str, epochs: int, value: float) -> Distilled:
+        return run(tmp_path / folder, epochs=epochs, metric=("mine", lambda outputs, labels: value))
+
+    first = torch.load(run_judged("here", 1, value=0.9).best_weights, weights_only=True)
+    (tmp_path / "here").rename(tmp_path / "there")
+    worse = run_judged("there", 2, value=0.4)
+    kept = torch.load(worse.best_weights, weights_only=True)
+    assert (worse.metric, worse.best) == pytest.approx((0.4, 0.9))
+    assert all(torch.equal(value, kept[name]) for name, value in first.items())
+    (tmp_path / "there").rename(tmp_path / "elsewhere")
+    assert run_judged("elsewhere", 2, value=0.4).best == pytest.approx(0.9)  # complete, and told once more
+
+
 @pytest.mark.parametrize(
     ("other", "named"),
     [
