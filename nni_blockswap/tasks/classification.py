@@ -15,6 +15,10 @@ Labelled = tuple[Tensor, Tensor]
 """Images (N, C, H, W) and their classes (N,)."""
 
 
+IGNORED = -100
+"""The label of what is neither learned nor judged: cross-entropy's ``ignore_index``."""
+
+
 class Classification:
     """Base of the classification tasks: a batch is (images (N, C, H, W), labels (N,))."""
 
@@ -43,17 +47,34 @@ class Classification:
         """How good the network's answers are: means over the batch by name, the metric's own among them.
 
         Accuracy and, from ten classes on, how often the label is among the five likeliest. Outputs (N, classes) or
-        (N, classes, ...), one a position.
+        (N, classes, ...), one a position; labels that are ``IGNORED`` do not count.
         """
         ranked = outputs.topk(min(5, outputs.shape[1]), dim=1).indices == labels.unsqueeze(1)
-        found = {self.metric.key: ranked[:, 0].float().mean()}
+        found = {self.metric.key: _share(ranked[:, 0], labels)}
         if self.num_classes >= 10:
-            found["top5"] = ranked.any(1).float().mean()
+            found["top5"] = _share(ranked.any(1), labels)
         return found
+
+    def training_figures(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """What is told of a training batch beside its loss: accuracy, where that is the metric and labels are classes.
+
+        Of shares of classes (N, classes, ...), as mixup makes them, the largest is the label.
+        """
+        answers = outputs.argmax(1)
+        if labels.is_floating_point() and labels.shape == outputs.shape:
+            labels = labels.argmax(1)
+        if self.metric != ACCURACY or labels.is_floating_point() or labels.shape != answers.shape:
+            return {}
+        return {ACCURACY.key: _share(answers == labels, labels)}
 
     def fingerprint(self, batch: Labelled) -> str:
         """Sixteen hexadecimal digits that name images and labels."""
         return fingerprint(batch)
+
+
+def _share(hits: Tensor, labels: Tensor) -> Tensor:
+    """How many of the labels that count are hit."""
+    return hits.float().mean() * (labels.numel() / (labels != IGNORED).sum())
 
 
 def minibatch_indices(size: int, batch_size: int, seed: int, index: int) -> Sequence[int]:

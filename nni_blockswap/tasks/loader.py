@@ -46,13 +46,22 @@ class OwnBatches:
                 raise DataError(
                     f"a batch is (images (N, C, H, W), labels), not a {type(batch).__name__} like one of {self.name}."
                 )
-            labels = torch.as_tensor(batch[1])
+            labels = self._labels(batch[1])
             if labels.shape[:1] != images.shape[:1]:
                 raise DataError(
                     f"a batch has a label an image; one of {self.name} has {len(images)} images and labels of shape "
                     f"{tuple(labels.shape)}."
                 )
             yield images, labels
+
+    def _labels(self, given: Any) -> Tensor:
+        try:
+            return torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"labels are a tensor, or numbers that make one; those of {self.name} are a {type(given).__name__} "
+                f"that makes none: {first_line(error)}."
+            ) from error
 
     def __len__(self) -> int:
         """As many as ``batches`` says; TypeError where it does not."""
@@ -165,7 +174,16 @@ class LoaderTask(Classification):
             return {}
         if self.judge is None:
             return super().figures(outputs, labels)
-        return {self.metric.key: torch.as_tensor(self.judge(outputs, labels), dtype=torch.float32)}
+        value = torch.as_tensor(self.judge(outputs, labels), dtype=torch.float32)
+        if value.numel() != 1:
+            raise DataError(
+                f"the metric has to give one number, a mean over the batch, not a tensor of shape {tuple(value.shape)}."
+            )
+        return {self.metric.key: value.reshape(())}
+
+    def training_figures(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Accuracy, unless the user has a metric."""
+        return super().training_figures(outputs, labels) if self.judge is None else {}
 
 
 class LossTask(LoaderTask):

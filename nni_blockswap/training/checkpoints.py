@@ -28,7 +28,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         save(checkpoint, path)
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """What ``path`` holds. Lightning forgets which epoch was the best where it meets the paths of another folder."""
+        """What ``path`` holds. Lightning forgets which epoch was the best where that has another folder's paths."""
         checkpoint = super().load_checkpoint(path, *arguments, **options)
         for state in checkpoint.get("callbacks", {}).values():
             if "dirpath" in state:

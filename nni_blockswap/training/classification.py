@@ -1,5 +1,6 @@
 """Training of an image classifier, which as a student imitates a frozen teacher in ways that add up."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 
 from nni_blockswap.blocks.capture import captured
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.metric import ACCURACY
 from nni_blockswap.training.attention import attention_distances
 from nni_blockswap.training.condensation import Condensation, learned
 from nni_blockswap.training.imitation import feature_distances, logit_distance
@@ -86,9 +86,7 @@ class ImageTraining(Training):
             logits = _only_tensor(self.network(images)).float()
         own: Tensor = self.task.criterion(logits, labels, self.recipe.label_smoothing)
         loss = own
-        shown = {self.task.loss_name: own}
-        if self.task.metric == ACCURACY:
-            shown["accuracy"] = (logits.argmax(1) == labels).float().mean()
+        shown = {self.task.loss_name: own, **self.task.training_figures(logits, labels)}
         if self.teacher is not None:
             term, parts = self._imitation(self.teacher, images, logits, activations)
             loss = own + term
@@ -130,6 +128,12 @@ class ImageTraining(Training):
         metrics = self.trainer.callback_metrics
         if self.is_training_run:
             self.stop_unless_finite(metrics["val/loss"])
+        metric, value = self.task.metric, float(metrics[self.monitor])
+        if not math.isfinite(value):
+            raise ConfigError(
+                f"the {metric} on the validation set is {value}, and nothing can be judged by that; mend what computes "
+                "it: the same call goes on after the last whole epoch."
+            )
         self.figures = {
             name.removeprefix("val/"): float(value) for name, value in metrics.items() if name.startswith("val/")
         }

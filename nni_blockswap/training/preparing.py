@@ -96,9 +96,7 @@ def task_of(
     if recipe.warmup and not is_sized(batches[0]):
         raise ConfigError("warmup counts epochs, and train does not say how many batches it has; leave it out.")
     classes = outputs.shape[1] if outputs.dim() > 1 else 1
-    judged, judge = _metric(batches[1].first()[1], outputs) if metric is None else metric
-    if not isinstance(judged, Metric):
-        judged = Metric(judged, is_share=False)
+    judged, judge = _metric(batches[1].first()[1], outputs) if metric is None else _own_metric(metric)
     if metric is not None and judged.key in RESERVED:
         raise ConfigError(f"a result has a '{judged.key}' already; give your metric another name.")
     train, val = batches
@@ -107,6 +105,16 @@ def task_of(
     for one in batches:
         _try(task, student, one)
     return task
+
+
+def _own_metric(metric: object) -> tuple[Metric, Judge]:
+    """A user's; one that has a name alone is the better the higher it is."""
+    match metric:
+        case (Metric() | str() as named, judge) if callable(judge):
+            return named if isinstance(named, Metric) else Metric(named, is_share=False), judge
+    raise ConfigError(
+        "metric is a pair of a name (or Metric) and a function of outputs and labels, as in metric=('error', my_error)."
+    )
 
 
 def _metric(labels: Tensor, outputs: Tensor) -> tuple[Metric, None]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -28,6 +29,22 @@ class Finished:
     trainer: pl.Trainer
     best: float
     seconds: float
+
+
+class _Judged(Callback):
+    """Stops where an epoch ended without validation, before anything of it is told or kept."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Forget the figures of the epoch before."""
+        pl_module.figures = {}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Raise DataError: Lightning validates after the batch that is the last by the loader's length."""
+        if not pl_module.figures:
+            raise DataError(
+                f"train says that an epoch has {trainer.num_training_batches} batches and ended after "
+                f"{trainer.fit_loop.batch_idx + 1}; let its len() be how many batches it gives, or leave it out."
+            )
 
 
 def make_trainer(
@@ -123,7 +140,7 @@ def fit(
         epochs: after which to stop; the recipe's if None.
 
     Raises:
-        DataError: the training set is smaller than a batch.
+        DataError: the training set is smaller than a batch, or gives fewer batches than it says.
         StateError: a checkpoint in ``out`` is another run's.
         CheckpointError: none of those in ``out`` can be continued.
         TrainingError: the loss or the weights are no longer finite.
@@ -138,7 +155,7 @@ def fit(
         machine,
         clip=recipe.clip,
         accumulate=recipe.accumulate,
-        callbacks=[*callbacks, *needed],
+        callbacks=[_Judged(), *callbacks, *needed],
     )
     size = share(recipe.batch_size // recipe.accumulate, trainer)
     check_batches(task, recipe)

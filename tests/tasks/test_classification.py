@@ -12,6 +12,7 @@ from torchvision.datasets import CIFAR10
 from nni_blockswap.errors import ConfigError, DataError
 from nni_blockswap.tasks import TASKS, make_task, small_images
 from nni_blockswap.tasks.augmentation import Augmentation
+from nni_blockswap.tasks.classification import Classification
 from nni_blockswap.tasks.images import labelled_files
 
 
@@ -69,6 +70,17 @@ def test_minibatches_are_disjoint_seeded_and_normalised() -> None:
     large = task.minibatch(1400, seed=0, augment=False)[0]
     assert large.mean().abs() < 0.02
     assert abs(large.std() - 1) < 0.02
+
+
+def test_labels_that_are_ignored_do_not_count() -> None:
+    task = Classification()
+    task.num_classes = 10
+    outputs = torch.arange(10.0, 0.0, -1).repeat(8, 1)  # class n is ranked n-th
+    labels = torch.tensor([0, 0, 4, 5, -100, -100, -100, 0])
+    expected = {"accuracy": pytest.approx(3 / 5), "top5": pytest.approx(4 / 5)}
+    assert task.figures(outputs, labels) == expected
+    assert task.training_figures(outputs, labels) == {"accuracy": expected["accuracy"]}
+    assert task.figures(outputs, labels.clamp(min=9)) == {"accuracy": 0, "top5": 0}
 
 
 def test_minibatch_needs_enough_images() -> None:
