@@ -1,7 +1,7 @@
 """The random numbers of one pass over a user's batches: the same in each pass, whatever is drawn in between."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,9 +32,8 @@ class Draws:
     @contextmanager
     def drawn(self) -> Iterator[None]:
         """Draw from where this pass stands, and leave the generators of all others as they were."""
-        of_numpy, of_random = np.random.get_state(), random.getstate()  # noqa: NPY002
         before = [owner.generator for owner, _ in self._own]
-        with torch.random.fork_rng(devices=[]):
+        with undrawn():
             torch.set_rng_state(self._torch)
             np.random.set_state(self._numpy)  # noqa: NPY002
             random.setstate(self._random)
@@ -47,8 +46,18 @@ class Draws:
                 self._numpy = np.random.get_state()  # noqa: NPY002
                 for (owner, _), generator in zip(self._own, before, strict=True):
                     owner.generator = generator
-                np.random.set_state(of_numpy)  # noqa: NPY002
-                random.setstate(of_random)
+
+
+@contextmanager
+def undrawn(devices: Iterable[int] = ()) -> Iterator[None]:
+    """Leave global generators as they were: torch's on the CPU and the GPUs ``devices``, NumPy's, ``random``'s."""
+    of_numpy, of_random = np.random.get_state(), random.getstate()  # noqa: NPY002
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)  # noqa: NPY002
+            random.setstate(of_random)
 
 
 def drawing(batches: object) -> list[Any]:

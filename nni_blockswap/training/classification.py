@@ -14,6 +14,7 @@ from nni_blockswap.training.attention import attention_distances
 from nni_blockswap.training.condensation import Condensation, learned
 from nni_blockswap.training.imitation import feature_distances, logit_distance
 from nni_blockswap.training.module import Training
+from nni_blockswap.training.program import say
 from nni_blockswap.training.recipe import Recipe
 
 
@@ -69,8 +70,12 @@ class ImageTraining(Training):
         return [Condensation()] if learned(self.network) else []
 
     def on_fit_start(self) -> None:
-        """Put the teacher where the student is."""
-        self.network.train()  # Lightning would leave a network that was evaluated as it is
+        """Put the teacher where the student is, and a network that was evaluated into training mode."""
+        if not self.network.training:  # Lightning would leave it as it is
+            self.network.train()
+        still = [path for path, module in self.network.named_modules() if not module.training]
+        if still:
+            say(f"{len(still)} modules, '{still[0]}' the first, stay in evaluation mode, as they were given.")
         if self.teacher is not None:
             self.teacher.network.to(self.device)
 

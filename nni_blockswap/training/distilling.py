@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from nni_blockswap.metric import Metric
@@ -152,14 +153,16 @@ def distill(
 def _trained(
     student: nn.Module, teacher: Teacher | None, task: LoaderTask, recipe: Recipe, machine: Machine, out: Path, run: Run
 ) -> Distilled:
-    before = next(student.parameters()).device
+    before = next((weight.device for weight in student.parameters()), torch.device("cpu"))
     module = ImageTraining(student, task, recipe, teacher)
     history = History()
     callbacks = [EpochReport(None, module.monitor), history, AttentionPictures()]
-    finished = fit(module, out, machine, callbacks, run=run.name)
+    try:
+        finished = fit(module, out, machine, callbacks, run=run.name)
+    finally:
+        student.to(before)
     if module.average is not None:
         student.load_state_dict(module.evaluated.state_dict())
-    student.to(before)
     metric, value = task.metric, module.figures[task.metric.key]
     about = {"params": sum(weight.numel() for weight in student.parameters())}
     figures: dict[str, Any] = {**module.figures, f"best_{metric.key}": finished.best}

@@ -10,10 +10,11 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from nni_blockswap.errors import TrainingError
 from nni_blockswap.seeds import derived_seed
+from nni_blockswap.tasks.draws import drawing
 from nni_blockswap.training.averaging import averaged
 from nni_blockswap.training.recipe import Optimisation
 
@@ -166,12 +167,13 @@ def seed_epoch(trainer: Trainer, seed: int, device: torch.device) -> torch.Gener
     of_epoch = derived_seed(seed, trainer.current_epoch)
     own = of_epoch * trainer.world_size + trainer.global_rank
     loader: Any = getattr(trainer.train_dataloader, "batches", trainer.train_dataloader)
+    for part in drawing(loader):  # one order for all processes; those that read take their seeds from the loader's own
+        part.generator = torch.Generator().manual_seed(own if part is loader else of_epoch)
     if isinstance(loader, DataLoader):  # a user's own batches may come from elsewhere
-        if isinstance(loader.sampler, RandomSampler):
-            loader.sampler.generator = torch.Generator().manual_seed(of_epoch)
-        elif isinstance(loader.sampler, DistributedSampler):  # one order for all processes; Lightning adds the epoch
+        if isinstance(loader.sampler, DistributedSampler):  # Lightning adds the epoch
             loader.sampler.seed = derived_seed(seed, 0)
-        loader.generator = torch.Generator().manual_seed(own)  # the reading processes take their seeds from it
+        if loader.persistent_workers:
+            loader._iterator = None  # its processes would draw on from where the last epoch left them
     random.seed(own)
     np.random.seed(own % 2**32)  # noqa: NPY002  # a user's own data may draw from it
     torch.manual_seed(own)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -14,7 +15,7 @@ from nni_blockswap.blocks.points import equal_points, moved, shared_points, undi
 from nni_blockswap.errors import ConfigError, DataError, first_line
 from nni_blockswap.metric import ACCURACY, Metric
 from nni_blockswap.tasks.base import fingerprint
-from nni_blockswap.tasks.draws import drawing
+from nni_blockswap.tasks.draws import drawing, undrawn
 from nni_blockswap.tasks.loader import (
     BY_LOSS,
     Judge,
@@ -189,11 +190,12 @@ def content(val: OwnBatches) -> str | None:
 
 @contextmanager
 def left_alone(*batches: OwnBatches) -> Iterator[None]:
-    """Give a user's DataLoaders back the generators that they had; training sets their own for each epoch."""
+    """Give a user the generators back, global and DataLoaders' own: training sets them for each epoch."""
     owners = [owner for one in batches for owner in drawing(one.batches)]
     before = [owner.generator for owner in owners]
     try:
-        yield
+        with undrawn(range(torch.cuda.device_count())):
+            yield
     finally:
         for owner, generator in zip(owners, before, strict=True):
             owner.generator = generator

@@ -72,11 +72,9 @@ def main(name: str, run: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _stopped(name, "Ctrl-C", signal.SIGINT)
     except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into exit code 1
-            if error.code == FAILED:
-                leave_word("the trial's command is wrong.", final=True)
-            raise
-        _stopped(name, "Ctrl-C", signal.SIGINT)
+        if error.code == FAILED:
+            leave_word("the trial's command is wrong.", final=True)
+        raise
     except (BlockSwapError, RuntimeError, OSError) as error:
         sentence = _sentence(error)
         if sentence is None:

@@ -1,6 +1,8 @@
 """How every network is trained: Lightning's trainer, this project's checkpoints, resumption."""
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -162,7 +164,8 @@ def fit(
     training = task.train_loader(size, workers=machine.workers)
     validation = task.val_loader(size, workers=machine.workers)
     try:
-        trainer.fit(module, training, validation, ckpt_path=earlier.path if earlier else None, weights_only=True)
+        with _interruptible():
+            trainer.fit(module, training, validation, ckpt_path=earlier.path if earlier else None, weights_only=True)
     except Exception as error:
         ours = isinstance(error, BlockSwapError | OSError | torch.OutOfMemoryError)
         if earlier is None or module.has_begun or ours:
@@ -174,6 +177,19 @@ def fit(
     score = best.best_model_score  # None where a complete run's checkpoint does not say
     last = module.figures[module.monitor.removeprefix("val/")]
     return Finished(trainer, last if score is None else float(score), timer.time_elapsed("train"))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be a KeyboardInterrupt: Lightning ends the program, and is deaf to the next one."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt from None
 
 
 def check_batches(task: Task, recipe: Optimisation) -> None:
@@ -189,5 +205,6 @@ def evaluate(module: Training, machine: Machine) -> float:
         return 0.0
     trainer = make_trainer(Path(), 1, replace(machine, devices="1"), board=False)
     loader = module.task.val_loader(module.recipe.batch_size, workers=machine.workers)
-    (metrics,) = trainer.validate(module, loader, verbose=False)
+    with _interruptible():
+        (metrics,) = trainer.validate(module, loader, verbose=False)
     return float(metrics[module.monitor])

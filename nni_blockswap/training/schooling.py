@@ -134,7 +134,9 @@ class _Steps(Callback):
         self._begun, self._first = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *rest: Any) -> None:
-        """Steps done and wanted, and an estimate of the seconds left."""
+        """Steps done and wanted, and an estimate of the seconds left, as soon as there is a step to judge by."""
         done, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        if done == self._first or total < done:  # a part of a step; batches of which nobody knows how many there are
+            return
         a_step = (time.monotonic() - self._begun) / (done - self._first)
         self._on_progress("teacher", Progress(done, total, a_step * (total - done)))

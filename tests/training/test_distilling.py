@@ -20,7 +20,6 @@ from nni_blockswap.files import read_json
 from nni_blockswap.metric import Metric
 from nni_blockswap.training.distilling import Distilled, distill
 from nni_blockswap.training.recipe import Recipe
-from nni_blockswap.training.reporting import History
 
 ROOT = Path(__file__).parents[2]
 
@@ -272,67 +271,6 @@ def test_dense_answers_are_learned(tmp_path: Path) -> None:
     student = nn.Sequential(nn.Conv2d(1, 2, 1))
     result = run(tmp_path, student=student, train=dense(BATCHES), val=dense(HELD_OUT), epochs=6, lr=0.5)
     assert result.metric > 0.9
-
-
-def test_mixed_labels_are_learned_and_told_by_the_largest_share(tmp_path: Path) -> None:
-    """Batches of as many images as classes, so that labels (4, 4) could pass for answers."""
-
-    def mixed(share: float) -> Any:
-        shares = [share * F.one_hot(labels, 4).float() + (1 - share) / 4 for _, labels in DataLoader(TRAIN, 4)]
-        return list(zip((images for images, _ in DataLoader(TRAIN, 4)), shares, strict=True))
-
-    still = {"lr": 1e-30, "weight_decay": 0.0, "epochs": 1}
-    plain = run(tmp_path / "plain", train=list(DataLoader(TRAIN, 4)), **still)
-    smoothed = run(tmp_path / "mixed", train=mixed(0.9), **still)
-    assert smoothed.history[0]["train/accuracy"] == plain.history[0]["train/accuracy"]
-    assert smoothed.history[0]["train/cross_entropy"] != plain.history[0]["train/cross_entropy"]
-
-
-def test_a_metric_of_ones_own_stands_alone_also_where_it_is_called_accuracy(tmp_path: Path) -> None:
-    def several(part: Any) -> list[tuple[Tensor, Tensor]]:
-        return [(images, F.one_hot(labels, 4)) for images, labels in part]
-
-    def all_right(outputs: Tensor, labels: Tensor) -> Tensor:
-        return ((outputs > 0) == labels).all(1).float().mean()
-
-    def binary(outputs: Tensor, labels: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(outputs, labels.float())
-
-    options = {"train": several(BATCHES), "val": several(HELD_OUT), "loss": binary, "epochs": 1}
-    result = run(tmp_path, metric=(Metric("accuracy"), all_right), **options)
-    assert "train/accuracy" not in result.history[0]
-    assert 0 <= result.metric <= 1
-
-
-def test_a_metric_that_is_no_number_ends_the_epoch_and_the_call_goes_on_once_it_is_mended(tmp_path: Path) -> None:
-    values = [0.5, float("nan"), 0.25]
-    metric = ("mine", lambda outputs, labels: values[0])
-
-    class Moving(History):
-        def on_train_epoch_end(self, *arguments: Any) -> None:
-            del values[0]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("nni_blockswap.training.distilling.AttentionPictures", Moving)
-        with pytest.raises(
-            ConfigError, match=r"the mine on the validation set is nan, .* goes on after the last whole"
-        ):
-            run(tmp_path, metric=metric)
-        del values[0]
-        assert (run(tmp_path, metric=metric).history[1]["val/mine"], values) == (0.25, [])
-
-
-class Fewer(list):
-    """Batches that say they are one more."""
-
-    def __len__(self) -> int:
-        return super().__len__() + 1
-
-
-def test_a_loader_that_gives_fewer_batches_than_it_says_is_refused_after_an_epoch(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="an epoch has 5 batches and ended after 4; let its len"):
-        run(tmp_path, train=Fewer(BATCHES), epochs=3)
-    assert not list(tmp_path.glob("*.ckpt"))
 
 
 def test_it_stops_early_and_stays_stopped_until_it_is_made_longer(

@@ -55,6 +55,13 @@ def test_whoever_listens_may_stop_it_and_it_goes_on(tmp_path: Path) -> None:
     assert Library.load(tmp_path)
 
 
+def test_parts_of_a_step_are_no_progress(tmp_path: Path) -> None:
+    told: list[int] = []
+    plan = read(tmp_path, teacher={"epochs": 1, "batch_size": 256, "accumulate": 2})
+    prepare(plan, lambda what, progress: told.append(progress.done) if what == "teacher" else None)
+    assert (told[0], told[-1]) == (1, 6)  # 11 parts in pairs
+
+
 def test_a_teacher_of_another_recipe_is_refused(tmp_path: Path) -> None:
     prepare(read(tmp_path))
     with pytest.raises(StateError, match=r"another recipe \(epochs was 1, now 2, lr was 0.1, now 0.2\); choose"):
