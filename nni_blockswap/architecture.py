@@ -109,10 +109,11 @@ class Architecture:
     def build(self) -> nn.Module:
         """The network, its weights as the space's constructor draws them from torch's global generator.
 
-        Its attribute ``architecture`` says which one it is.
+        Its attribute ``architecture`` says which one it is, unless it has one that means something else.
         """
         network = load_space(self.space).build(self.choices, **self.space_args)
-        vars(network)["architecture"] = self
+        if isinstance(getattr(network, "architecture", self), Architecture):
+            vars(network)["architecture"] = self
         return network
 
     def scored(self, score: float, provenance: Mapping[str, Any]) -> "Architecture":

@@ -21,7 +21,7 @@ from nni_blockswap.blocks.points import attention_points
 from nni_blockswap.blocks.pricing import price
 from nni_blockswap.blocks.shells import Block
 from nni_blockswap.blocks.site import Site, label
-from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.blocks.space import BlockSpace, tell
 from nni_blockswap.blocks.substitutes.inverted import MOBILE
 from nni_blockswap.blocks.substitutes.paper import PAPER
 from nni_blockswap.blocks.surgery import extract, replace
@@ -100,12 +100,12 @@ class NetworkSpace(BlockSpace):
     def build(cls, choices: Mapping[str, str], **space_args: Any) -> nn.Module:
         """The network with ``choices`` (canonical names by label): ``S`` as it is, substitutes with fresh weights.
 
-        It is of its own class, and has two attributes more: ``input_size`` and ``attention_points``.
+        It is of its own class. Where it has no attributes ``input_size`` and ``attention_points`` it gets the space's.
         """
         with model_context(dict(choices)):
             space = cls(**space_args)
         network = space.network
-        vars(network).update(input_size=space.input_size, attention_points=space.points)
+        tell(network, input_size=space.input_size, attention_points=space.points)
         return network
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from nni.nas.nn.pytorch import ModelSpace
@@ -12,6 +12,24 @@ from torch import nn
 from nni_blockswap.blocks.pricing import price
 from nni_blockswap.blocks.shells import Block
 from nni_blockswap.cost.table import Table
+
+TOLD = "_nni_blockswap"
+"""Attribute of a network of one's own: all that a space has told of it, by name."""
+
+
+def tell(network: nn.Module, **told: Any) -> None:
+    """Give ``network`` attributes, but where it has one of the same name that means something else."""
+    earlier = vars(network).get(TOLD, {})
+    for name, value in told.items():
+        if not hasattr(network, name) or (name in earlier and vars(network).get(name) is earlier[name]):
+            vars(network)[name] = value
+    vars(network)[TOLD] = told
+
+
+def input_size_of(network: nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width of an image for a space, or for what a space has built."""
+    told = vars(network).get(TOLD)
+    return cast(tuple[int, int, int], network.input_size if told is None else told["input_size"])
 
 
 class BlockSpace(ModelSpace, disable_init_wrapper=True):  # type: ignore[misc, call-arg]  # NNI is not typed

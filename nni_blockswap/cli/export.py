@@ -81,10 +81,11 @@ def _export(folder: Path, formats: list[str], fold_bn: bool) -> None:
     """Write the network whose architecture and weights are in ``folder`` beside them."""
     import torch
 
+    from nni_blockswap.blocks.space import input_size_of
     from nni_blockswap.exporting import export
 
     network = _trained(folder)
-    images = torch.zeros(1, *network.input_size)
+    images = torch.zeros(1, *input_size_of(network))
     for one in formats:
         for path in export(network, folder / f"model.{one}", images, fold_bn=fold_bn):
             print(f"{path}: {path.stat().st_size:,} bytes")

@@ -7,7 +7,7 @@ import torch
 
 from nni_blockswap.architecture import Architecture, complete_args, cost_table
 from nni_blockswap.blocks.network import swap_blocks
-from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.blocks.space import BlockSpace, input_size_of
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import CheckpointError, SpaceError
 from nni_blockswap.library import store
@@ -48,7 +48,7 @@ def load_teacher(space: str, space_args: Mapping[str, Any], source: str | None) 
 
 def _in_shells(network: Any, space_args: Mapping[str, Any]) -> BlockSpace:
     """A user's own network as the super-network over it, which runs the originals."""
-    example = torch.zeros(1, *network.input_size)
+    example = torch.zeros(1, *input_size_of(network))
     patterns = {name: space_args.get(name) for name in ("include", "exclude")}
     space = swap_blocks(network, example, **patterns, extra=space_args.get("extra", ()))
     space.select({block.label: ORIGINAL for block in space.blocks()})

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.blocks.space import BlockSpace, input_size_of
 from nni_blockswap.exporting.onnx_session import session
 from nni_blockswap.scoring.machine import resolve_device
 
@@ -29,7 +29,7 @@ class Latency:
 def measure(
     networks: Mapping[str, BlockSpace], batch_size: int = 1, device: str = "auto", runtime: str = "torch"
 ) -> dict[str, Latency]:
-    """Latency of each of ``networks`` on a batch of images of its ``input_size``, in evaluation mode.
+    """Latency of each of ``networks`` on a batch of images of the size that it is for, in evaluation mode.
 
     Each runs ``SECONDS`` in each of ``ROUNDS``; a GPU is waited for before the clock is read.
 
@@ -41,7 +41,7 @@ def measure(
     from torch.utils.benchmark import Timer
 
     def run(network: Any) -> Callable[[], object]:
-        images = torch.zeros(batch_size, *network.input_size, device=where)
+        images = torch.zeros(batch_size, *input_size_of(network), device=where)
         if runtime == "torch":
             return partial(network, images)
         return session(network, images, torch.get_num_threads())

@@ -125,8 +125,8 @@ def from_library(student: nn.Module, teacher: nn.Module | None, argument: str, s
     from nni_blockswap.library.assembling import furnish
     from nni_blockswap.library.library import Library
 
-    architecture: Architecture | None = getattr(student, "architecture", None)
-    if teacher is None or architecture is None or not argument:
+    architecture = getattr(student, "architecture", None)
+    if teacher is None or not isinstance(architecture, Architecture) or not argument:
         raise ConfigError(
             "a student starts from a library, library=DIR, if an Architecture has built it and it has a teacher."
         )

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from nni_blockswap import Architecture, export, search, swap_blocks
 from nni_blockswap.architecture import NETWORK, cost_table, named_arguments, with_space
 from nni_blockswap.blocks.network import NetworkSpace
+from nni_blockswap.blocks.space import input_size_of
 from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import BlockSwapError, SpaceError
 from nni_blockswap.tasks.coco import Coco
-from tests.blocks.networks import NETWORKS, OWN, Network, Twice, tensors
+from tests.blocks.networks import NETWORKS, OWN, Network, PreActivation, Twice, tensors
 from tests.cost.test_table import count_macs, count_params
 
 QUICK = {"resnet18", "mobilenet_v2", "squeezenet1_1", "Nested", "Twice", "PreActivation"}
@@ -174,6 +175,32 @@ def test_the_table_says_what_stays_and_why() -> None:
     assert "block_00  last" in text
     assert "the stem: stem" in text
     assert "used 2 times in one forward pass: twice" in text.partition("Stays")[2]
+
+
+class Scaled(PreActivation):
+    """Scales its images to a size of its own, which is not that of the space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_size, self.architecture = (8, 8), "own"
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.architecture == "own"
+        return super().forward(nn.functional.interpolate(x, self.input_size))
+
+
+def test_attributes_of_ones_own_are_left_as_they_are() -> None:
+    images = torch.rand(1, 3, 16, 16)
+    for original, own in ((Scaled(), (8, 8)), (PreActivation(), None)):
+        first = swap_blocks(original, images)
+        built = Architecture.from_choices(NETWORK, ["S", "S"], arguments_of(first)).build()
+        assert torch.equal(built.eval()(images), original.eval()(images))
+        again = swap_blocks(built, images[..., :12])
+        student = Architecture.from_choices(NETWORK, ["G(4)", "S"], arguments_of(again)).build()
+        assert [one.input_size for one in (built, student)] == [own or (3, 16, 16), own or (3, 16, 12)]
+        assert [input_size_of(one) for one in (built, student)] == [(3, 16, 16), (3, 16, 12)]
+        assert student.architecture == "own" if own else student.architecture.choices["block_00"] == "G(4)"
+        assert student.attention_points == again.points
 
 
 @pytest.mark.parametrize(
