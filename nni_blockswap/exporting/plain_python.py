@@ -17,6 +17,8 @@ from nni_blockswap.exporting.source import Source
 from nni_blockswap.exporting.tracing import Outline
 from nni_blockswap.files import write_atomically, write_text
 
+TITLE = "A network that nni_blockswap"
+
 
 def write(snapshot: Snapshot, path: Path) -> tuple[Path, ...]:
     """Write the weights to ``path`` and the code beside it, after both have been loaded and run.
@@ -24,13 +26,18 @@ def write(snapshot: Snapshot, path: Path) -> tuple[Path, ...]:
     Weights keep the network's own names. What the forward pass does not use in eval mode is left out.
 
     Raises:
-        ConfigError: the file's name is none that Python could import.
+        ConfigError: the file's name is none that Python could import, or the code beside it is somebody's own.
         ExportError: the network cannot be traced, or has a part that torch alone cannot build.
     """
     if not path.stem.isidentifier():
         raise ConfigError(
             f"the Python file beside '{path.name}' is imported by its name, and '{path.stem}' is no name in Python; "
             "use letters, digits and underscores."
+        )
+    code = path.with_suffix(".py")
+    if code.exists() and not code.read_bytes().startswith(f'"""{TITLE}'.encode()):
+        raise ConfigError(
+            f"'{code}' would be overwritten, and no export has written it; export to another name than '{path.name}'."
         )
     source = _source(snapshot, path.stem)
     with TemporaryDirectory() as folder:
@@ -46,8 +53,8 @@ def write(snapshot: Snapshot, path: Path) -> tuple[Path, ...]:
             raise _refusal(first_line(error)) from error
         snapshot.check_same(outputs, "as plain Python the network")
     write_atomically(path, lambda stream: stream.write(weights))
-    write_text(path.with_suffix(".py"), source)
-    return path, path.with_suffix(".py")
+    write_text(code, source)
+    return path, code
 
 
 def _source(snapshot: Snapshot, stem: str) -> str:
@@ -56,7 +63,7 @@ def _source(snapshot: Snapshot, stem: str) -> str:
         outline.follow(snapshot.network)
         return Source(outline).text(
             snapshot.network,
-            title=f"A network that nni_blockswap {__version__} has written for inference; it needs torch alone.",
+            title=f"{TITLE} {__version__} has written for inference; it needs torch alone.",
             stem=stem,
             shape="({})".format(", ".join(["N", *map(str, snapshot.images.shape[1:])])),
         )

@@ -1,7 +1,6 @@
 """What is exported: a copy of a network, in eval mode and on the CPU, and what it gives for an example batch."""
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_blockswap.errors import ConfigError, ExportError, first_line
+from nni_blockswap.networks import copied, not_finite, unwrapped
 
 Part = TypeVar("Part")
 
@@ -37,7 +37,8 @@ class Snapshot:
 
         Raises:
             ConfigError: the network cannot take the example.
-            ExportError: the network has weights that are not finite, or its outputs are not those of a batch.
+            ExportError: the network has weights that are not finite or cannot be copied, or its outputs are not those
+                of a batch.
         """
         if not isinstance(network, nn.Module):
             raise ConfigError(
@@ -46,9 +47,11 @@ class Snapshot:
         if not isinstance(example_input, Tensor):
             kind = type(example_input).__name__
             raise ConfigError(f"an example input is one batch of images as a tensor, not a {kind}; {DETECTOR}.")
+        network = unwrapped(network)
         _check_kind(network)
-        _check_finite(network)
-        copy = deepcopy(network).cpu().eval()
+        if (name := not_finite(network)) is not None:
+            raise ExportError(f"the network's '{name}' holds values that are not finite; its training has diverged.")
+        copy = _copy(network).cpu().eval()
         images = _images_like(example_input.detach().cpu(), dynamic_batch)
         outputs = _run(copy, images)
         _check_outputs(outputs, len(images) if dynamic_batch else None)
@@ -105,10 +108,11 @@ def _check_kind(network: Any) -> None:
         )
 
 
-def _check_finite(network: nn.Module) -> None:
-    for name, tensor in network.state_dict().items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ExportError(f"the network's '{name}' holds values that are not finite; its training has diverged.")
+def _copy(network: nn.Module) -> nn.Module:
+    try:
+        return copied(network)
+    except Exception as error:
+        raise ExportError(f"the network cannot be copied: {first_line(error)}.") from error
 
 
 def _run(network: nn.Module, images: Tensor) -> Any:

@@ -120,6 +120,12 @@ def diverged():
     return network
 
 
+def uncopied():
+    network = nn.Conv2d(3, 4, 3)
+    network.seen = [network.weight * 2]
+    return network
+
+
 def undecided():
     return WideResNetSpace(depth=10, width=1, image_size=8)
 
@@ -138,6 +144,7 @@ IMAGES = torch.zeros(1, 3, 8, 8)
         (Detector(), "net.pt2", IMAGES, "a detector, which takes its images as a list, is not exported"),
         (undecided(), "net.pt2", IMAGES, r"a search space, whose choices are open, is no network yet"),
         (diverged(), "net.pt2", IMAGES, "'bias' holds values that are not finite"),
+        (uncopied(), "net.pt2", IMAGES, "the network cannot be copied: Only Tensors created explicitly"),
         ("resnet18", "net.pt2", IMAGES, r"a torch\.nn\.Module is exported, not a str"),
         (nn.Conv2d(3, 4, 3), "my-net.safetensors", IMAGES, "'my-net' is no name in Python"),
     ],
@@ -147,6 +154,24 @@ def test_one_sentence_for_what_cannot_be_exported(network, name, example, senten
         export(network, tmp_path / name, example)
     assert len(str(refused.value).splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda network: torch.compile(network, backend="eager")])
+def test_a_network_is_taken_out_of_its_wrapper(wrap, tmp_path):
+    network, images = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
+    (path,) = export(wrap(network), tmp_path / "net.pt2", images)
+    program = torch.export.load(path)
+    torch.testing.assert_close(program.module()(images), network(images))
+    assert list(program.state_dict) == ["weight", "bias"]
+
+
+def test_a_mask_may_be_infinite_and_a_statistic_may_not(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    network[0].register_buffer("mask", torch.tensor(-torch.inf))
+    export(network, tmp_path / "net.pt2", IMAGES)
+    network[1].running_var[0] = torch.inf
+    with pytest.raises(ExportError, match=r"'1\.running_var' holds values that are not finite"):
+        export(network, tmp_path / "net.pt2", IMAGES)
 
 
 def test_onnx_names_the_packages_that_it_needs(tmp_path, monkeypatch):

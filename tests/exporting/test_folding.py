@@ -72,6 +72,14 @@ def test_what_others_use_is_not_folded():
     assert norms(folded(Twice())) == ["bn", "seen_bn"]
 
 
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_weight_that_is_computed_from_others_is_not_folded(norm):
+    network = nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    network(torch.randn(2, *SIZE))  # leaves a weight with gradients
+    assert norms(folded(network)) == ["1"]
+
+
 class Branching(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops import StochasticDepth
 
-from nni_blockswap.errors import ExportError
+from nni_blockswap.errors import ConfigError, ExportError
 from nni_blockswap.exporting import export
 from tests.exporting.networks import NETWORKS, make
 
@@ -298,6 +298,18 @@ def test_what_nobody_uses_is_not_computed(tmp_path):
     assert "empty_like" not in text
     assert "relu" not in text.lower()
     assert "BatchNorm" not in text
+
+
+def test_somebodys_own_code_is_not_overwritten(tmp_path):
+    own = tmp_path / "student.py"
+    own.write_text("# my own\n")
+    with pytest.raises(ConfigError, match=r"student.py' would be overwritten, and no export has written it"):
+        written(nn.Conv2d(3, 4, 3), tmp_path)
+    assert own.read_text() == "# my own\n"
+    assert [one.name for one in tmp_path.iterdir()] == ["student.py"]
+    own.unlink()
+    for width in (4, 5):  # its own it writes anew
+        assert f"nn.Conv2d(3, {width}, 3)" in written(nn.Conv2d(3, width, 3), tmp_path)[0]
 
 
 def test_weights_keep_their_precision(tmp_path):

@@ -1,0 +1,42 @@
+"""Any user's network: out of its wrappers, copied, and looked at for numbers that are not finite."""
+
+import copy
+
+from torch import Tensor, nn
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network inside what ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel`` has put around it.
+
+    Example:
+        >>> unwrapped(nn.DataParallel(nn.Linear(2, 1)))
+        Linear(in_features=2, out_features=1, bias=True)
+    """
+    while True:
+        parallel = isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        inner = network.module if parallel else getattr(network, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return network
+        network = inner
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A deep copy, also of a network whose modules hold what a forward pass has computed.
+
+    ``weight_norm``, ``spectral_norm`` and pruning leave such tensors, which torch does not copy. In the copy they are
+    values alone, until the next pass computes them.
+    """
+    held = (value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    return copy.deepcopy(network, {id(value): value.detach().clone() for value in held if not value.is_leaf})
+
+
+def not_finite(network: nn.Module) -> str | None:
+    """Name of a weight or a statistic that is not finite, or of a buffer that holds NaN; None where all is sound.
+
+    A buffer that is no statistic may be infinite, as a mask is.
+    """
+    for name, value in (*network.named_parameters(), *network.named_buffers()):
+        mask = not isinstance(value, nn.Parameter) and name.rpartition(".")[2] not in ("running_mean", "running_var")
+        if bool((value.isnan() if mask else ~value.isfinite()).any()):
+            return name
+    return None
