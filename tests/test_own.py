@@ -119,6 +119,24 @@ def test_biases_are_drawn_as_zero_where_there_are_any() -> None:
     assert all(bool((bias == 0).all()) for bias in biases)
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda network: torch.compile(network, backend="eager")])
+def test_a_network_is_taken_out_of_its_wrapper(wrap: Any) -> None:
+    space = bs.swap_blocks(wrap(network()), EXAMPLE)
+    assert space.model == bs.swap_blocks(network(), EXAMPLE).model
+    assert isinstance(space.network, nn.Sequential)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_network_with_weights_that_it_has_computed_is_searched() -> None:
+    original = network()
+    nn.utils.weight_norm(original[-1])
+    original.eval()(IMAGES)  # leaves one with a gradient, which torch does not copy
+    ranking = bs.search(bs.swap_blocks(original, EXAMPLE), loader(), budget="70%", **QUICK)
+    built = ranking.best.build().eval()
+    assert torch.equal(built[-1].weight_v, original[-1].weight_v)
+    assert built(IMAGES).shape == (40, 3)
+
+
 class Told(nn.Module):
     """Equal weights and modules, whatever it is told; what it computes is not."""
 

@@ -52,7 +52,7 @@ def _spelled(value: Any) -> str:
     """A text that is the same in every process, without addresses and orders of sets; of an object its class."""
     if isinstance(value, FunctionType | MethodType):
         function: Any = inspect.unwrap(value)
-        return _spelled([function.__qualname__, *(getattr(function, f"__{name}__", None) for name in _FUNCTION)])
+        return _spelled([getattr(function, f"__{name}__", None) for name in _FUNCTION])
     if isinstance(value, CodeType):
         return _spelled([value.co_code, value.co_names, value.co_consts])
     if isinstance(value, partial):
@@ -70,7 +70,7 @@ def _spelled(value: Any) -> str:
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
-_FUNCTION = ("code", "defaults", "kwdefaults")
+_FUNCTION = ("qualname", "code", "defaults", "kwdefaults")
 
 
 def _of_tensor(value: Tensor, start: int = 0) -> int:

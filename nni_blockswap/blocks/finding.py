@@ -14,6 +14,7 @@ from nni_blockswap.blocks.flow import Flow, convolutions, under, watch
 from nni_blockswap.blocks.found import Findings, Found, Kept
 from nni_blockswap.blocks.surgery import extract, replace
 from nni_blockswap.errors import SpaceError, first_line
+from nni_blockswap.networks import copied
 
 
 def find(model: nn.Module, example_input: Any, include: Patterns = None, exclude: Patterns = None) -> Findings:
@@ -76,7 +77,7 @@ def _check(model: nn.Module) -> None:
 def _forward(model: nn.Module, arguments: tuple[Any, ...]) -> Flow:
     """A pass in eval mode, of a copy."""
     try:
-        network, arguments = copy.deepcopy((model, arguments))
+        network, arguments = copied(model), copy.deepcopy(arguments)
     except Exception as error:
         raise SpaceError(f"{type(model).__name__} cannot be copied: {first_line(error)}.") from error
     try:
@@ -97,7 +98,7 @@ def _fixed(model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[Found])
 
 def _trial(model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[Found]) -> str | None:
     """What goes wrong when modules that are no convolutions stand at ``sites``: other code may use the originals."""
-    network, arguments = copy.deepcopy((model, arguments))
+    network, arguments = copied(model), copy.deepcopy(arguments)
     ran: Counter[Found] = Counter()
     for site in sites:
         other = nn.Sequential(extract(network, site))

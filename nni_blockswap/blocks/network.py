@@ -28,6 +28,7 @@ from nni_blockswap.blocks.surgery import extract, replace
 from nni_blockswap.blocks.weights import initialise
 from nni_blockswap.cost.table import ORIGINAL, Table
 from nni_blockswap.errors import BlockSwapError, SpaceError, first_line
+from nni_blockswap.networks import unwrapped
 
 
 class NetworkBlock(Block):
@@ -158,7 +159,7 @@ def swap_blocks(
     """A search space over a network as it is now; ``model`` itself is not changed, and may be trained on.
 
     Args:
-        model: any convolutional network.
+        model: any convolutional network, taken out of ``torch.compile`` and ``DataParallel``.
         example_input: what its forward takes, in the size that costs are counted at: a tensor (N, C, H, W), a list of
             images, or a tuple of positional arguments. Costs are those of one image.
         include: patterns over module paths ("layer3.*"); nothing else is swapped.
@@ -174,7 +175,7 @@ def swap_blocks(
         >>> space.blocks()[0].names
         ('S', 'B(2)', 'B(4)', 'G(2)', 'G(4)', 'G(8)', 'G(1)', 'BG(2,2)', 'BG(2,4)')
     """
-    size = image_size(example_input)
+    model, size = unwrapped(model), image_size(example_input)
     findings = find(model, example_input, include, exclude)  # says what is wrong, before anything is kept
     return NetworkSpace(hold(model, example_input, findings), None, size, include, exclude, extra)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nni_blockswap.blocks.digest import digest
 from nni_blockswap.blocks.found import Findings
 from nni_blockswap.errors import BlockSwapError, SpaceError, first_line, shown
+from nni_blockswap.networks import copied, unwrapped
 from nni_blockswap.registry import load
 
 LIVE = "live:"
@@ -32,7 +33,7 @@ def hold(model: nn.Module, example: Any, findings: Findings) -> str:
     """
     name = f"{LIVE}{type(model).__name__}-{digest(model, findings)}"
     _live.pop(name, None)
-    _live[name] = copy.deepcopy(model).cpu(), copy.deepcopy(_one_image(example))
+    _live[name] = copied(model).cpu(), copy.deepcopy(_one_image(example))
     for oldest in list(_live)[:-HELD]:
         del _live[oldest]
     return name
@@ -80,7 +81,7 @@ def _called(model: str, model_args: Mapping[str, Any]) -> nn.Module:
         raise SpaceError(
             f"{model} gives a {type(network).__name__}; it has to return a network, an nn.Module with weights."
         )
-    return network
+    return unwrapped(network)
 
 
 def _on_meta(network: nn.Module) -> nn.Module:

@@ -257,7 +257,7 @@ def test_several_arguments() -> None:
 
 def test_a_network_that_cannot_be_copied() -> None:
     network = sequential()
-    network.kept = network[0].weight * 2  # no leaf
+    network.kept = [network[0].weight * 2]  # no leaf
     with pytest.raises(SpaceError, match=r"^Sequential cannot be copied: Only Tensors created explicitly"):
         find(network, IMAGE)
 
