@@ -52,9 +52,9 @@ def _pairs(network: nn.Module) -> Iterator[tuple[Convolution, BatchNorm]]:
     times = Counter(whole.get_submodule(node.target) for node in called)
     for node in called:
         convolution = whole.get_submodule(node.target)
+        own = [name for name, _ in convolution.named_parameters(recurse=False)]
         followers = [whole.get_submodule(user.target) for user in node.users if user.op == "call_module"]
-        own = isinstance(convolution, Convolution) and "weight" in dict(convolution.named_parameters(recurse=False))
-        if own and len(node.users) == len(followers) == 1:
+        if isinstance(convolution, Convolution) and "weight" in own and len(node.users) == len(followers) == 1:
             norm = followers[0]
             if isinstance(norm, BatchNorm) and norm.track_running_stats and times[convolution] == times[norm] == 1:
                 yield convolution, norm
