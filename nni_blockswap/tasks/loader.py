@@ -197,6 +197,8 @@ class LossTask(LoaderTask):
 
     def criterion(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """A scalar, a mean over the batch. Raises DataError where it is none."""
+        if isinstance(self._loss, nn.Module):
+            self._loss.to(labels.device)  # it may hold weights of classes
         loss: Any = self._loss(outputs, labels)
         if not isinstance(loss, Tensor) or loss.dim():
             given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
@@ -230,7 +232,18 @@ def is_data_module(what: Any) -> bool:
 
 
 def loaders_of(module: Any) -> tuple[Any, Any]:
-    """Batches to learn from and to be judged on, of a LightningDataModule. Raises DataError where it fails."""
+    """Batches to learn from and to be judged on, of a LightningDataModule.
+
+    Raises:
+        DataError: it fails, or changes batches after its loaders have given them, which nobody here would ask it for.
+    """
+    for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):
+        owner = getattr(getattr(type(module), hook, None), "__module__", "lightning").partition(".")[0]
+        if owner not in ("lightning", "pytorch_lightning"):
+            raise DataError(
+                f"the data module {type(module).__name__} has an {hook}, which is not called; change images "
+                "and labels in its datasets, or in a collate_fn."
+            )
     try:
         module.prepare_data()
         module.setup("fit")

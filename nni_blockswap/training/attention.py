@@ -44,7 +44,7 @@ def attention_distances(student_maps: Sequence[Tensor], teacher_maps: Sequence[T
         (points,), in float32 or better whatever the precision of the activations.
 
     Raises:
-        SpaceError: the two have different numbers of points, or a point has another batch or spatial size.
+        SpaceError: the two have different numbers of points, a point is no map, or has another batch or spatial size.
         ConfigError: there is no such mode.
     """
     if mode not in get_args(Mode):
@@ -73,6 +73,8 @@ def attention_transfer_loss(
 
 
 def _distance(index: int, student: Tensor, teacher: Tensor, mode: Mode) -> Tensor:
+    for activation in (student, teacher):
+        _check_map(index, activation)
     if student[:, 0].shape != teacher[:, 0].shape:
         raise SpaceError(
             f"attention point {index} is {_size(student)} in the student and {_size(teacher)} in the teacher; "
@@ -80,6 +82,12 @@ def _distance(index: int, student: Tensor, teacher: Tensor, mode: Mode) -> Tenso
         )
     difference = F.normalize(attention_map(student)) - F.normalize(attention_map(teacher.detach()))  # (N, H * W)
     return difference.square().mean() if mode == "mse" else torch.linalg.vector_norm(difference, dim=1).mean()
+
+
+def _check_map(index: int, activation: object) -> None:
+    kind = f"{activation.dim()}-dimensional tensor" if isinstance(activation, Tensor) else type(activation).__name__
+    if kind != "4-dimensional tensor":
+        raise SpaceError(f"attention is compared at maps (N, C, H, W), and attention point {index} is a {kind}.")
 
 
 def _size(activation: Tensor) -> str:

@@ -29,7 +29,8 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     def move(average: Sequence[Tensor], current: Sequence[Tensor], updates: Any) -> None:
         share = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
         for mean, value in zip(average, current, strict=True):
-            mean.lerp_(value, share) if mean.is_floating_point() else mean.copy_(value)
+            moved = mean.lerp(value, share) if mean.is_floating_point() else value
+            mean.copy_(torch.where(mean == value, value, moved))  # infinities, as in masks, stay what they are
 
     try:
         average = AveragedModel(network, multi_avg_fn=move, use_buffers=True)

@@ -156,8 +156,10 @@ def _only_tensor(answer: object) -> Tensor:
 
 def channels_last(network: nn.Module) -> nn.Module:
     """The same network, its 4-D weights laid out with channels last: what convolutions like best on CPU and GPU."""
-    found: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
-    return found
+    for value in (*network.parameters(), *network.buffers()):
+        if value.dim() == 4:  # nn.Module.to would also ask it of 5-D ones, which have no such layout
+            value.data = value.data.to(memory_format=torch.channels_last)
+    return network
 
 
 def check_attention(network: Any) -> None:

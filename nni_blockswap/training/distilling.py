@@ -1,8 +1,7 @@
 """Distillation of any network on any data, as a function: what a notebook calls, and a program of one's own."""
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ from nni_blockswap.training.preparing import (
     answer,
     batches_of,
     content,
+    copy_of,
     left_alone,
+    network_of,
     points_of,
     recipe_of,
     structure,
@@ -122,12 +123,13 @@ def distill(
         >>> result.metric > 0.9
         True
     """
-    out = Path(out)
-    teacher = copy.deepcopy(teacher)  # it may share modules with the student, and is moved to the device
+    out, given = Path(out), student
     plan = recipe_of(epochs, train, batch_size, init, recipe)
     batches = batches_of(train, val, plan.batch_size // plan.accumulate, workers)
     machine = Machine("1", precision, workers, limit_steps)
     with quietly(), left_alone(*batches):
+        student = network_of(student, "student")
+        teacher = None if teacher is None else copy_of(network_of(teacher, "teacher"))
         images, _ = batches[0].first()
         outputs = answer(student, "student", images)
         task = task_of(batches, student, outputs, loss, metric, plan)
@@ -147,7 +149,8 @@ def distill(
             if init is not None:
                 say(f"the student starts from {start(student, init, teacher, plan.seed)}.")
             taught = _teacher(teacher, points, matched, task, machine, plan)
-            return _trained(student, taught, task, plan, machine, out, run)
+            trained = _trained(student, taught, task, plan, machine, out, run)
+    return replace(trained, student=given.eval())
 
 
 def _trained(
@@ -173,7 +176,7 @@ def _trained(
     checkpoints.save(module.weights_in(checkpoints.read(out / checkpoints.BEST)), best)
     say(f"done: {metric} {metric.show(value)} (best epoch {metric.show(finished.best)}); results in '{out}'.")
     return Distilled(
-        student.eval(),
+        student,
         value,
         finished.best,
         None if teacher is None else teacher.figure,

@@ -14,6 +14,11 @@ MOST_PROCESSES, MOST_STEPS = 1024, 10**12
 """More than any machine has, and than anybody waits for."""
 
 
+def training_device() -> torch.device:
+    """Where one process trains: a GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @dataclass(frozen=True)
 class Machine:
     """Devices of this machine, arithmetic, processes that read data, at most how many steps an epoch."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from nni_blockswap.errors import TrainingError
+from nni_blockswap.networks import not_finite
 from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.draws import drawing
 from nni_blockswap.training.averaging import averaged
@@ -129,9 +130,8 @@ class Training(LightningModule):
 
     def stop_unless_finite_weights(self) -> None:
         """Raise TrainingError unless all weights and statistics are finite numbers."""
-        for value in self.state_dict().values():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise self._diverged("weights are")
+        if not_finite(self) is not None:
+            raise self._diverged("weights are")
 
     def _diverged(self, what: str) -> TrainingError:
         return TrainingError(

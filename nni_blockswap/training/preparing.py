@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from nni_blockswap.blocks.capture import captured
 from nni_blockswap.blocks.points import equal_points, moved, shared_points, undisturbed
 from nni_blockswap.errors import ConfigError, DataError, first_line
 from nni_blockswap.metric import ACCURACY, Metric
+from nni_blockswap.networks import copied, unwrapped
 from nni_blockswap.tasks.base import fingerprint
 from nni_blockswap.tasks.draws import drawing, undrawn
 from nni_blockswap.tasks.loader import (
@@ -28,6 +30,9 @@ from nni_blockswap.tasks.loader import (
     loaders_of,
     own_batches,
 )
+from nni_blockswap.training.attention import attention_distances
+from nni_blockswap.training.machine import training_device
+from nni_blockswap.training.program import say
 from nni_blockswap.training.recipe import OF_A_LIBRARY, TERMS, Recipe
 from nni_blockswap.training.starting import is_of_library
 
@@ -57,6 +62,33 @@ def batches_of(train: Any, val: Any, batch_size: int, workers: int) -> tuple[Own
         own_batches(train, "train", batch_size, shuffle=True, drop_last=True, workers=workers),
         own_batches(val, "val", batch_size, workers=workers),
     )
+
+
+def network_of(given: object, name: str) -> nn.Module:
+    """The network that is given, out of what ``torch.compile`` or ``DataParallel`` has put around it.
+
+    Raises:
+        ConfigError: it is none, or has a state that checkpoints do not hold.
+    """
+    if not isinstance(given, nn.Module):
+        raise ConfigError(f"the {name} is a torch.nn.Module, not a {type(given).__name__}.")
+    network = unwrapped(given)
+    if network is not given:
+        say(f"the {name} is taken without the {type(given).__name__} around it.")
+    kept = next((key for key, value in network.state_dict().items() if not isinstance(value, Tensor)), None)
+    if kept is not None:
+        raise ConfigError(
+            f"the {name} keeps '{kept}' (get_extra_state), and checkpoints hold tensors alone; make it a buffer."
+        )
+    return network
+
+
+def copy_of(teacher: nn.Module) -> nn.Module:
+    """A teacher that is nobody else's: the given one may share modules with the student, and is not to be moved."""
+    try:
+        return copied(teacher)
+    except Exception as error:  # what a forward pass has left in it, say
+        raise ConfigError(f"the teacher cannot be copied: {first_line(error)}.") from error
 
 
 def answer(network: nn.Module, name: str, images: Tensor) -> Tensor:
@@ -132,7 +164,8 @@ def _try(task: LoaderTask, student: nn.Module, batches: OwnBatches) -> None:
             f"{batches.name} has a label {int(labels.max())}, and the student tells {task.num_classes} classes apart, "
             "0 the first; give it a head of as many classes as there are."
         )
-    outputs, labels = answer(student, "student", images), labels[:2]
+    device = training_device()  # where the user's functions will meet the outputs
+    outputs, labels = answer(student, "student", images).to(device), labels[:2].to(device)
     try:
         task.criterion(outputs.float(), labels)
         if batches is task.val:
@@ -172,7 +205,17 @@ def points_of(
         return (), ()
     of_its_space = getattr(student, "attention_points", None)
     points = shared_points(student, teacher, example, of_its_space) if named is None else tuple(named)
+    if named is not None and recipe.beta:
+        attention_distances(_maps(student, points, example), _maps(teacher, points, example), recipe.attention)
     return points, equal_points(student, teacher, points, example) if recipe.features else ()
+
+
+def _maps(network: nn.Module, points: Sequence[str], example: Tensor) -> list[Any]:
+    """What it gives at ``points``, tensors on the CPU."""
+    with captured(network, points) as seen, undisturbed(network):
+        network(moved(example, network))
+    given: list[Any] = list(seen.values())
+    return [one.cpu() if isinstance(one, Tensor) else one for one in given]
 
 
 def structure(network: nn.Module) -> str:

@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from nni_blockswap import __version__
@@ -14,6 +13,7 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import TrainingError
 from nni_blockswap.files import write_json
 from nni_blockswap.metric import Metric
+from nni_blockswap.networks import not_finite
 from nni_blockswap.results.trial import RESULT
 from nni_blockswap.training import checkpoints
 from nni_blockswap.training.nni_link import NNILink
@@ -39,13 +39,12 @@ def publish(
     Raises:
         TrainingError: a weight or a figure is no finite number; nothing is written then.
     """
-    state = checkpoints.plain_state(network)
     numbers = [value for value in figures.values() if isinstance(value, float)]
-    if not (all(map(math.isfinite, numbers)) and all(torch.isfinite(value).all() for value in state.values())):
+    if not all(map(math.isfinite, numbers)) or not_finite(network) is not None:
         raise TrainingError(
             f"what was trained in '{out}' is not finite, and is not published; train it anew elsewhere."
         )
-    checkpoints.save(state, out / checkpoints.WEIGHTS)
+    checkpoints.save(checkpoints.plain_state(network), out / checkpoints.WEIGHTS)
     run = {"epochs": finished.trainer.current_epoch, "seconds": round(finished.seconds, 1)}
     result = {**figures, **{name: value for name, value in {**about, **run}.items() if name not in figures}}
     versions = {package: version(package) for package in ("torch", "pytorch-lightning", "nni")}

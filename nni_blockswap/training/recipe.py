@@ -85,6 +85,8 @@ class Optimisation:
     def optimiser(self, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser of those of ``weights`` that are trained; whoever trains sets the rate of each step."""
         trained = [weight for weight in weights if weight.requires_grad]
+        if not trained:
+            raise ConfigError("the network has no weight to train: set requires_grad where one is to be learned.")
         if self.optimizer == "adamw":
             betas = (self.momentum, 0.999)
             return torch.optim.AdamW(trained, self.lr, betas=betas, weight_decay=self.weight_decay)
@@ -140,11 +142,10 @@ class Recipe(Optimisation):
     }
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))  # JSON knows lists
+        object.__setattr__(self, "milestones", as_milestones(self.milestones))
         super().__post_init__()
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("attention", self.attention, get_args(Mode))
-        check_milestones(self.milestones)
 
     @property
     def imitates(self) -> bool:
@@ -196,8 +197,8 @@ class DetectionRecipe(Optimisation):
     ranges: ClassVar[dict[str, Range]] = {**Optimisation.ranges, "warmup": Range(from_zero=True, whole=True)}
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", as_milestones(self.milestones))
         super().__post_init__()
-        check_milestones(self.milestones)
 
     def learning_rate(self, epoch: int, step: int = 0, steps: int = 1) -> float:
         """Learning rate at a step."""
@@ -210,7 +211,11 @@ def stepped(lr: float, epoch: int, milestones: Iterable[int]) -> float:
     return float(lr * 0.1 ** sum(epoch >= milestone for milestone in milestones))
 
 
-def check_milestones(milestones: Iterable[object]) -> None:
-    """Raise ConfigError unless each is an epoch."""
+def as_milestones(given: object) -> tuple[int, ...]:
+    """Milestones in any collection, as JSON knows lists. Raises ConfigError unless each is an epoch."""
+    if not isinstance(given, Iterable):
+        raise ConfigError(f"--milestones are epochs, as in (30, 60), not {given!r}.")
+    milestones = tuple(given)
     for milestone in milestones:
         COUNT.check("milestones", milestone)
+    return milestones

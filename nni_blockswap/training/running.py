@@ -17,7 +17,7 @@ from nni_blockswap.errors import BlockSwapError, CheckpointError, ConfigError, D
 from nni_blockswap.results.writers import quieten_writers
 from nni_blockswap.tasks import Task
 from nni_blockswap.training.checkpoints import BEST, LAST, AtomicCheckpoints, to_resume
-from nni_blockswap.training.machine import Machine
+from nni_blockswap.training.machine import Machine, training_device
 from nni_blockswap.training.module import Training
 from nni_blockswap.training.nni_link import is_first_process
 from nni_blockswap.training.program import in_terminal, say
@@ -70,7 +70,7 @@ def make_trainer(
         return pl.Trainer(
             default_root_dir=out,
             max_epochs=epochs,
-            accelerator="gpu" if torch.cuda.is_available() else "cpu",
+            accelerator="gpu" if training_device().type == "cuda" else "cpu",
             devices=machine.device_count,
             strategy="auto" if machine.device_count == 1 else "ddp",
             precision=machine.arithmetic,

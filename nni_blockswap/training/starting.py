@@ -74,10 +74,16 @@ def redraw(student: nn.Module, teacher: nn.Module | None, argument: str, seed: i
     """Fresh weights as the paper's authors draw them; see ``blocks.weights.initialise``.
 
     Raises:
-        ConfigError: a module has weights that nobody but its constructor can draw.
+        ConfigError: a module has weights that nobody but its constructor can draw, or that are computed from others.
     """
     with seeded(seed):
         for path, module in student.named_modules():
+            computed = _computed(module)
+            if computed is not None:
+                raise ConfigError(
+                    f"'{path}' computes its {computed} from other weights, which are not drawn anew; end that, as by "
+                    "remove_weight_norm or prune.remove, or leave init out."
+                )
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
             elif next(module.parameters(recurse=False), None) is not None:
@@ -87,6 +93,13 @@ def redraw(student: nn.Module, teacher: nn.Module | None, argument: str, seed: i
                 )
             initialise_layer(module)
     return "fresh weights"
+
+
+def _computed(module: nn.Module) -> str | None:
+    """What a hook computes from parameters of a longer name: ``weight`` from ``weight_orig`` or ``weight_g``."""
+    names = [name for name, _ in module.named_parameters(recurse=False)]
+    plain = (name for name, value in vars(module).items() if isinstance(value, Tensor))
+    return next((name for name in plain if any(one.startswith(f"{name}_") for one in names)), None)
 
 
 def from_teacher(student: nn.Module, teacher: nn.Module | None, argument: str, seed: int) -> str:

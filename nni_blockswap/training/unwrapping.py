@@ -3,10 +3,10 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nni_blockswap.errors import CheckpointError
+from nni_blockswap.networks import not_finite
 
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 """Where programs keep the moving average of the weights, which is what they judge a network by."""
@@ -72,9 +72,9 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
             f"the weights in '{source}' do not fit the network: {'; '.join(faults)}; "
             "a teacher is the search space's network with 'S' in every block."
         )
-    wrong = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
-    if wrong:
-        raise CheckpointError(f"the weights in '{source}' are not all finite numbers: {wrong[0]}{_more(wrong[1:])}.")
+    wrong = not_finite(network)
+    if wrong is not None:
+        raise CheckpointError(f"the weights in '{source}' are not all finite numbers: {wrong}.")
 
 
 def _more(rest: list[str]) -> str:

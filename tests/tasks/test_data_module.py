@@ -106,9 +106,15 @@ def test_it_is_taken_in_hand_too(tmp_path: Path) -> None:
     assert 0 <= result.metric <= 1
 
 
+class Augmenting(Quarters):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch
+
+
 @pytest.mark.parametrize(
     ("name", "root", "options", "error", "sentence"),
     [
+        ("Augmenting", None, {}, DataError, "Augmenting has an on_after_batch_transfer, which is not called"),
         ("Quarters", "/nowhere", {}, DataError, "the data module Quarters fails: no folder /nowhere"),
         ("Quarters", None, {"amount": 3}, ConfigError, "has no option 'amount'; it has count"),
         ("Quarters", None, {"count": "many"}, DataError, "the data module Quarters fails: "),

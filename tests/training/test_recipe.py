@@ -95,6 +95,18 @@ def test_milestones_divide_the_rate() -> None:
     assert Recipe(lr=0.3, schedule="constant").learning_rate(150) == 0.3
 
 
+def test_milestones_are_any_collection_of_epochs() -> None:
+    assert Recipe(milestones=[2, 5]).milestones == DetectionRecipe(milestones=range(2, 6, 3)).milestones == (2, 5)
+    for recipe in (Recipe, DetectionRecipe):
+        with pytest.raises(ConfigError, match=r"--milestones are epochs, as in \(30, 60\), not 3"):
+            recipe(milestones=3)
+
+
+def test_a_network_without_a_weight_to_train_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no weight to train"):
+        Recipe().optimiser(torch.nn.Linear(1, 1).requires_grad_(False).parameters())
+
+
 def test_optimisers_by_name() -> None:
     weights = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2), requires_grad=False)]
     adamw = Recipe(lr=0.3, momentum=0.8, weight_decay=0.02, optimizer="adamw").optimiser(weights)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune, spectral_norm
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError
@@ -59,6 +60,9 @@ def test_what_cannot_be_done_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"'0' \(Scaled\) has weights and no reset_parameters"):
         start(nn.Sequential(Scaled()), "fresh", None, 0)
+    for wrapped in (prune.l1_unstructured(nn.Conv2d(1, 2, 1), "weight", 1), spectral_norm(nn.Linear(2, 2))):
+        with pytest.raises(ConfigError, match="'0' computes its weight from other weights, which are not drawn anew"):
+            start(nn.Sequential(wrapped), "fresh", None, 0)
     with pytest.raises(ConfigError, match="needs a teacher"):
         start(nn.Linear(1, 1), "teacher", None, 0)
     with pytest.raises(ConfigError, match="no weights of the names and shapes"):
