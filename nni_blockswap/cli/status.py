@@ -21,6 +21,8 @@ from nni_blockswap.metric import Metric, judged
 
 PERIOD = 2.0
 """Seconds between two looks."""
+PATIENCE = 10.0
+"""Seconds for whatever is at the port of an experiment to answer: long ended, it may have left the port to another."""
 ENDED = ("DONE", "ERROR", "STOPPED")
 
 
@@ -63,7 +65,7 @@ def _running(entry: dict[str, Any]) -> Experiment | None:
     if entry.get("status") == "STOPPED" or not isinstance(entry.get("port"), int):
         return None
     try:
-        return Experiment(entry["port"])
+        return Experiment(entry["port"], PATIENCE)
     except (StateError, KeyError, TypeError):
         return None
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,16 @@ class Experiment:
 
     Args:
         port: of its web page.
+        patience: seconds for its manager's first answer.
 
     Attributes:
         id: as nnictl takes it.
         folder: what NNI writes goes below it.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, patience: float = PATIENCE) -> None:
         self.port = port
-        profile = self.get("experiment")
+        profile = self._ask(urllib.request.Request(self._address("experiment")), patience)
         self.id = str(profile["id"])
         self.folder = Path(profile["logDir"])
 
@@ -53,11 +55,11 @@ class Experiment:
     def _address(self, what: str) -> str:
         return f"http://localhost:{self.port}/api/v1/nni/{what}"
 
-    def _ask(self, request: urllib.request.Request) -> Any:
+    def _ask(self, request: urllib.request.Request, patience: float = PATIENCE) -> Any:
         try:
-            with _direct.open(request, timeout=PATIENCE) as answer:
+            with _direct.open(request, timeout=patience) as answer:
                 return json.loads(answer.read() or "null")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise StateError(
                 f"NNI's manager at port {self.port} does not answer ({error}); nnictl resume goes on if it was stopped."
             ) from error

@@ -1,6 +1,8 @@
 """blockswap status: what is told of experiments that run, that failed and that are at rest."""
 
 import json
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, experiment: FakeExperiment) -> list[str]:
-    monkeypatch.setattr(status, "Experiment", lambda port: experiment)
+    monkeypatch.setattr(status, "Experiment", lambda *_: experiment)
     lines, _ = status.look(None)
     return lines
 
@@ -91,7 +93,7 @@ def test_trials_are_told_with_epoch_accuracy_and_time_left(known: Path, monkeypa
 
 def test_a_fault_of_the_search_is_told_in_its_own_sentence(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (known / "checkpoint" / "error.txt").write_text("no architecture fits.\n")
-    monkeypatch.setattr(status, "Experiment", lambda port: FakeExperiment(known, "ERROR"))
+    monkeypatch.setattr(status, "Experiment", lambda *_: FakeExperiment(known, "ERROR"))
     lines, over = status.look("abc")
     assert lines[-1] == "  fault: no architecture fits."
     assert over
@@ -100,7 +102,7 @@ def test_a_fault_of_the_search_is_told_in_its_own_sentence(known: Path, monkeypa
 def test_what_is_at_rest_is_told_from_its_files(
     known: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def gone(port: int) -> None:
+    def gone(*_: object) -> None:
         raise StateError("NNI's manager does not answer.")
 
     monkeypatch.setattr(status, "Experiment", gone)
@@ -115,6 +117,33 @@ def test_what_is_at_rest_is_told_from_its_files(
     assert f"  student 1: done, accuracy 87.50%, in '{known / 'trial'}'" in lines
     assert "  student 2: waiting" in lines
     assert main(["status"]) == 0
+    assert "No experiment is running" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.2\r\n", None])
+def test_a_port_that_another_program_has_taken_is_no_experiment(
+    known: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: bytes | None
+) -> None:
+    monkeypatch.setattr(status, "PATIENCE", 0.2)
+    with socket.create_server(("localhost", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                if said is None:
+                    connection.recv(1)  # until the other side gives up
+                else:
+                    connection.sendall(said)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        write_json(
+            known.parent / "nni-experiments" / ".experiment",
+            {"abc": {"id": "abc", "port": server.getsockname()[1], "status": "RUNNING", "logDir": str(known.parent)}},
+        )
+        assert main(["status"]) == 0
+        thread.join()
     assert "No experiment is running" in capsys.readouterr().out
 
 
