@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from nni_blockswap.cli.interruption import handled, interrupt
 from nni_blockswap.errors import BlockSwapError, is_out_of_memory, readable
 from nni_blockswap.trust import allow
 
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quieten()
     allow(getattr(options, "allow", ()))
     try:
-        status: int = options.run(options)
+        with handled(interrupt):
+            status: int = options.run(options)
     except BlockSwapError as error:
         print(f"blockswap: {readable(str(error))}", file=sys.stderr)
         return 2

@@ -9,14 +9,15 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
 
 from nni_blockswap.cli import check
 from nni_blockswap.cli.following import Follower
+from nni_blockswap.cli.interruption import handled
 from nni_blockswap.cli.summary import print_students
 from nni_blockswap.cli.terminal import Lines
 from nni_blockswap.errors import ConfigError, StateError
@@ -48,14 +49,14 @@ def run(options: argparse.Namespace) -> int:
     if any(fault.fatal for fault in faults):
         return 2
     config = Config(Path(options.config))
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, _interrupt)
     print("Starting NNI ...", flush=True)
     experiment, manager = start(config.path, options.port)
     try:
         return _watch(experiment, manager, config)
     except KeyboardInterrupt:
-        print(f"\nInterrupted. To go on:  nnictl resume {experiment.id}\nTo look at it:  nnictl view {experiment.id}")
+        with suppress(OSError):  # the terminal or the pipe may have ended, too
+            print(f"\nInterrupted. To go on:  nnictl resume {experiment.id}")
+            print(f"To look at it:  nnictl view {experiment.id}", flush=True)
         return 130
     finally:
         stop(experiment, manager)
@@ -139,20 +140,16 @@ def _has_met_tuner(experiment: Experiment) -> bool:
 
 def stop(experiment: Experiment, manager: Any) -> None:
     """Stop the experiment and wait until its processes are gone; a second Ctrl-C does not leave them behind."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with handled(signal.SIG_IGN), suppress(psutil.NoSuchProcess):
         if manager.is_running():
-            print("Stopping the experiment ...", flush=True)
+            with suppress(OSError):  # nobody may be there any more to read it
+                print("Stopping the experiment ...", flush=True)
             family = [manager, *manager.children(recursive=True)]
             nnictl("stop", experiment.id).communicate()
             _, alive = psutil.wait_procs(family, timeout=10)
             for process in alive:
                 process.kill()
             psutil.wait_procs(alive, timeout=10)
-    except psutil.NoSuchProcess:
-        pass
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _free_port(first: int) -> int:
@@ -175,7 +172,3 @@ def _manager(port: int) -> Any:
         if "--experiments-directory" in words and words[words.index("--port") + 1] == str(port):
             return process
     raise StateError(f"NNI's manager at port {port} has ended right after its start; see nnictl experiment list.")
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

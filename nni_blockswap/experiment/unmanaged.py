@@ -10,8 +10,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from nni_blockswap.architecture import Architecture
@@ -27,6 +29,9 @@ LOG, RESULT, TRIALS = "trial.log", "result.json", "trials"
 
 NAMED = ("method", "variant", "seed", "nonzero")
 """Of a trial's parameters, those that its command takes as options."""
+
+GRACE = 30.0
+"""Seconds for a trial to end by itself once it is told to."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,9 @@ def run_experiment(
 
     Returns:
         A sentence for each trial that failed; the next call tries them again.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the trials that ran are ended.
     """
     command = [*config.trial_command, *changes.trial]
     trials = _trials(config, changes, out, on_progress)
@@ -67,15 +75,22 @@ def run_experiment(
     waiting = [pair for pair in zip(folders, trials, strict=True) if not (pair[0] / RESULT).exists()]
     say(f"{len(trials)} trials, {len(trials) - len(waiting)} of them done already.")
 
+    ending = Event()
+
     def run(pair: tuple[Path, Mapping[str, Any]]) -> str | None:
         folder, parameters = pair
-        fault = _run(command, parameters, folder, config, at_once)
+        fault = _run(command, parameters, folder, config, at_once, ending)
         named = " ".join(str(parameters[name]) for name in NAMED if name in parameters)
         say(f"{folder.name} {named}: {fault or 'done'}")
         return None if fault is None else f"{folder}: {fault}"
 
     with ThreadPoolExecutor(at_once) as pool:
-        return [fault for fault in pool.map(run, waiting) if fault is not None]
+        try:
+            return [fault for fault in pool.map(run, waiting) if fault is not None]
+        except BaseException:  # what runs would go on for hours, and nobody would wait for it
+            ending.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _trials(
@@ -96,7 +111,7 @@ def _trials(
 
 
 def _run(
-    command: Sequence[str], parameters: Mapping[str, Any], folder: Path, config: Config, at_once: int
+    command: Sequence[str], parameters: Mapping[str, Any], folder: Path, config: Config, at_once: int, ending: Event
 ) -> str | None:
     """Run one trial; the last line that it said, where it failed."""
     with distrust(config.packages):  # the parameters may stem from a file
@@ -114,10 +129,23 @@ def _run(
     threads = max(1, (os.cpu_count() or 1) // at_once)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     with (folder / LOG).open("ab") as log:
-        done = subprocess.run(
-            words, cwd=config.trial_directory, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
+        status = _status(
+            subprocess.Popen(words, cwd=config.trial_directory, env=environment, stdout=log, stderr=subprocess.STDOUT),
+            ending,
         )
-    if done.returncode == 0 and (folder / RESULT).exists():
+    if status == 0 and (folder / RESULT).exists():
         return None
     lines = (folder / LOG).read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"its command ended with status {done.returncode} and said nothing."
+    return lines[-1] if lines else f"its command ended with status {status} and said nothing."
+
+
+def _status(process: "subprocess.Popen[bytes]", ending: Event) -> int:
+    """A trial's exit status; once ``ending`` is set it is told to end, and killed where it does not."""
+    while not ending.is_set():
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=0.2)
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(timeout=GRACE)
+    process.kill()
+    return process.wait()

@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -229,3 +230,25 @@ def test_when_memory_runs_out_the_advice_is_what_the_command_has(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("blockswap: memory ran out; what was done is kept. Start the same command again w")
     assert re.findall(r"--([\w-]+)", line) == options
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(("handler", "status"), [(signal.SIG_DFL, 130), (signal.SIG_IGN, 0)])
+def test_every_signal_that_ends_a_command_interrupts_it_unless_it_is_ignored(
+    name: str, handler: signal.Handlers, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ignored are those that nohup, or a script with the command in its background, keeps away."""
+    number = signal.Signals[name]
+
+    def run(options: argparse.Namespace) -> int:
+        assert signal.getsignal(number) is not signal.SIG_DFL  # which would end the tests
+        signal.raise_signal(number)
+        return 0
+
+    monkeypatch.setattr(show, "run", run)
+    before = signal.signal(number, handler)
+    try:
+        assert main(["show", "a.json"]) == status
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)

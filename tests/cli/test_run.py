@@ -226,6 +226,21 @@ def test_nnictl_that_cannot_start_is_told_in_a_sentence(monkeypatch, tmp_path):
         run.start(tmp_path / "config.yml", 8760)
 
 
+def test_what_runs_is_stopped_also_where_nobody_reads_what_is_said(monkeypatch):
+    """As where Ctrl-C ended the other end of a pipe, too, or the terminal is gone."""
+
+    def refuse(*_, **__):
+        raise BrokenPipeError
+
+    called = []
+    monkeypatch.setattr(run, "print", refuse, raising=False)
+    monkeypatch.setattr(run, "nnictl", lambda *words: called.append(words) or SimpleNamespace(communicate=list))
+    monkeypatch.setattr(psutil, "wait_procs", lambda processes, timeout: ([], processes))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as manager:
+        run.stop(SimpleNamespace(id="abc"), psutil.Process(manager.pid))
+    assert (called, manager.returncode) == ([("stop", "abc")], -signal.SIGKILL)
+
+
 @pytest.mark.parametrize("late", [1, 9])
 def test_an_experiment_whose_tuner_comes_too_late_is_started_again(monkeypatch, tmp_path, capsys, late):
     (tmp_path / "log").mkdir()

@@ -1,7 +1,9 @@
 """Experiments without NNI: which trials run with what, what is not run again, and what a failure leaves."""
 
 import json
+import os
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,11 @@ if words["--method"] == words.get("--fails"):
 (out / "result.json").write_text("{}")
 """
 
+SLOW = """
+import os, pathlib, sys, time
+out = pathlib.Path(dict(zip(sys.argv[1::2], sys.argv[2::2]))["--out"])
+(out / "begun").touch()
+"""
 
 OFFERED = ["S", "B(2)", "G(4)", "B(4)"]
 
@@ -94,6 +101,17 @@ def test_a_scale_changes_space_comparison_and_command(config, tmp_path) -> None:
     assert (told["--variant"], told["--epochs"]) == ("B(2)", "3")
     assert Architecture.load(told["--architecture"]).space_args["width"] == 2
     assert not (out / "trials" / "001").exists()
+
+
+def test_an_interruption_ends_the_trials_that_run_and_starts_no_other(config, tmp_path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "trial.py").write_text(SLOW)
+    with (tmp_path / "trial.py").open("a") as trial:
+        trial.write(f"os.kill({os.getpid()}, {signal.SIGINT.value})\ntime.sleep(5)\n(out / 'over').touch()\n")
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(config, Changes({}, {}), out)
+    assert [path.parent.name for path in out.glob("trials/*/begun")] == ["000"]
+    assert not list(out.glob("trials/*/over"))
 
 
 @pytest.mark.parametrize("content", ["{", "null", "[1]"])
