@@ -223,12 +223,17 @@ class _Watch(TorchFunctionMode):
         return number
 
 
+_OPTION = (int, float, str)
+
+
 def _spelled(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """A function as a module of torch.nn, its options in the same order; "" where no module does the same."""
+    """A function as a module of torch.nn, whose options have the same order and names; "" where none does the same."""
     if name in DROPOUTS and kwargs.get("training", args[2] if len(args) > 2 else True):
         return ""  # it drops in eval mode, too
-    options = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, (int, float, str))]
-    texts = [repr(value) for value in options if not isinstance(value, bool)]
+    options = [("", value) for value in args[1:]] + [(f"{name}=", value) for name, value in kwargs.items()]
+    texts = [
+        f"{name}{value!r}" for name, value in options if isinstance(value, _OPTION) and not isinstance(value, bool)
+    ]
     module = {**ACTIVATIONS, **DROPOUTS}.get(name)
     return f"{module}({', '.join(texts)})" if module else ""
 
@@ -237,11 +242,12 @@ def module_of(spelled: str) -> nn.Module:
     """The module that ``Call.function`` spells.
 
     Example:
-        >>> module_of("LeakyReLU(0.2)")
-        LeakyReLU(negative_slope=0.2)
+        >>> module_of("Softplus(2, threshold=5)")
+        Softplus(beta=2.0, threshold=5.0)
     """
-    name, _, options = spelled.removesuffix(")").partition("(")
-    module: nn.Module = getattr(nn, name)(*ast.literal_eval(f"[{options}]"))
+    call: Any = ast.parse(spelled, mode="eval").body
+    named = {option.arg: ast.literal_eval(option.value) for option in call.keywords}
+    module: nn.Module = getattr(nn, call.func.id)(*map(ast.literal_eval, call.args), **named)
     return module
 
 

@@ -104,4 +104,7 @@ def _resized(original: nn.Module, channels: int) -> nn.Module:
         norm.normalized_shape = (channels,)
     elif isinstance(norm, nn.modules.batchnorm._NormBase):
         norm.num_features = channels
+    else:  # a class of somebody's own may know its width
+        widths = {len(tensor) for tensor in original.parameters(recurse=False)}
+        vars(norm).update({name: channels for name, one in vars(norm).items() if type(one) is int and one in widths})
     return norm

@@ -57,17 +57,18 @@ class Own(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.width = channels
         self.gamma = nn.Parameter(torch.full((channels,), 0.5))
         self.beta = nn.Parameter(torch.linspace(0, 2, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         centred = x - x.mean(1, keepdim=True)
         scaled = centred / centred.square().mean(1, keepdim=True).sqrt()
-        return scaled * self.gamma[:, None, None] + self.beta[:, None, None]
+        return scaled * self.gamma.view(self.width, 1, 1) + self.beta.view(self.width, 1, 1)
 
 
-def test_a_scale_of_another_name_is_not_taken_for_a_shift() -> None:
-    """It was 0 in every substitute, and what left them did not depend on the image."""
+def test_a_normalisation_with_names_of_its_own() -> None:
+    """Its scale was 0 in every substitute, so that all images gave the same, and its width that of the original."""
     original = Own(8)
     norm, _ = imitated(original)
     assert torch.equal(norm.gamma, torch.full((12,), 0.5))

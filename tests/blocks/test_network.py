@@ -177,6 +177,26 @@ def test_the_table_says_what_stays_and_why() -> None:
     assert "used 2 times in one forward pass: twice" in text.partition("Stays")[2]
 
 
+class Bent(nn.Module):
+    """A residual branch with a function whose options are given by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = (nn.Conv2d(width, 8, 3, padding=1) for width in (3, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return x + self.two(nn.functional.softplus(self.one(x), threshold=0.1))
+
+
+def test_a_functions_options_are_kept_by_name() -> None:
+    original, images = Bent(), torch.rand(1, 3, 8, 8)
+    space = swap_blocks(original, images)
+    assert [site.kind for site in space.findings.sites] == ["branch"]
+    space.select({"block_00": "S"})
+    assert torch.equal(space(images), original(images))
+
+
 class Scaled(PreActivation):
     """Scales its images to a size of its own, which is not that of the space."""
 
