@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -135,6 +136,81 @@ def test_a_network_with_weights_that_it_has_computed_is_searched() -> None:
     built = ranking.best.build().eval()
     assert torch.equal(built[-1].weight_v, original[-1].weight_v)
     assert built(IMAGES).shape == (40, 3)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.main, self.other = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x).relu()
+        return self.head(self.main(x).relu().mean((2, 3))), self.other(x)
+
+
+def first_head(outputs: Any, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(outputs[0], labels)
+
+
+@pytest.mark.parametrize("proxy", ["fisher", "taylor"])
+def test_a_block_that_the_loss_does_not_depend_on_is_named(proxy: str) -> None:
+    quick = {**QUICK, "budget": "90%", "proxy": proxy, "loss": first_head}
+    with pytest.raises(BlockSwapError, match=r"^the loss does not depend on block_01, whose path is in print\(space\)"):
+        bs.search(bs.swap_blocks(TwoHeads(), EXAMPLE), loader(), **quick)
+    assert bs.search(bs.swap_blocks(TwoHeads(), EXAMPLE, exclude="other"), loader(), **quick).best.score > 0
+
+
+@pytest.mark.parametrize("proxy", ["fisher", "snip"])
+def test_a_loss_without_a_gradient_is_told(proxy: str) -> None:
+    def detached(outputs: Tensor, labels: Tensor) -> Tensor:
+        return torch.tensor(nn.functional.cross_entropy(outputs, labels).item())
+
+    with pytest.raises(BlockSwapError, match=r"^the loss has no gradient; it has to be computed from"):
+        bs.search(bs.swap_blocks(network(), EXAMPLE), loader(), budget="70%", loss=detached, proxy=proxy, **QUICK)
+
+
+@pytest.mark.parametrize("layers", [[], [nn.Flatten(0)]])
+def test_one_number_an_image_is_searched_with_a_loss_of_ones_own(layers: list[nn.Module]) -> None:
+    def binary(outputs: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(outputs.flatten(), (labels > 0).to(outputs.dtype))
+
+    space = bs.swap_blocks(nn.Sequential(*network()[:-1], nn.Linear(16, 1), *layers), EXAMPLE)
+    assert bs.search(space, loader(), budget="70%", loss=binary, **QUICK).best.score > 0
+    refused = r"answers with shape \(2,\), and cross-entropy takes" if layers else "has 3 classes and the network 1"
+    with pytest.raises(BlockSwapError, match=refused):
+        bs.search(space, loader(), budget="70%", **QUICK)
+
+
+class Gate(nn.Module):
+    """A rectified number, and a scale a channel, all of them alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by, self.scale = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.full((16, 1, 1), 1e-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * nn.functional.relu(self.by) + x * self.scale
+
+
+@pytest.mark.parametrize("proxy", ["naswot", "zen"])
+def test_scales_of_ones_own_are_no_images_and_have_no_spread(proxy: str) -> None:
+    space = bs.swap_blocks(nn.Sequential(*network()[:6], Gate(), *network()[6:]), EXAMPLE)
+    assert all(np.isfinite(one.score) for one in bs.search(space, loader(), budget="70%", proxy=proxy, **QUICK))
+
+
+class Written(nn.Module):
+    """Looks at numbers, which there are none of on the meta device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * float(np.isfinite(x.detach().numpy()).all())
+
+
+def test_a_network_that_looks_at_its_numbers_is_counted_and_searched() -> None:
+    space = bs.swap_blocks(nn.Sequential(*network()[:3], Written(), *network()[3:]), EXAMPLE)
+    ranking = bs.search(space, loader(), budget="70%", **QUICK)
+    plain = bs.search(bs.swap_blocks(network(), EXAMPLE), loader(), budget="70%", **QUICK)
+    assert [one.costs for one in ranking] == [one.costs for one in plain]
 
 
 class Told(nn.Module):

@@ -172,10 +172,11 @@ def check_fit(space: str, space_args: Mapping[str, Any], task: Task, batch: Batc
             else "set in_channels and image_size in the space's arguments"
         )
         raise ConfigError(f"the search space is for images of {expected} and {task.name} has {given}; {remedy}.")
-    if isinstance(answer, Tensor):
-        _check_classes(task, answer.shape[1])
     if type(task).loss is Classification.loss:  # type: ignore[comparison-overlap]  # not one of its own
         _check_cross_entropy(answer, batch[1])
+        _check_classes(task, answer.shape[1])
+    elif isinstance(answer, Tensor) and answer.dim() > 1 and answer.shape[1] > 1:  # one number is no class
+        _check_classes(task, answer.shape[1])
 
 
 def _check_cross_entropy(answer: Any, labels: Tensor) -> None:
@@ -183,6 +184,11 @@ def _check_cross_entropy(answer: Any, labels: Tensor) -> None:
         raise ConfigError(
             f"the network answers with a {type(answer).__name__}, and cross-entropy takes a tensor; give a loss of "
             "your own, or wrap the network in a module that gives one tensor."
+        )
+    if answer.dim() < 2:
+        raise ConfigError(
+            f"the network answers with shape {tuple(answer.shape)}, and cross-entropy takes a number a class, (N, "
+            "classes); give a loss of your own."
         )
     if labels.dim() == 1 and labels.is_floating_point():
         raise ConfigError(f"labels are {labels.dtype}, and cross-entropy takes classes; give a loss of your own.")

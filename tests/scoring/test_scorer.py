@@ -1,13 +1,15 @@
 """The scorer: averages, training before scoring, the same scores anywhere, settings that cannot be."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_blockswap.architecture import NETWORK
@@ -63,6 +65,29 @@ def test_dropout_does_not_make_scores_depend_on_what_was_scored_before() -> None
     assert forwards == backwards[::-1]
     torch.manual_seed(1)
     assert scores(candidates=both[1:], **own) == forwards[1:]
+
+
+class Remembering(nn.Module):
+    """Draws from Python and NumPy, and counts its passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return x * (random.random() + np.random.rand() + self.passes.item())  # noqa: NPY002
+
+
+def remembering() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), Remembering(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 10, 3, 2),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten())  # fmt: skip
+
+
+def test_what_a_network_draws_or_keeps_does_not_make_scores_depend_on_what_was_scored_before() -> None:
+    own = {"space": NETWORK, "space_args": {"model": f"{__name__}:remembering", "input_size": [1, 8, 8]}}
+    both = [{"block_00": one, "block_01": "S"} for one in ("G(4)", "B(2)")]
+    assert scores(candidates=both, **own) == scores(candidates=both[::-1], **own)[::-1]
 
 
 @pytest.mark.parametrize("proxy", sorted(set(PROXIES) - {"params", "l2_norm"}))

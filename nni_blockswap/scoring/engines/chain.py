@@ -12,17 +12,20 @@ too: in a detector the last of each stage, from which the pyramid is made. Then
 Nothing of the method changes: the same weights, minibatch, loss, probes and BN mode.
 """
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.scoring.engines.base import Measure, Work
 from nni_blockswap.scoring.engines.links import Link, few, links, standing_in
+from nni_blockswap.scoring.engines.plain import telling_buffers
 from nni_blockswap.scoring.engines.sparse import prepare_head
 from nni_blockswap.scoring.machine import autocast, keep_freed_memory
 from nni_blockswap.scoring.proxies import Score, mean_score
@@ -237,11 +240,12 @@ def feeding(network: BlockSpace, task: Task, batch: Batch, chain: Sequence[Link]
     """The positions of the links that feed the head, the last among them; none where ``chain`` is no chain.
 
     It is one if nothing changes in place what a link gives, if the head sees of images and links no more than what
-    links give, and, of a classifier, the same whichever images come with it, and if nothing is drawn at random. Two
-    images tell.
+    links give, and, of a classifier, the same whichever images come with it, and if nothing is drawn at random or
+    kept for the next pass. Two images tell.
     """
     images, targets = few(batch)
     sources = [one.detach().requires_grad_() for one in ([images] if isinstance(images, Tensor) else images)]
+    kept = [(buffer, buffer.clone()) for buffer in telling_buffers(network)]
     leaves, passed, state = list[Tensor](), list[Tensor](), _random_state(sources[0].device)
 
     def cut(forwards: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
@@ -258,20 +262,25 @@ def feeding(network: BlockSpace, task: Task, batch: Batch, chain: Sequence[Link]
         loss = task.loss(network, (sources[0] if isinstance(images, Tensor) else list(sources), targets))
     if not chain or any(one._version for one in passed) or not loss.requires_grad:
         return ()
+    if not all(torch.equal(buffer, before) for buffer, before in kept):
+        return ()
     gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, [*sources, *leaves], allow_unused=True)
     fed = [place - len(sources) for place, gradient in enumerate(gradients) if gradient is not None]
     if not fed or fed[0] < 0 or fed[-1] != len(leaves) - 1:
         return ()
     if isinstance(images, Tensor) and not (
-        torch.equal(state, _random_state(images.device))
+        state == _random_state(images.device)
         and _is_head(network, task, few(batch), chain, leaves, gradients[len(sources) :])
     ):
         return ()
     return tuple(fed)
 
 
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+def _random_state(device: torch.device) -> tuple[object, ...]:
+    """Of all generators that a network may draw from."""
+    of_torch = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    of_numpy: Any = np.random.get_state()  # noqa: NPY002
+    return of_torch.tolist(), of_numpy[1].tolist(), of_numpy[2:], random.getstate()
 
 
 def _is_head(

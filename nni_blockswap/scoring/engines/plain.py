@@ -1,17 +1,24 @@
 """The plain way, for any proxy on any space and task: select an architecture in the super-network, and measure it."""
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.scoring.engines.base import Measure, Work
 from nni_blockswap.scoring.machine import autocast
 from nni_blockswap.scoring.proxies import Score, mean_score
+from nni_blockswap.tasks.draws import undrawn
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4  # the paper's recipe (section 5), for scores after training
+
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Plain:
@@ -50,7 +57,10 @@ def measure(work: Work, network: BlockSpace, choices: Mapping[str, str]) -> Scor
 def _same_chance(device: torch.device) -> Iterator[None]:
     """Let dropout and its kind draw the same for every candidate, whatever was measured before it."""
     on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+    devices: list[Any] = [device] if on_gpu else []
+    with undrawn(devices):
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002  # a network may draw from there
         torch.default_generator.manual_seed(0)
         if on_gpu:
             torch.cuda.manual_seed(0)
@@ -59,10 +69,13 @@ def _same_chance(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _as_it_was(network: BlockSpace, *, weights: bool) -> Iterator[None]:
-    """Put back which weights have gradients, and where asked for the active ``weights`` themselves."""
+    """Put back which weights have gradients, buffers, and where asked for the active ``weights`` themselves.
+
+    Running statistics may move: in training mode nothing depends on them.
+    """
     frozen = [weight for weight in network.parameters() if not weight.requires_grad]
-    active = network.active_parameters() if weights else []
-    saved: list[Tensor] = [weight.detach().clone() for weight in active]
+    changing = [*(network.active_parameters() if weights else []), *telling_buffers(network)]
+    saved: list[Tensor] = [value.detach().clone() for value in changing]
     try:
         yield
     finally:
@@ -70,8 +83,13 @@ def _as_it_was(network: BlockSpace, *, weights: bool) -> Iterator[None]:
         for weight in frozen:
             weight.requires_grad_(False)
         with torch.no_grad():
-            for weight, before in zip(active, saved, strict=True):
-                weight.copy_(before)
+            for value, before in zip(changing, saved, strict=True):
+                value.copy_(before)
+
+
+def telling_buffers(network: nn.Module) -> list[Tensor]:
+    """Buffers that what is computed in training mode may depend on: all but the statistics of a normalisation."""
+    return [value for name, value in network.named_buffers() if name.rpartition(".")[2] not in STATISTICS]
 
 
 def _train(work: Work, network: BlockSpace) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +54,35 @@ def connections(network: BlockSpace) -> dict[str, nn.Parameter]:
 def gradients(value: Tensor, weights: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """Each of ``weights`` that took part in the scalar ``value``, with its gradient."""
     asked = [weight for weight in weights if weight.requires_grad]
+    _check_differentiable(value)
     for weight, gradient in zip(asked, torch.autograd.grad(value, asked, allow_unused=True), strict=True):
         if gradient is not None:
             yield weight, gradient
+
+
+def gradients_at_probes(loss: Tensor, network: BlockSpace, activations: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of the ``loss`` at what passed the probes of the blocks.
+
+    Raises:
+        ConfigError: it does not depend on one of them.
+    """
+    _check_differentiable(loss)
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, activations, allow_unused=True)
+    unused = [block.label for block, one in zip(network.blocks(), found, strict=False) if one is None]
+    if unused:
+        raise ConfigError(
+            f"the loss does not depend on {unused[0]}, whose path is in print(space); exclude it from the search, or "
+            "give a loss that it has a part in."
+        )
+    return cast(tuple[Tensor, ...], found)
+
+
+def _check_differentiable(loss: Tensor) -> None:
+    if not loss.requires_grad:
+        raise ConfigError(
+            "the loss has no gradient; it has to be computed from the network's outputs by torch alone, without "
+            "item(), numpy(), detach() or argmax()."
+        )
 
 
 def check_classifies(proxy: str, task: Task) -> None:

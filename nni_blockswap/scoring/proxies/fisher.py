@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nni_blockswap.blocks.shells import probed
 from nni_blockswap.blocks.space import BlockSpace
-from nni_blockswap.scoring.proxies.base import Score
+from nni_blockswap.scoring.proxies.base import Score, gradients_at_probes
 from nni_blockswap.tasks import Batch, Task
 
 CACHED = 1 << 18
@@ -67,7 +67,7 @@ class OfFisherInformation(ABC):
         """One forward pass, and a backward pass to the probes alone."""
         with probed(network.blocks()) as activations:
             loss = task.loss(network, batch)
-        gradients = torch.autograd.grad(loss, activations)
+        gradients = gradients_at_probes(loss, network, activations)
         channels = [activation.shape[1] for activation in activations]
         return self.score(fisher_information(activations, gradients).tolist(), channels)
 

@@ -62,7 +62,7 @@ class Kernel(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in RECTIFIERS:
             x: Tensor = args[0] if args else kwargs["input"]
-            if len(x) == len(self.total):
+            if x.dim() and len(x) == len(self.total):
                 self.total = self.total.to(x.device) + agreement(x > 0)
         return func(*args, **kwargs)
 

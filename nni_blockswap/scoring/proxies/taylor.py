@@ -6,7 +6,7 @@ import torch
 
 from nni_blockswap.blocks.shells import probed
 from nni_blockswap.blocks.space import BlockSpace
-from nni_blockswap.scoring.proxies.base import Score
+from nni_blockswap.scoring.proxies.base import Score, gradients_at_probes
 from nni_blockswap.tasks import Batch, Task
 
 
@@ -27,7 +27,7 @@ class Taylor:
         """One forward pass, and a backward pass to the probes alone."""
         with probed(network.blocks()) as activations:
             loss = task.loss(network, batch)
-        gradients = torch.autograd.grad(loss, activations)
+        gradients = gradients_at_probes(loss, network, activations)
         terms = tuple(
             float((a.detach() * g).abs().sum(dtype=torch.promote_types(a.dtype, torch.float32))) / a.shape[1]
             for a, g in zip(activations, gradients, strict=True)

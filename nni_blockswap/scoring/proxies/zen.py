@@ -25,7 +25,8 @@ class ZenScore:
 
     f is the last feature map before the global pooling; var_lc is the variance of channel c that batch normalisation l
     divides by, which the second term gives back (Algorithm 1). The authors draw all weights from N(0, 1); here those of
-    the super-network are taken, each layer scaled to unit standard deviation. Images and labels play no part.
+    the super-network are taken, each layer scaled to unit standard deviation where its weights differ. Images and
+    labels play no part.
     """
 
     name: ClassVar[str] = "zen"
@@ -39,7 +40,7 @@ class ZenScore:
         images: Tensor = batch[0]
         generator = torch.Generator().manual_seed(SEED)
         x, e = torch.randn((2, *images.shape), generator=generator, dtype=torch.float64).to(images)
-        weights = {name: weight / weight.std() for name, weight in connections(network).items()}
+        weights = {name: weight / weight.std() for name, weight in connections(network).items() if weight.std() > 0}
         with torch.autocast(images.device.type, enabled=False):
             with traced(network) as plain:
                 functional_call(network, weights, (x,))
