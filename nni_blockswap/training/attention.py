@@ -87,7 +87,9 @@ def _distance(index: int, student: Tensor, teacher: Tensor, mode: Mode) -> Tenso
 def _check_map(index: int, activation: object) -> None:
     kind = f"{activation.dim()}-dimensional tensor" if isinstance(activation, Tensor) else type(activation).__name__
     if kind != "4-dimensional tensor":
-        raise SpaceError(f"attention is compared at maps (N, C, H, W), and attention point {index} is a {kind}.")
+        raise SpaceError(
+            f"attention is compared at maps (N, C, H, W), and attention point {index} gives a {kind}; name another."
+        )
 
 
 def _size(activation: Tensor) -> str:

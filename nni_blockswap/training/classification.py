@@ -75,7 +75,8 @@ class ImageTraining(Training):
             self.network.train()
         still = [path for path, module in self.network.named_modules() if not module.training]
         if still:
-            say(f"{len(still)} modules, '{still[0]}' the first, stay in evaluation mode, as they were given.")
+            more = f" and {len(still) - 3} more" if len(still) > 3 else ""
+            say(f"in evaluation mode stay, as they were given: {', '.join(still[:3])}{more}.")
         if self.teacher is not None:
             self.teacher.network.to(self.device)
 

@@ -74,7 +74,7 @@ class Noting(nn.Linear):
         ({"teacher": uncopied(), "kd": 1.0}, "the teacher cannot be copied: Only Tensors created explicitly"),
         ({"student": net(8).requires_grad_(False)}, "no weight to train"),
         ({"student": nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())}, "no weight to train"),
-        ({"teacher": net(8), "beta": 1.0, "attention_points": ["9"]}, "attention point 0 is a 2-dimensional tensor"),
+        ({"teacher": net(8), "beta": 1.0, "attention_points": ["9"]}, "attention point 0 gives a 2-dimensional tensor"),
     ],
 )
 def test_what_does_not_fit_is_said_before_any_work(options: dict[str, Any], sentence: str, tmp_path: Path) -> None:

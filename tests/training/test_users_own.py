@@ -147,4 +147,4 @@ def test_modules_in_evaluation_mode_stay_in_it(tmp_path: Path, capsys: pytest.Ca
     run(tmp_path, student=student, epochs=1)
     assert not student[1].running_mean.any()  # as it began
     assert student[5].running_mean.any()
-    assert "1 modules, '1' the first, stay in evaluation mode" in capsys.readouterr().out
+    assert "in evaluation mode stay, as they were given: 1." in capsys.readouterr().out
