@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nni_blockswap.errors import CheckpointError, StateError
-from nni_blockswap.experiment.service import folder_of, results
+from nni_blockswap.experiment.service import ended, folder_of
 from nni_blockswap.files import write_atomically
 from nni_blockswap.metric import judged
 from nni_blockswap.trust import add_allow
@@ -59,13 +59,13 @@ def _best(experiment: str) -> tuple[Path, dict[str, Any]]:
     Raises:
         StateError: none has come to an end, or they are judged by different things.
     """
-    ended = results(folder_of(experiment))
-    if not ended:
+    trials = ended(folder_of(experiment))
+    if not trials:
         raise StateError(f"no trial of experiment '{experiment}' has come to an end; train one first.")
-    metrics = sorted({str(judged(result)[0]) for _, result in ended.values()})
+    metrics = sorted({str(judged(result)[0]) for _, result in trials})
     if len(metrics) > 1:
         raise StateError(f"trials in '{experiment}' are judged by {' and by '.join(metrics)}; name the folder of one.")
-    return max(ended.values(), key=lambda trial: _merit(trial[1]))
+    return max(trials, key=lambda trial: _merit(trial[1]))
 
 
 def _merit(result: dict[str, Any]) -> float:

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print a line a network: costs, milliseconds, and times faster than the first."""
+    """Print a line a network: costs, milliseconds, and times faster than its teacher, or else than the first."""
     import torch
 
     from nni_blockswap.architecture import Architecture
@@ -35,18 +35,18 @@ def run(options: argparse.Namespace) -> int:
         check_count("--threads", options.threads, LARGEST["processes"])
         torch.set_num_threads(options.threads)
     found = {path: Architecture.load(path) for path in options.architectures}
-    if options.teacher:
-        teachers = {one.teacher().id: one.teacher() for one in found.values()}
-        names = ["teacher"] if len(teachers) == 1 else [f"teacher of {one.space}" for one in teachers.values()]
-        found = {**dict(zip(names, teachers.values(), strict=True)), **found}
+    teachers = {one.teacher().id: one.teacher() for one in found.values()} if options.teacher else {}
+    named = {known: "teacher" if len(teachers) == 1 else f"teacher {known}" for known in teachers}
+    found = {**{named[known]: one for known, one in teachers.items()}, **found}
     networks: dict[str, Any] = {name: one.build() for name, one in found.items()}
     taken = measure(networks, options.batch_size, options.device, options.runtime)
-    first = next(iter(taken.values())).mean
+    first = next(iter(taken))
+    before = [taken[named.get(one.teacher().id, first)].mean for one in found.values()]
     rows: list[tuple[str, ...]] = [("network", "parameters", "MACs", "ms", "+-", "faster")]
     rows += [
         (name, f"{one.params:,}", f"{one.macs:,}", f"{1e3 * time.mean:.3f}", f"{1e3 * time.spread:.3f}",
-         f"{first / time.mean:.2f}")
-        for (name, one), time in zip(found.items(), taken.values(), strict=True)
+         f"{teachers_mean / time.mean:.2f}")
+        for (name, one), time, teachers_mean in zip(found.items(), taken.values(), before, strict=True)
     ]  # fmt: skip
     print(markdown(rows))
     on_gpu = options.runtime == "torch" and resolve_device(options.device).type == "cuda"

@@ -47,8 +47,11 @@ def run(options: argparse.Namespace) -> int:
 
         print(draw(options.figure, folders, options.out))
     if options.table is None and options.figure is None:
+        from nni_blockswap.scoring.settings import LARGEST, check_count
         from nni_blockswap.studies.report import report
 
+        if options.latency_batch:
+            check_count("--latency-batch", options.latency_batch, LARGEST["batch_size"])
         print(report(folders, options.out, options.latency_batch or None))
     print(f"in '{options.out}'")
     return 0

@@ -42,8 +42,8 @@ def reproduce(
     names = [name for name in plan.experiments if name not in scale.without]
     for number, name in enumerate(names, start=1):
         say(f"{name}, {number} of {len(names)}:")
-        trial = [*shlex.split(scale.trial), "--teacher-dir", str((folder / "teachers").resolve())]
-        changes = Changes(scale.class_args, scale.experiments.get(name, {}), trial)
+        compared = scale.experiments.get(name, {})
+        changes = Changes(scale.class_args, compared, shlex.split(scale.trial), folder / "teachers")
         config = Config(plan.experiments[name])
         faults += run_experiment(
             config, changes, folder / name, at_once=scale.at_once, on_progress=on_progress, say=say

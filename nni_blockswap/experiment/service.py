@@ -121,16 +121,18 @@ def known_experiments() -> dict[str, Any]:
 
 
 def results(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """(trial's folder, its result.json) by identity, of the trials at or below ``folder`` that came to an end.
+    """What ``ended`` has, by the identity that the tuner gave: of two of one the later."""
+    return {identity(result): (place, result) for place, result in ended(folder)}
+
+
+def ended(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """(its folder, its result.json) of each trial at or below ``folder`` that came to an end, the last one last.
 
     Raises:
         StateError: a result is damaged.
     """
-    found = {}
-    for path in sorted(folder.rglob(RESULT), key=lambda path: path.stat().st_mtime):
-        result = read_result(path)
-        found[identity(result)] = path.parent, result
-    return found
+    paths = sorted(folder.rglob(RESULT), key=lambda path: path.stat().st_mtime)
+    return [(path.parent, read_result(path)) for path in paths]
 
 
 NNICTL = """

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.conversation import Progress
@@ -26,6 +26,11 @@ from nni_blockswap.studies.comparison import Comparison, contestants
 from nni_blockswap.trust import distrust
 
 LOG, RESULT, TRIALS = "trial.log", "result.json", "trials"
+
+K = TypeVar("K", list[Any], dict[str, Any])
+
+LIST, ASKED = "trials.json", "asked.json"
+"""What the trials are, and what was asked for that gave them."""
 
 NAMED = ("method", "variant", "seed", "nonzero")
 """Of a trial's parameters, those that its command takes as options."""
@@ -42,11 +47,13 @@ class Changes:
         class_args: of the tuner, over the config's.
         comparison: fields of the comparison, over the config's.
         trial: options for the trial's command, after the config's: of an option that is there twice the last one holds.
+        teachers: folder of the trained teachers.
     """
 
     class_args: Mapping[str, Any]
     comparison: Mapping[str, Any]
     trial: Sequence[str] = ()
+    teachers: Path | None = None
 
 
 def run_experiment(
@@ -68,8 +75,12 @@ def run_experiment(
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the trials that ran are ended.
+        StateError: ``out`` holds trials of other settings.
     """
+    out = out.resolve()  # trials run in a folder of their own
     command = [*config.trial_command, *changes.trial]
+    if changes.teachers is not None:
+        command += ["--teacher-dir", str(changes.teachers.resolve())]
     trials = _trials(config, changes, out, on_progress)
     folders = [out / TRIALS / f"{number:03d}" for number in range(len(trials))]
     waiting = [pair for pair in zip(folders, trials, strict=True) if not (pair[0] / RESULT).exists()]
@@ -97,17 +108,38 @@ def _trials(
     config: Config, changes: Changes, out: Path, on_progress: Callable[[Progress], None]
 ) -> list[dict[str, Any]]:
     """Parameters of the trials, as an earlier call found them, or found now."""
-    path = out / "trials.json"
-    if not path.exists():
-        arguments = {**config.arguments, **changes.class_args}
-        search_space = {} if "space_args" in changes.class_args else config.search_space()  # that is of another space
+    path = out / LIST
+    arguments = {**config.arguments, **changes.class_args}
+    comparison = {**config.arguments.get("comparison", {}), **changes.comparison}
+    search_space = {} if "space_args" in changes.class_args else config.search_space()  # that is of another space
+    asked = json.loads(json.dumps({**arguments, "comparison": comparison, "search space": search_space}))
+    if path.exists():
+        _check_asked(out, asked)
+    else:
+        write_json(out / ASKED, asked)
         settings, _ = read_settings({**arguments, "students": 1}, search_space, config.code_directory)
-        comparison = Comparison.read({**config.arguments.get("comparison", {}), **changes.comparison})
-        write_json(path, contestants(comparison, settings, out / "search", on_progress))
+        write_json(path, contestants(Comparison.read(comparison), settings, out / "search", on_progress))
+    return [dict(one) for one in _kept(path, list)]
+
+
+def _check_asked(out: Path, asked: Mapping[str, Any]) -> None:
+    """Raise StateError where the trials of ``out`` are what something else was asked for, if that is known."""
+    before = _kept(out / ASKED, dict) if (out / ASKED).exists() else asked
+    differ = [name for name in sorted({**before, **asked}) if before.get(name) != asked.get(name)]
+    if differ:
+        raise StateError(
+            f"'{out}' holds the trials of another {', another '.join(differ)}; give another folder, or delete this one."
+        )
+
+
+def _kept(path: Path, kind: type[K]) -> K:
     try:
-        return [dict(one) for one in read_json(path)]
-    except (ValueError, TypeError) as error:
+        found = read_json(path)
+        if not isinstance(found, kind) or (isinstance(found, list) and not all(isinstance(one, dict) for one in found)):
+            raise ValueError("it holds something else")
+    except ValueError as error:
         raise StateError(f"'{path}' is damaged ({error}); delete it and start again.") from error
+    return found
 
 
 def _run(

@@ -15,7 +15,7 @@ from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.results.tables import write_png
 from nni_blockswap.studies.comparison import ONE_SWAP, RANDOM, SINGLE
-from nni_blockswap.studies.trials import Point, Trial, points, read_trials
+from nni_blockswap.studies.trials import Point, Trial, points, read_trials, taught
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,7 +124,8 @@ def capability(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
         if one.method == SINGLE:
             for label, choice in one.architecture.choices.items():
                 found.setdefault(label, {}).setdefault(choice, []).append(one.error)
-        elif one.teacher_error is not None:
+    for one in taught(trials):
+        if one.method != SINGLE and one.teacher_error is not None:
             for label in one.architecture.choices:
                 found.setdefault(label, {}).setdefault(ORIGINAL, []).append(one.teacher_error)
     return {label: {choice: mean(errors) for choice, errors in here.items()} for label, here in found.items()}

@@ -3,6 +3,7 @@
 The paper's are in published.yml, beside this file.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,10 +16,10 @@ import yaml
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError, StateError
-from nni_blockswap.experiment.students import identity
 from nni_blockswap.files import write_text
 from nni_blockswap.results.tables import markdown, write_csv
 from nni_blockswap.results.trial import RESULT, read_result
+from nni_blockswap.studies.trials import recipe_of, settings_beside, told_apart, which_teacher
 
 TABLES = ("2", "3", "4", "C")
 ERROR, TOP5_ERROR = "error", "top5_error"
@@ -102,10 +103,12 @@ def read_rows(folders: Iterable[str | Path], table: Table) -> list[Row]:
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):  # of two of the same the later
         architecture, result = _read(path)
         if table.figures.keys() <= result.keys():
-            found[identity({"architecture_id": architecture.id, **result})] = architecture, result
+            named = [result[name] for name in ("method", "variant", "seed", "recipe")]
+            found[json.dumps([architecture.id, *named], sort_keys=True)] = architecture, result
+    variants = told_apart([(one["method"], one["variant"], one["recipe"]) for _, one in found.values()])
     groups: dict[tuple[str, str], list[tuple[Architecture, dict[str, Any]]]] = {}
-    for architecture, result in found.values():
-        groups.setdefault((result["method"], result["variant"]), []).append((architecture, result))
+    for (architecture, result), variant in zip(found.values(), variants, strict=True):
+        groups.setdefault((result["method"], variant), []).append((architecture, result))
     if not groups:
         raise StateError(f"no trial here has {', '.join(table.figures)}, as '{table.title}' wants; train one first.")
     rows = [_mean(*named, trials, table) for named, trials in groups.items()]
@@ -115,7 +118,14 @@ def read_rows(folders: Iterable[str | Path], table: Table) -> list[Row]:
 def _read(path: Path) -> tuple[Architecture, dict[str, Any]]:
     architecture = Architecture.load(path.with_name("architecture.json"))
     try:
-        result = {"method": "blockswap", "variant": architecture.id, **read_result(path)}
+        settings = settings_beside(path)
+        result = {
+            "method": "blockswap",
+            "variant": architecture.id,
+            "seed": settings.get("seed", 0),
+            **read_result(path),
+        }
+        result["recipe"] = recipe_of(architecture, settings)
         result |= {name: 100 * value for name, value in result.items() if name.startswith("box_")}
         for error, accuracy in ((ERROR, "accuracy"), (TOP5_ERROR, "top5")):
             if accuracy in result:
@@ -146,8 +156,11 @@ def _teacher(trials: Sequence[tuple[Architecture, dict[str, Any]]]) -> list[Row]
     if not taught:
         return []
     original = max((architecture.teacher() for architecture, _ in taught), key=lambda one: one.params)
-    error = 100 * (1 - mean(result["teacher_accuracy"] for _, result in taught))
-    return [Row("teacher", "", original.params, original.macs, 1.0, {ERROR: error})]
+    errors = {
+        which_teacher(one["recipe"], one["seed"], one["teacher_accuracy"]): 100 * (1 - one["teacher_accuracy"])
+        for _, one in taught
+    }
+    return [Row("teacher", "", original.params, original.macs, 1.0, {ERROR: mean(errors.values())})]
 
 
 def beside(table: Table, run: Sequence[Row]) -> list[tuple[Row | None, Row | None]]:

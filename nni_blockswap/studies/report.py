@@ -93,17 +93,23 @@ def _fronts(
 ) -> Iterator[tuple[str, list[list[object]]]]:
     """Name and rows of each front's table below ``folders``, with the mean error of each network that was trained.
 
-    What an earlier report wrote to ``out`` is none of them.
+    What an earlier report wrote, here or with errors elsewhere, is none of them.
     """
     reached: dict[str, list[float]] = {}
     for one in trials:
         reached.setdefault(one.architecture.id, []).append(one.error)
     found = {path.resolve() for folder in folders for path in Path(folder).rglob(FRONT_TABLE)}
-    for number, path in enumerate(sorted(path for path in found if path.parent != out.resolve())):
-        head, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines())
+    tables = [
+        list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+        for path in sorted(found)
+        if path.parent != out.resolve()
+    ]
+    searched = [rows for rows in tables if rows and {"score", "id"} <= set(rows[0]) and "error" not in rows[0]]
+    for number, (head, *lines) in enumerate(searched):
         place = head.index("score") + 1
         rows: list[list[object]] = [[*head[:place], "error", *head[place:]]]
         for line in lines:
             errors = reached.get(line[head.index("id")])
             rows.append([*line[:place], mean(errors) if errors else None, *line[place:]])
-        yield f"{path.stem}{f'_{number + 1}' if number else ''}{path.suffix}", rows
+        name = Path(FRONT_TABLE)
+        yield f"{name.stem}{f'_{number + 1}' if number else ''}{name.suffix}", rows

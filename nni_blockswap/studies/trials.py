@@ -1,7 +1,8 @@
 """Trials that came to an end, and points of a comparison: the mean and spread over a method's trials, one a seed."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -11,10 +12,14 @@ from nni_blockswap.errors import StateError
 from nni_blockswap.files import read_json
 from nni_blockswap.metric import ACCURACY, judged
 from nni_blockswap.results.trial import RESULT, read_result
+from nni_blockswap.training.folder import SETTINGS
 
 BLOCKSWAP, REDUCED, TEACHER = "blockswap", "reduced", "teacher"
 COMPARABLE = ("data", "data_options", "epochs")
 """What trials must have in common for their errors to be compared."""
+
+_OF_ONE = ("run", "architecture_id", "data_root", "seed", "nonzero")
+"""Settings of one trial alone, or of the machine that it ran on."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Trial:
         error: on the validation set after the last epoch, in percent.
         teacher_error: the same of its teacher, or None where it had none.
         setting: of ``COMPARABLE``, what its settings say.
+        recipe: what else was trained how, see ``recipe_of``.
         own_kind: whether that is not the space's original but a network of its own kind, and its recipe its own.
         in_comparison: whether its variant is a budget or setting, and not what names a student of one search.
     """
@@ -39,6 +45,7 @@ class Trial:
     error: float
     teacher_error: float | None
     setting: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     own_kind: bool = False
     in_comparison: bool = False
 
@@ -73,13 +80,15 @@ class Point:
 
 
 def read_trials(folders: Iterable[str | Path]) -> list[Trial]:
-    """The trials below ``folders``; of two with the same architecture, method, variant and seed the later.
+    """The trials below ``folders``; of two of one architecture, method, variant, seed and recipe the later.
+
+    Those of one method and variant whose recipes or spaces differ have what differs in their variants.
 
     Raises:
         StateError: none has come to an end, a result is damaged, or two are of other data or other numbers of epochs.
     """
     paths = [path for folder in folders for path in Path(folder).rglob(RESULT)]
-    found: dict[tuple[str, str, str, int], Trial] = {}
+    found: dict[tuple[str, str, str, int, str], Trial] = {}
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
         one = _read(path)
         first = next((earlier for earlier in found.values() if earlier.setting), one)
@@ -89,18 +98,52 @@ def read_trials(folders: Iterable[str | Path]) -> list[Trial]:
                     f"errors are compared at the same {name}; '{path.parent}' has {one.setting[name]!r} and an earlier "
                     f"trial {first.setting[name]!r}: report them apart."
                 )
-        found[one.architecture.id, one.method, one.variant, one.seed] = one
+        found[one.architecture.id, one.method, one.variant, one.seed, json.dumps(one.recipe, sort_keys=True)] = one
     if not found:
         raise StateError("no trial of these experiments has come to an end; train one first.")
-    return list(found.values())
+    trials = list(found.values())
+    variants = told_apart([(one.method, one.variant, one.recipe) for one in trials])
+    return [replace(one, variant=variant) for one, variant in zip(trials, variants, strict=True)]
+
+
+def settings_beside(result: Path) -> dict[str, Any]:
+    """What the trial of a result was started with, as far as its folder says."""
+    path = result.with_name(SETTINGS)
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def recipe_of(architecture: Architecture, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What two trainings of one method and variant have in common where they differ by chance alone."""
+    space = {"space": architecture.space, **architecture.space_args}
+    return {**space, **{name: value for name, value in settings.items() if name not in (*_OF_ONE, *COMPARABLE)}}
+
+
+def told_apart(named: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[str]:
+    """The variant of each (method, variant, recipe), with what others of that method and variant have otherwise.
+
+    Example:
+        >>> told_apart([("blockswap", "30%", {"beta": 0}), ("blockswap", "30%", {"beta": 9}), ("snip", "30%", {})])
+        ['30%, beta=0', '30%, beta=9', '30%']
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for method, variant, recipe in named:
+        groups.setdefault((method, variant), []).append(recipe)
+    return [", ".join([variant, *_apart(recipe, groups[method, variant])]) for method, variant, recipe in named]
+
+
+def _apart(recipe: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        f"{name}={value}"
+        for name, value in recipe.items()
+        if any(name in other and other[name] != value for other in others)
+    ]
 
 
 def _read(path: Path) -> Trial:
     architecture = Architecture.load(path.with_name("architecture.json"))
     try:
         result = read_result(path)
-        kept = path.with_name("settings.json")
-        settings = read_json(kept) if kept.exists() else {}
+        settings = settings_beside(path)
         metric, value = judged(result)
         if metric != ACCURACY:
             raise ValueError(f"it is judged by {metric}")
@@ -114,6 +157,7 @@ def _read(path: Path) -> Trial:
             error=100 * (1 - value),
             teacher_error=None if teacher is None else 100 * (1 - teacher),
             setting={name: settings[name] for name in COMPARABLE if name in settings and not result.get("own_kind")},
+            recipe=recipe_of(architecture, settings),
             own_kind=result.get("own_kind", False),
             in_comparison="variant" in result,
         )
@@ -134,12 +178,27 @@ def points(trials: Iterable[Trial]) -> list[Point]:
 
 
 def teacher_point(trials: Sequence[Trial]) -> Point | None:
-    """The teachers as one point, one trial each; None where no trial had one."""
-    taught = [one for one in trials if one.teacher_error is not None and not one.own_kind]
-    students = [one for one in taught if one.method != REDUCED] or taught  # a reduced original is of another space
+    """The teachers as one point, one trial each: those of the first student's space. None where no trial had one."""
+    students = taught(trials)
     if not students:
         return None
     original = students[0].architecture.teacher()
-    errors = dict.fromkeys(one.teacher_error for one in taught if one.teacher_error is not None)
-    teachers = [Trial(TEACHER, "", 0, original, original.params, error, None) for error in errors]
+    errors = {
+        which_teacher(one.recipe, one.seed, error): error
+        for one in students
+        if one.architecture.teacher().id == original.id and (error := one.teacher_error) is not None
+    }
+    teachers = [Trial(TEACHER, "", 0, original, original.params, error, None) for error in errors.values()]
     return Point(TEACHER, "", tuple(teachers))
+
+
+def taught(trials: Iterable[Trial]) -> list[Trial]:
+    """Trials whose teacher is the original of their space; reduced originals, of another space, where there is none."""
+    found = [one for one in trials if one.teacher_error is not None and not one.own_kind]
+    return [one for one in found if one.method != REDUCED] or found
+
+
+def which_teacher(recipe: Mapping[str, Any], seed: int, error: float) -> tuple[object, ...]:
+    """What two trials of one teacher have in common: its checkpoint or, where it was trained for them, the seed."""
+    given = recipe.get("teacher")
+    return error, given, seed if given is None else None

@@ -181,6 +181,29 @@ def test_a_file_that_cannot_be_written_ends_in_a_sentence(
     assert said == "blockswap: [Errno 28] No space left on device: 'runs/ranking.csv'; what was done is kept.\n"
 
 
+def test_latency_lays_each_of_several_networks_beside_its_own_teacher(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nni_blockswap.studies import latency
+
+    def told(networks: dict[str, Any], *_: object) -> dict[str, latency.Latency]:
+        seconds = {name: float(sum(one.numel() for one in network.parameters())) for name, network in networks.items()}
+        return {name: latency.Latency(mean, 0.0) for name, mean in seconds.items()}
+
+    monkeypatch.setattr(latency, "measure", told)
+    files = []
+    for width in (1, 2):
+        files.append(str(tmp_path / f"{width}.json"))
+        Architecture.from_choices(WRN, ["G(2)", "B(2)", "S"], {**SMALL, "width": width}).save(files[-1])
+    assert main(["latency", *files]) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    params = {row[0].strip(): int(row[1].replace(",", "")) for row in rows}
+    teachers, faster = list(params.values())[:2], [float(row[-1]) for row in rows]
+    assert list(params)[2:] == files
+    assert faster[:2] == [1, 1]
+    assert faster[2:] == [round(teacher / params[path], 2) for teacher, path in zip(teachers, files, strict=True)]
+
+
 def test_latency_lays_networks_beside_their_teacher(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

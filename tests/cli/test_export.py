@@ -127,6 +127,14 @@ def test_of_trials_side_by_side_the_best_is_exported(tmp_path):
     assert Architecture.load(tmp_path / "out" / "architecture.json").id == best.id
 
 
+def test_of_several_trainings_of_one_architecture_the_best_is_exported_and_not_the_last(tmp_path, capsys):
+    for number, accuracy in enumerate([0.8, 0.9, 0.7]):
+        trial(tmp_path / "runs" / f"seed{number}", accuracy)
+        os.utime(tmp_path / "runs" / f"seed{number}" / "result.json", (1e9 + number, 1e9 + number))
+    assert main(["export", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert "accuracy 90.00%" in capsys.readouterr().out
+
+
 def test_trials_that_are_judged_by_different_things_have_no_best(tmp_path, capsys):
     trial(tmp_path / "a")
     trial(tmp_path / "b", 0.3, "G(2)")

@@ -114,6 +114,23 @@ def test_an_interruption_ends_the_trials_that_run_and_starts_no_other(config, tm
     assert not list(out.glob("trials/*/over"))
 
 
+def test_a_relative_folder_is_one_of_whoever_calls(config, tmp_path, monkeypatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run_experiment(config, Changes({}, {}, teachers=Path("taught")), Path("out")) == []
+    (told,) = runs(tmp_path / "elsewhere" / "out", 0)
+    assert told["--teacher-dir"] == str(tmp_path / "elsewhere" / "taught")
+    assert told["cwd"] == str(tmp_path)
+
+
+def test_trials_of_other_settings_are_not_taken_for_these(config, tmp_path) -> None:
+    out = tmp_path / "out"
+    assert run_experiment(config, Changes({}, {}), out) == []
+    with pytest.raises(StateError, match="holds the trials of another comparison, another tolerance; give another"):
+        run_experiment(config, Changes({"tolerance": 0.3}, {"random": 1}), out)
+    assert [len(runs(out, number)) for number in range(4)] == [1] * 4
+
+
 @pytest.mark.parametrize("content", ["{", "null", "[1]"])
 def test_a_list_of_trials_that_is_damaged_is_told(config, tmp_path, content) -> None:
     (tmp_path / "out").mkdir()

@@ -1,6 +1,7 @@
 """The paper's tables, and a run laid beside them: which rows belong together, and by how much they differ."""
 
 import csv
+import json
 
 import pytest
 
@@ -96,6 +97,15 @@ def test_top5_and_box_ap_are_in_percent(tmp_path) -> None:
     trial(tmp_path / "b", MIXED, 0.7, None, **boxes)
     (found,) = read_rows([tmp_path], published("4"))
     assert list(found.figures.values()) == pytest.approx([20, 40, 20, 10, 20, 30])
+
+
+def test_seeds_by_hand_are_trials_of_one_row_and_a_teacher_counts_once(tmp_path) -> None:
+    for seed, accuracy in enumerate([0.95, 0.93, 0.9]):
+        trial(tmp_path / f"{seed}", MIXED, accuracy, [0.98, 0.98, 0.95][seed], seed=None)
+        (tmp_path / f"{seed}" / "settings.json").write_text(json.dumps({"seed": seed}))
+    student, teacher = read_rows([tmp_path], published("2"))
+    assert (student.trials, student.figures["error"]) == (3, pytest.approx(22 / 3))
+    assert teacher.figures["error"] == pytest.approx(3)
 
 
 def test_a_run_without_the_tables_figures_says_so(tmp_path) -> None:

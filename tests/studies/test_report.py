@@ -76,6 +76,47 @@ def test_a_repeated_trial_counts_once_and_its_later_result_holds(tmp_path):
     assert {one.method: round(one.error, 6) for one in found} == {"random": 10, "blockswap": 30}
 
 
+def test_trainings_of_one_architecture_that_differ_in_recipe_or_space_are_points_of_their_own(tmp_path):
+    for beta, accuracy in ((0, 0.8), (9, 0.9)):
+        architecture = trial(tmp_path / f"beta{beta}", MIXED, accuracy)
+        (tmp_path / f"beta{beta}" / "settings.json").write_text(json.dumps({"seed": 0, "beta": beta, "run": str(beta)}))
+    found = [(point.variant, point.error) for point in points(read_trials([tmp_path]))]
+    assert found == [
+        (f"{architecture.id}, beta=0", pytest.approx(20)),
+        (f"{architecture.id}, beta=9", pytest.approx(10)),
+    ]
+    named = {"method": "random", "variant": "30%"}
+    for width, accuracy in ((1, 0.9), (2, 0.8)):
+        trial(tmp_path / "spaces" / str(width), MIXED, accuracy, space_args={**ARGUMENTS, "width": width}, **named)
+    found = [(point.variant, len(point.trials)) for point in points(read_trials([tmp_path / "spaces"]))]
+    assert found == [("30%, width=1", 1), ("30%, width=2", 1)]
+
+
+def test_teachers_that_err_alike_are_several_and_a_given_one_is_one(tmp_path):
+    for seed, teacher in enumerate([0.99, 0.99, 0.96]):
+        trial(tmp_path / f"{seed}", MIXED, 0.9, teacher, seed=seed, method="random", variant="30%")
+        trial(tmp_path / f"more{seed}", GROUPED, 0.9, teacher, seed=seed, method="single", variant="G(4)")
+    point = teacher_point(read_trials([tmp_path]))
+    assert (len(point.trials), point.error) == (3, pytest.approx(2))
+    for seed in range(3):
+        trial(tmp_path / "given" / f"{seed}", MIXED, 0.9, 0.99, seed=seed, method="random", variant="30%")
+        settings = {"seed": seed, "teacher": "teacher.pt"}
+        (tmp_path / "given" / f"{seed}" / "settings.json").write_text(json.dumps(settings))
+    assert len(teacher_point(read_trials([tmp_path / "given"])).trials) == 1
+
+
+def test_what_an_earlier_report_wrote_is_no_front(tmp_path):
+    architecture = trial(tmp_path / "trial", MIXED, 0.9)
+    searched = tmp_path / "search" / "front.csv"
+    searched.parent.mkdir()
+    searched.write_text(f"budget,score,params,macs,id\n30%,1.5,{architecture.params},7,{architecture.id}\n")
+    for name in ("first", "second"):
+        report([tmp_path], tmp_path / name, None)
+        rows = list(csv.reader((tmp_path / name / "front.csv").read_text().splitlines()))
+        assert [row[:3] for row in rows] == [["budget", "score", "error"], ["30%", "1.5", "9.999999999999998"]]
+        assert not (tmp_path / name / "front_2.csv").exists()
+
+
 def test_an_ordinary_experiment_has_a_point_for_each_student(tmp_path):
     ids = [trial(tmp_path / str(i), choices, 0.9, seed=0).id for i, choices in enumerate([MIXED, GROUPED])]
     found = points(read_trials([tmp_path]))
@@ -109,7 +150,7 @@ def test_files_and_table(experiment, tmp_path):
         ("blockswap", "3"),
         ("random", "2"),
         ("snip", "2"),
-        ("teacher", "2"),
+        ("teacher", "3"),  # one a seed, though two of them err alike
     ]
     assert float(rows[0]["error"]) == pytest.approx(13)
     assert "13.00" in shown
