@@ -27,7 +27,7 @@ from nni_blockswap.trust import distrust
 
 LOG, RESULT, TRIALS = "trial.log", "result.json", "trials"
 
-K = TypeVar("K", list[Any], dict[str, Any])
+K = TypeVar("K")
 
 LIST, ASKED = "trials.json", "asked.json"
 """What the trials are, and what was asked for that gave them."""
@@ -119,12 +119,12 @@ def _trials(
         write_json(out / ASKED, asked)
         settings, _ = read_settings({**arguments, "students": 1}, search_space, config.code_directory)
         write_json(path, contestants(Comparison.read(comparison), settings, out / "search", on_progress))
-    return [dict(one) for one in _kept(path, list)]
+    return _kept(path, lambda trials: [dict(one) for one in trials])
 
 
 def _check_asked(out: Path, asked: Mapping[str, Any]) -> None:
     """Raise StateError where the trials of ``out`` are what something else was asked for, if that is known."""
-    before = _kept(out / ASKED, dict) if (out / ASKED).exists() else asked
+    before: Mapping[str, Any] = _kept(out / ASKED, dict) if (out / ASKED).exists() else asked
     differ = [name for name in sorted({**before, **asked}) if before.get(name) != asked.get(name)]
     if differ:
         raise StateError(
@@ -132,14 +132,12 @@ def _check_asked(out: Path, asked: Mapping[str, Any]) -> None:
         )
 
 
-def _kept(path: Path, kind: type[K]) -> K:
+def _kept(path: Path, form: Callable[[Any], K]) -> K:
+    """What ``form`` makes of a file's content. Raises StateError where that is damaged."""
     try:
-        found = read_json(path)
-        if not isinstance(found, kind) or (isinstance(found, list) and not all(isinstance(one, dict) for one in found)):
-            raise ValueError("it holds something else")
-    except ValueError as error:
+        return form(read_json(path))
+    except (ValueError, TypeError) as error:
         raise StateError(f"'{path}' is damaged ({error}); delete it and start again.") from error
-    return found
 
 
 def _run(

@@ -12,12 +12,12 @@ from nni_blockswap.errors import StateError
 from nni_blockswap.files import read_json
 from nni_blockswap.metric import ACCURACY, judged
 from nni_blockswap.results.trial import RESULT, read_result
-from nni_blockswap.training.folder import SETTINGS
 
 BLOCKSWAP, REDUCED, TEACHER = "blockswap", "reduced", "teacher"
 COMPARABLE = ("data", "data_options", "epochs")
 """What trials must have in common for their errors to be compared."""
 
+SETTINGS = "settings.json"
 _OF_ONE = ("run", "architecture_id", "data_root", "seed", "nonzero")
 """Settings of one trial alone, or of the machine that it ran on."""
 
