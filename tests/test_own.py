@@ -182,6 +182,53 @@ def test_one_number_an_image_is_searched_with_a_loss_of_ones_own(layers: list[nn
         bs.search(space, loader(), budget="70%", **QUICK)
 
 
+def all_heads(outputs: Any, labels: Tensor) -> Tensor:
+    return sum(nn.functional.cross_entropy(one.mean((2, 3)) if one.dim() == 4 else one, labels) for one in outputs)
+
+
+class Listed(TwoHeads):
+    def forward(self, x: Tensor) -> Any:
+        return list(super().forward(x))
+
+
+def test_a_list_of_outputs_is_no_detection() -> None:
+    space = bs.swap_blocks(Listed(), EXAMPLE)
+    assert bs.search(space, loader(), loss=all_heads, **{**QUICK, "budget": "90%"}).best.score > 0
+    with pytest.raises(BlockSwapError, match="the network answers with a list, and cross-entropy takes a tensor"):
+        bs.search(space, loader(), budget="90%", **QUICK)
+
+
+class Skipping(TwoHeads):
+    """Its second convolution does not run in training mode."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.main(self.stem(x).relu()).relu()
+        return self.head((x if self.training else self.other(x)).mean((2, 3)))
+
+
+def test_a_block_that_does_not_run_in_training_mode_is_told() -> None:
+    with pytest.raises(BlockSwapError, match=r"^1 of the 2 blocks run in training mode, in which networks are scored"):
+        bs.search(bs.swap_blocks(Skipping(), EXAMPLE), loader(), budget="90%", **QUICK)
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is None:
+            raise ValueError("where is the mask?")
+        return self.network(x * mask)
+
+
+def test_a_network_of_two_inputs_is_looked_at_and_refused_by_a_search() -> None:
+    space = bs.swap_blocks(Masked(), (EXAMPLE, torch.ones(1, 1, 8, 8)))
+    assert "block_01" in str(space)
+    with pytest.raises(BlockSwapError, match="takes 2 inputs, and a search has images alone for it"):
+        bs.search(space, loader(), budget="70%", **QUICK)
+
+
 class Gate(nn.Module):
     """A rectified number, and a scale a channel, all of them alike."""
 

@@ -21,7 +21,7 @@ from nni_blockswap.blocks.points import attention_points
 from nni_blockswap.blocks.pricing import price
 from nni_blockswap.blocks.shells import Block
 from nni_blockswap.blocks.site import Site, label
-from nni_blockswap.blocks.space import BlockSpace, tell
+from nni_blockswap.blocks.space import BlockSpace, is_of_detector, tell
 from nni_blockswap.blocks.substitutes.inverted import MOBILE
 from nni_blockswap.blocks.substitutes.paper import PAPER
 from nni_blockswap.blocks.surgery import extract, replace
@@ -221,8 +221,8 @@ def _look(
         gone = {part for site in findings.sites for part in site.parts[:-1]}
         try:
             points = attention_points(network, example[0], findings.sites[0].parts[0])
-        except (BlockSwapError, RuntimeError, TypeError, AttributeError):
-            points = ()  # of a detector, say: whoever wants attention there names its points
+        except Exception:  # of a detector, or a network that takes more than images, as its author will have it
+            points = ()  # whoever wants attention there names its points
     return findings, tuple(point for point in points if not any(under(point, part) for part in gone))
 
 
@@ -232,7 +232,7 @@ def _answer(model: str, model_args: str, input_size: tuple[int, ...]) -> Any:
         network = make(model, json.loads(model_args)).eval()
         example = example_of(model, input_size, next(network.parameters()).device)
         found = network(*example)
-        if isinstance(found, list):
+        if is_of_detector(found):
             return found
         if len(example) > 1:
             raise SpaceError(

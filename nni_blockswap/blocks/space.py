@@ -13,6 +13,12 @@ from nni_blockswap.blocks.pricing import price
 from nni_blockswap.blocks.shells import Block
 from nni_blockswap.cost.table import Table
 
+
+def is_of_detector(answer: Any) -> bool:
+    """Whether it is what a detector gives in evaluation mode, a mapping an image, and not a list of heads' outputs."""
+    return isinstance(answer, list) and all(isinstance(one, Mapping) for one in answer)
+
+
 TOLD = "_nni_blockswap"
 """Attribute of a network of one's own: all that a space has told of it, by name."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nni_blockswap.architecture import NETWORK, complete_args, cost_table, load_space
 from nni_blockswap.blocks.origin import is_live
-from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.blocks.space import BlockSpace, is_of_detector
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.scoring.engines import Work, choose, described
@@ -153,7 +153,7 @@ def check_fit(space: str, space_args: Mapping[str, Any], task: Task, batch: Batc
     arguments = complete_args(space, space_args)
     table, kind = cost_table(space, arguments), cast(type[BlockSpace], load_space(space))
     size, answer = kind.interface(table.names(table.teacher()), **arguments)
-    classifies, detects = isinstance(task, Classification), isinstance(answer, list)
+    classifies, detects = isinstance(task, Classification), is_of_detector(answer)
     if classifies == detects:
         raise ConfigError(
             f"the networks of {space} {'detect' if detects else 'classify'}, and {task.name} is a data set for "

@@ -64,11 +64,17 @@ def gradients_at_probes(loss: Tensor, network: BlockSpace, activations: Sequence
     """Gradients of the ``loss`` at what passed the probes of the blocks.
 
     Raises:
-        ConfigError: it does not depend on one of them.
+        ConfigError: one of them does not run in training mode, or the loss does not depend on it.
     """
     _check_differentiable(loss)
+    blocks = network.blocks()
+    if len(activations) < len(blocks):
+        raise ConfigError(
+            f"{len(activations)} of the {len(blocks)} blocks run in training mode, in which networks are scored; "
+            "exclude the others from the search, or let the network skip none."
+        )
     found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, activations, allow_unused=True)
-    unused = [block.label for block, one in zip(network.blocks(), found, strict=False) if one is None]
+    unused = [block.label for block, one in zip(blocks, found, strict=True) if one is None]
     if unused:
         raise ConfigError(
             f"the loss does not depend on {unused[0]}, whose path is in print(space); exclude it from the search, or "
