@@ -229,6 +229,60 @@ def test_a_network_of_two_inputs_is_looked_at_and_refused_by_a_search() -> None:
         bs.search(space, loader(), budget="70%", **QUICK)
 
 
+class Unit(nn.Module):
+    """Runs its first part in slices, between which it adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first[:2](x)
+        return self.first[2](self.second(y) + y)
+
+
+def in_slices() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), Unit(), Unit(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+
+
+class Asking(Unit):
+    """Asks its BN for what a faster one may not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / self.first[1].num_features
+
+
+class Frozen(nn.Sequential):
+    """Its BN stays in evaluation mode, whatever is asked for."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+def hooked() -> nn.Module:
+    found = in_slices()
+    found[2].register_forward_hook(lambda module, inputs, output: output * 0.5)
+    return found
+
+
+@pytest.mark.parametrize(
+    "own", [in_slices(), Frozen(*network()), nn.Sequential(in_slices()[0], Asking(), *in_slices()[2:]), hooked()]
+)
+def test_the_fast_ways_give_the_scores_of_the_plain_one(own: nn.Module) -> None:
+    """Which is taken for a loss of one's own."""
+    quick = {**QUICK, "budget": "90%", "precision": "float32"}
+    fast = bs.search(bs.swap_blocks(own, EXAMPLE), loader(), **quick)
+    plain = bs.search(bs.swap_blocks(own, EXAMPLE), loader(), loss=nn.functional.cross_entropy, **quick)
+    scores = {one.id: one.score for one in plain}
+    assert {one.id: one.score for one in fast} == pytest.approx(scores, rel=1e-2)
+
+
 class Gate(nn.Module):
     """A rectified number, and a scale a channel, all of them alike."""
 

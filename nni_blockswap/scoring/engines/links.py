@@ -70,7 +70,8 @@ def links(network: BlockSpace, task: Task, batch: Batch) -> tuple[Link, ...]:
             found[-1] = Link((*found[-1].modules, call.module), found[-1].blocks)
     runs, runs_here = Counter(_modules(whole.inner)), Counter(module for link in found for module in link.modules)
     elsewhere = any(runs[module] != times for module, times in runs_here.items())  # one ReLU for all, say
-    return tuple(found) if len(found) > 1 and not elsewhere else ()
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in runs_here)  # they would run twice
+    return tuple(found) if len(found) > 1 and not elsewhere and not hooked else ()
 
 
 def _watched(network: BlockSpace, task: Task, batch: Batch) -> _Call:
