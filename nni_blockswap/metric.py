@@ -49,6 +49,8 @@ class Metric:
 
 
 ACCURACY, BOX_AP = Metric("accuracy"), Metric("box AP")
+UNKNOWN = Metric("result", is_share=False)
+"""Until a trial says what it is judged by."""
 
 
 def judged(result: Mapping[str, Any]) -> tuple[Metric, float]:

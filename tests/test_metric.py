@@ -1,10 +1,12 @@
 """What a result says of itself: its metric by name, its value; and what older results, which name none, mean."""
 
 import pytest
+from pytorch_lightning import LightningDataModule
 
 from nni_blockswap.errors import StateError
-from nni_blockswap.metric import ACCURACY, BOX_AP, Metric, judged
+from nni_blockswap.metric import ACCURACY, BOX_AP, UNKNOWN, Metric, judged
 from nni_blockswap.tasks import TASKS, metric_of
+from nni_blockswap.tasks.classification import Classification
 
 RMSE = Metric("mean error", higher_is_better=False, is_share=False)
 
@@ -37,9 +39,33 @@ def test_a_metric_knows_which_of_two_is_better_and_how_it_is_shown() -> None:
 
 def test_a_data_set_names_its_metric_without_its_files() -> None:
     assert {name: metric_of(name).name for name in TASKS} == dict.fromkeys(TASKS, "accuracy") | {"coco": "box AP"}
-    assert metric_of("a data set of one's own") == ACCURACY
+    assert metric_of("a data set that there is not") == UNKNOWN
 
 
 def test_a_data_set_from_outside_need_not_say_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TASKS, "_loaded", {**TASKS._loaded, "mine": lambda root: None})
-    assert metric_of("mine") == ACCURACY
+    assert metric_of("mine") == UNKNOWN
+
+
+class Ages(Classification):
+    metric = RMSE
+
+
+class Shapes(LightningDataModule):
+    pass
+
+
+def ages(root: str | None = None) -> Ages:
+    return Ages()
+
+
+def unsaid(root: str | None = None) -> "Nowhere":  # type: ignore[name-defined]  # noqa: F821
+    return Ages()
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [("ages", RMSE), ("unsaid", UNKNOWN), ("missing", UNKNOWN), ("Shapes", ACCURACY)],
+)
+def test_a_data_set_that_is_named_by_its_import_path_says_its_metric_too(name: str, metric: Metric) -> None:
+    assert metric_of(f"{__name__}:{name}") == metric

@@ -11,6 +11,7 @@ from nni_blockswap.experiment.fetching import fetch
 from nni_blockswap.experiment.service import CHECKPOINT, Experiment
 from nni_blockswap.files import read_json
 from nni_blockswap.metric import Metric
+from nni_blockswap.results.trial import metric_in
 
 PERIOD = 1.0
 """Seconds between two looks."""
@@ -22,7 +23,7 @@ OVER = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
 
 
 class Follower:
-    """Tells what an experiment does until it is over; ``metric`` is what its trials are judged by."""
+    """Tells what an experiment does until it is over; ``metric``: what its trials are judged by, until one says so."""
 
     def __init__(self, experiment: Experiment, lines: Lines, metric: Metric) -> None:
         self._experiment, self._lines, self._metric = experiment, lines, metric
@@ -72,6 +73,7 @@ class Follower:
             self._lines.say(f"{name_of(trial)}: started")
         elif status == "SUCCEEDED":
             final = result_of(trial)
+            self._metric = metric_in(self._experiment.trial_folder(identity), self._metric)
             self._lines.say(f"{name_of(trial)}: done{'' if final is None else f', {self._judged(final)}'}")
         elif status == "FAILED":
             faults = fetch(self._experiment.folder)

@@ -18,6 +18,7 @@ from nni_blockswap.experiment.service import CHECKPOINT, Experiment, folder_of, 
 from nni_blockswap.experiment.students import Student, read
 from nni_blockswap.files import read_json
 from nni_blockswap.metric import Metric, judged
+from nni_blockswap.results.trial import metric_in
 
 PERIOD = 2.0
 """Seconds between two looks."""
@@ -77,9 +78,11 @@ def _at_work(experiment: Experiment) -> Iterator[str]:
     named = settings.get("experimentName") or "experiment"
     yield f"{experiment.id}  {named}  {state['status']}  http://localhost:{experiment.port}"
     yield f"  search: {search_text(experiment.folder)}"
+    curves, paces, trials = experiment.curves(), experiment.paces(), experiment.trials()
     metric = _metric(settings)
-    curves, paces = experiment.curves(), experiment.paces()
-    for trial in experiment.trials():
+    for trial in trials:
+        metric = metric_in(experiment.trial_folder(trial["trialJobId"]), metric)
+    for trial in trials:
         identity = trial["trialJobId"]
         told = _trial(experiment, trial, metric, curves.get(identity, []), paces.get(identity))
         yield f"  {name_of(trial)}: {told}"
@@ -121,7 +124,7 @@ def _spell(seconds: float) -> str:
 
 
 def _metric(settings: dict[str, Any]) -> Metric:
-    """What the trials are judged by."""
+    """What the trials are judged by, as far as the experiment's config says."""
     from nni_blockswap.tasks import metric_of
 
     arguments = (settings.get("tuner") or {}).get("classArgs") or {}

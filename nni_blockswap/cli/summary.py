@@ -22,11 +22,12 @@ def print_students(folder: Path, config: Config) -> bool:
     except OSError:
         return False  # the search failed, and the person has been told why
     ended = results(folder)
-    score = _score_heading(config)
-    rows: list[tuple[str, ...]] = [("student", "parameters", "MACs", score, str(config.metric), "ms", "MB", "files")]
+    metric = next((judged(result)[0] for _, result in ended.values()), config.metric)
+    heading = "student", "parameters", "MACs", _score_heading(config), str(metric), "ms", "MB", "files"
+    rows: list[tuple[str, ...]] = [heading]
     measured = _measured([student for student in students if student.id in ended])
-    rows += [_row(student, config.metric, measured, *ended.get(student.id, ("", {}))) for student in students]
-    rows.append(_teacher(students[0].parameters, [result for _, result in ended.values()], config.metric, measured))
+    rows += [_row(student, metric, measured, *ended.get(student.id, ("", {}))) for student in students]
+    rows.append(_teacher(students[0].parameters, [result for _, result in ended.values()], metric, measured))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print()
     for name, *figures, files in rows:

@@ -59,7 +59,7 @@ class Config:
 
     @property
     def metric(self) -> Metric:
-        """What its trials are judged by."""
+        """What its trials are judged by, as far as its data set says."""
         from nni_blockswap.tasks import metric_of
 
         return metric_of(str(self.arguments.get("data")))

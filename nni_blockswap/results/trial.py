@@ -6,7 +6,7 @@ from typing import Any
 
 from nni_blockswap.errors import StateError
 from nni_blockswap.files import read_json
-from nni_blockswap.metric import ACCURACY, judged
+from nni_blockswap.metric import ACCURACY, Metric, judged
 
 RESULT = "result.json"
 
@@ -62,3 +62,11 @@ def read_result(path: str | Path) -> dict[str, Any]:
     except (ValueError, RecursionError, StateError) as error:
         raise StateError(f"'{path}' is damaged ({str(error).rstrip('.')}); run the trial again.") from error
     return found
+
+
+def metric_in(folder: Path, otherwise: Metric) -> Metric:
+    """What the trial in ``folder`` was judged by; ``otherwise`` where it has left no result there."""
+    try:
+        return judged(read_result(folder / RESULT))[0]
+    except (OSError, StateError):
+        return otherwise

@@ -6,7 +6,7 @@ from functools import wraps
 from typing import Any, cast, get_type_hints
 
 from nni_blockswap.errors import BlockSwapError, ConfigError, DataError, first_line
-from nni_blockswap.metric import ACCURACY, Metric
+from nni_blockswap.metric import UNKNOWN, Metric
 from nni_blockswap.registry import Registry
 from nni_blockswap.tasks.base import Batch, Task
 from nni_blockswap.tasks.loader import ModuleTask, is_data_module
@@ -67,8 +67,14 @@ def _of_module(name: str, kind: Callable[..., Any]) -> Callable[..., Task]:
 
 
 def metric_of(name: str) -> Metric:
-    """What networks are judged by on data set ``name``, whose files need not be there; accuracy where it is unknown."""
-    if name not in TASKS:
-        return ACCURACY
-    made = get_type_hints(TASKS[name]).get("return")  # a function of somebody's own need not say
-    return cast(Metric, getattr(made, "metric", ACCURACY))
+    """What networks are judged by on data set ``name``, whose files need not be there.
+
+    A function says so by what it returns, as its annotation has it; ``UNKNOWN`` where somebody's own does not, or
+    cannot be imported here.
+    """
+    try:
+        make = TASKS[name]
+        made = ModuleTask if is_data_module(make) else get_type_hints(make).get("return")
+    except Exception:  # annotations may be anybody's, too
+        return UNKNOWN
+    return cast(Metric, getattr(made, "metric", UNKNOWN))

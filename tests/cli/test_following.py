@@ -8,7 +8,7 @@ from nni_blockswap.cli import following
 from nni_blockswap.cli.terminal import Lines
 from nni_blockswap.errors import StateError
 from nni_blockswap.files import write_json
-from nni_blockswap.metric import ACCURACY
+from nni_blockswap.metric import ACCURACY, Metric
 
 
 class FakeExperiment:
@@ -61,6 +61,23 @@ def test_a_good_experiment_is_told_from_search_to_accuracy(tmp_path, monkeypatch
         "trial 1 (t0): started",
         "trial 1 (t0): epoch 2, accuracy 75.00%",
         "trial 1 (t0): done, accuracy 90.00%",
+    ]
+
+
+def test_a_trial_says_itself_what_it_is_judged_by(tmp_path, monkeypatch, capsys):
+    error = Metric("mean error", higher_is_better=False, is_share=False)
+    write_json(tmp_path / "t0" / "result.json", {"mean_error": 12.5, "metric": error.recorded(), "params": 1})
+    _, lines = followed(
+        tmp_path,
+        ("RUNNING", [trial(0, "SUCCEEDED", 12.5), trial(1, "RUNNING")], {"t1": [9.5]}),
+        ("DONE", [trial(0, "SUCCEEDED", 12.5), trial(1, "SUCCEEDED", 9.5)], {}),
+        monkeypatch=monkeypatch,
+        capsys=capsys,
+    )
+    assert [line for line in lines if "error" in line] == [
+        "trial 1 (t0): done, mean error 12.5",
+        "trial 2 (t1): epoch 1, mean error 9.5",
+        "trial 2 (t1): done, mean error 9.5",
     ]
 
 

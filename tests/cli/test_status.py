@@ -13,6 +13,7 @@ from nni_blockswap.cli import main, status
 from nni_blockswap.errors import StateError
 from nni_blockswap.experiment.students import Students
 from nni_blockswap.files import write_json
+from nni_blockswap.metric import Metric
 from tests.conftest import SMALL, WRN
 
 
@@ -88,6 +89,20 @@ def test_trials_are_told_with_epoch_accuracy_and_time_left(known: Path, monkeypa
         "  trial 2 (t1): epoch 2/12, accuracy 75.00%, 3:20 left",  # ten epochs of 20 s
         "  trial 3 (t2): FAILED: trial: there is no checkpoint 'x.pt'.",
         "  trial 4 (t3): waiting",
+    ]
+
+
+def test_trials_are_told_by_what_one_says_it_is_judged_by(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    final = [{"data": json.dumps(json.dumps({"default": 12.5}))}]
+    trials = [
+        {"trialJobId": "t0", "sequenceId": 0, "status": "SUCCEEDED", "finalMetricData": final},
+        {"trialJobId": "t1", "sequenceId": 1, "status": "RUNNING"},
+    ]
+    error = Metric("mean error", higher_is_better=False, is_share=False)
+    write_json(known / "t0" / "result.json", {"mean_error": 12.5, "metric": error.recorded(), "params": 1})
+    assert shown(monkeypatch, FakeExperiment(known, trials=trials))[2:] == [
+        "  trial 1 (t0): done, mean error 12.5",
+        "  trial 2 (t1): epoch 2, mean error 0.75",
     ]
 
 

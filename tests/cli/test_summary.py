@@ -9,6 +9,7 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.cli import summary
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.experiment.students import SUCCEEDED, Students
+from nni_blockswap.metric import Metric
 from nni_blockswap.studies import latency
 from nni_blockswap.studies.latency import Latency
 from tests.conftest import SMALL, WRN
@@ -84,3 +85,19 @@ def test_a_student_that_succeeded_is_one_of_the_good(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text())[:1]))
     assert json.loads(path.read_text())[0]["state"] == SUCCEEDED
     assert summary.print_students(folder, Config(folder / "config.yml"))
+
+
+def test_a_metric_of_ones_own_heads_its_column_down_to_the_teacher(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(summary, "MEASURED", 0)
+    path = folder / "trial" / "result.json"
+    metric = Metric("mean error", higher_is_better=False, is_share=False).recorded()
+    result = {**json.loads(path.read_text()), "metric": metric, "mean_error": 12.5, "teacher_mean_error": 9.5}
+    path.write_text(json.dumps(result))
+    (folder / "config.yml").write_text("tuner: {classArgs: {data: 'my_data:ages'}}")
+    summary.print_students(folder, Config(folder / "config.yml"))
+    header, one, _, teacher, *_ = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert "mean error" in header
+    assert one.split()[3] == "12.5"
+    assert teacher.split()[-1] == "9.5"
