@@ -243,8 +243,11 @@ def _machines(config: Config) -> Iterator[Fault]:
     """The machines of the remote training service: reached, and ready for the trials."""
     from nni_blockswap.experiment import readiness
 
-    yield from map(Fault, readiness.faults(config))
-    yield from (Fault(sentence, fatal=False) for sentence in readiness.warnings(config))
+    try:
+        yield from map(Fault, readiness.faults(config))
+        yield from (Fault(sentence, fatal=False) for sentence in readiness.warnings(config))
+    except BlockSwapError as error:
+        yield Fault(str(error))
 
 
 CHECKS = (_fields, _limits, _tuner, _search, _trial, _machines)

@@ -22,6 +22,9 @@ from nni_blockswap.training.sources import is_file
 SHELL = ("cd", "exec", "export", "set", "source", ".", "[", "test", "if", "for", "while")
 """Words of the shell that begin a command and are no program."""
 
+OF_OURS = {"data", "data_root", "data_option"}
+"""Options by which this project's trials, and what is made of them, are known: what others mean by theirs is theirs."""
+
 
 def command_faults(config: Config) -> Iterator[str]:
     """What is wrong with trialCommand and trialCodeDirectory; a command that is missing is NNI's to say."""
@@ -93,23 +96,35 @@ def _module_faults(words: list[str], config: Config) -> Iterator[str]:
             yield f"the trial's module '{name}' is not in '{folder}'; correct the command or the directory."
         return
     if _has_parser(found.origin) and not set("$`") & set(" ".join(words)):  # what the shell puts there nobody knows
-        yield from _option_faults(import_module(name), words[place + 1 :], config)
+        parser = _parser_of(name)
+        if parser is not None:
+            yield from _option_faults(import_module(name), parser, words[place + 1 :], config)
+
+
+def _parser_of(name: str) -> argparse.ArgumentParser | None:
+    """What reads a trial's options; None where somebody's own program does not say, or means something else by it."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            found = import_module(name).parser()
+    except (Exception, SystemExit):
+        return None
+    return found if isinstance(found, argparse.ArgumentParser) else None
 
 
 def _has_parser(source: str | None) -> bool:
-    """Whether a program says how its options are read; a module that does not is not imported."""
+    """Whether a program says how its options are read, and does nothing when it is imported, which others are not."""
     if source is None or not source.endswith(".py"):
         return False
     try:
         parsed = ast.parse(Path(source).read_bytes())
     except (OSError, SyntaxError, ValueError):
         return False
-    return any(isinstance(part, ast.FunctionDef) and part.name == "parser" for part in parsed.body)
+    is_guarded = any(isinstance(part, ast.If) and "__name__" in ast.dump(part.test) for part in parsed.body)
+    return is_guarded and any(isinstance(part, ast.FunctionDef) and part.name == "parser" for part in parsed.body)
 
 
-def _option_faults(trial: Any, words: list[str], config: Config) -> Iterator[str]:
+def _option_faults(trial: Any, parser: argparse.ArgumentParser, words: list[str], config: Config) -> Iterator[str]:
     """Let the trial read its own options and say whether it could train by them on its data."""
-    parser: argparse.ArgumentParser = trial.parser()
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
@@ -118,8 +133,10 @@ def _option_faults(trial: Any, words: list[str], config: Config) -> Iterator[str
         if not error.code:
             yield "trialCommand: the trial would say how it is used, and train nothing; remove --help."
             return
-        reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        reason = said.getvalue().strip().rpartition("error: ")[2]
         yield f"trialCommand: {reason}; see {parser.prog} --help."
+        return
+    if not vars(given).keys() >= OF_OURS:
         return
     recipe = None
     yield from _from_its_folder(given, config)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nni_blockswap.errors import MachineError, first_line
+from nni_blockswap.errors import ConfigError, MachineError, first_line
 from nni_blockswap.files import expanded
 
 if TYPE_CHECKING:  # a quarter of a second that most commands do without
@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # a quarter of a second that most commands do without
 
 PATIENCE = 15.0
 """Seconds for a machine to answer."""
+
+KINDS = {"port": int, **dict.fromkeys(("sshKeyFile", "sshPassphrase", "password", "pythonPath"), str)}
+"""Of what an entry of machineList may say."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ def machines_of(service: Mapping[str, Any], base: Path) -> list[RemoteMachine]:
 
     Args:
         base: what a relative path to a key is relative to.
+
+    Raises:
+        ConfigError: an entry says something of the wrong type.
     """
     return [_machine(entry, base) for entry in machine_entries(service)]
 
@@ -55,11 +61,17 @@ def machine_entries(service: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _machine(entry: Mapping[str, Any], base: Path) -> RemoteMachine:
-    key = None if entry.get("password") is not None else base / expanded(entry.get("sshKeyFile", "~/.ssh/id_rsa"))
+    for name, kind in KINDS.items():  # of a password no more is told than its type
+        if entry.get(name) is not None and type(entry[name]) is not kind:
+            wanted = "a whole number" if kind is int else "text, in quotes where it looks like something else"
+            raise ConfigError(
+                f"{name} of the machine {entry['host']} is {wanted}, not a {type(entry[name]).__name__}; correct it."
+            )
+    key = None if entry.get("password") is not None else base / expanded(entry.get("sshKeyFile") or "~/.ssh/id_rsa")
     return RemoteMachine(
         host=str(entry["host"]),
         user=str(entry["user"]),
-        port=int(entry.get("port", 22)),
+        port=entry.get("port") or 22,
         ssh_key_file=key,
         ssh_passphrase=entry.get("sshPassphrase"),
         password=entry.get("password"),

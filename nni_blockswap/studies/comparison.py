@@ -14,7 +14,7 @@ from typing import Any
 from nni_blockswap.architecture import Architecture, complete_args, cost_table
 from nni_blockswap.conversation import Progress
 from nni_blockswap.cost.budget import Budget
-from nni_blockswap.errors import BlockSwapError, ConfigError, SpaceError
+from nni_blockswap.errors import BlockSwapError, ConfigError, SpaceError, shown
 from nni_blockswap.library.choosing import PROXIES
 from nni_blockswap.methods.base import Problem
 from nni_blockswap.methods.sampler import Sampler
@@ -31,6 +31,9 @@ BEST_OF, SINGLE, ONE_SWAP, REDUCED = "best of", "single", "one swap", "reduced"
 PRUNED = ("l1-pruning", "snip")
 METHODS = (BLOCKSWAP, *PAPER[1:], FRONT, RANDOM, *PRUNED)
 """Methods that meet a budget; those between the first and ``front`` take the best by another metric of the paper."""
+
+KINDS: Mapping[str, type] = {"single": str, "one_swap": str, "reduced": Mapping, "others": Mapping}
+"""Of the entries of a comparison's lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,11 @@ class Comparison:
                 raise ConfigError(f"a comparison's {name} are a list, not {getattr(self, name)!r}.")
         for count in self.best_of:
             check_count("best_of", count)
+        for name, kind in KINDS.items():
+            for entry in getattr(self, name):
+                if not isinstance(entry, kind):
+                    wanted = "text" if kind is str else "a mapping, as in {depth: 16}"
+                    raise ConfigError(f"each of a comparison's {name} is {wanted}, not {shown(entry)}.")
         known = (*METHODS, *PROXIES)
         unknown = [name for name in self.methods if name not in known]
         if unknown:
@@ -259,7 +267,13 @@ def _everywhere(substitute: str, settings: SearchSettings) -> Architecture:
 def _other(entry: Mapping[str, Any]) -> Architecture:
     """The original of another space. Raises ConfigError where ``entry`` does not say which."""
     if not {"method", "space", "recipe"} <= entry.keys() <= {"method", "space", "space_args", "recipe"}:
-        raise ConfigError(f"one of others has method, space, recipe and maybe space_args, not {', '.join(entry)}.")
+        raise ConfigError(
+            f"one of others has method, space, recipe and maybe space_args, not {', '.join(map(str, entry))}."
+        )
+    for name, kind in {"method": str, "space": str, "space_args": Mapping, "recipe": Mapping}.items():
+        if not isinstance(entry.get(name, {}), kind):
+            wanted = "text" if kind is str else "a mapping"
+            raise ConfigError(f"{name} of one of others is {wanted}, not {shown(entry[name])}.")
     table = cost_table(entry["space"], entry.get("space_args"))
     return Architecture.from_choices(entry["space"], table.names(table.teacher()), entry.get("space_args"))
 

@@ -1,6 +1,7 @@
 """blockswap check names every fault of an nnictl config at once; the shipped configs have none but absent data."""
 
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from nni_blockswap.architecture import cost_table
 from nni_blockswap.blocks.nni_format import to_nni
 from nni_blockswap.cli import main
 from nni_blockswap.cli.check import find_faults
+from nni_blockswap.cli.trial_command import command_faults
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.files import read_json
 
@@ -182,6 +184,10 @@ def test_the_papers_experiments_lack_nothing_but_data(path, tmp_path):
         ({"tuner__classArgs__device": "meta"}, "the device 'meta' cannot be used (nothing is computed there)"),
         ({"tuner__classArgs__data_root": "~nouser/x"}, "'~nouser/x' is no path on this machine"),
         ({"tuner__classArgs__tolerance": float("nan")}, "tolerance is a number or null, not nan"),
+        (
+            {"trainingService": {"platform": "remote", "machineList": [{"host": "h", "user": "u", "port": "22a"}]}},
+            "port of the machine h is a whole number, not a str",
+        ),
         ({"trialCodeDirectory": "/nowhere"}, "trialCodeDirectory is a folder, and '/nowhere' is none"),
     ],
     ids=lambda value: str(value)[:60],
@@ -190,6 +196,34 @@ def test_every_fault_is_one_line_with_rule_value_and_remedy(written, changes, se
     fatal = [fault.sentence for fault in find_faults(written(**changes)) if fault.fatal]
     assert any(sentence in fault for fault in fatal), fatal
     assert all("\n" not in fault for fault in fatal)
+
+
+GUARD = "if __name__ == '__main__':\n    parser()"
+
+
+@pytest.mark.parametrize(
+    ("program", "fault"),
+    [
+        (f"def parser(words=None):\n    return options.parse_args(words)\n{GUARD}", ""),
+        (f"def parser(lines):\n    return lines\n{GUARD}", ""),
+        (f"import nowhere\ndef parser():\n    return options\n{GUARD}", ""),
+        (f"def check(a, b):\n    return a\ndef parser():\n    return options\n{GUARD}", ""),
+        ("def parser():\n    return options\nopen('imported', 'w')", ""),
+        (f"def parser():\n    return options\n{GUARD}", "unrecognized arguments: --bets 1"),
+    ],
+)
+def test_a_trial_of_ones_own_is_asked_for_its_options_alone(written, tmp_path, monkeypatch, program, fault):
+    """Its ``parser`` may be anything, and without a guard it would train."""
+    monkeypatch.setattr(sys, "argv", ["blockswap", "check", "config.yml"])
+    name = f"mine_{abs(hash(program))}"
+    options = "import argparse\noptions = argparse.ArgumentParser()\noptions.add_argument('--data')\n"
+    (tmp_path / f"{name}.py").write_text(f"{options}{program}\n")
+    monkeypatch.chdir(tmp_path)
+    command = f"python {name}.py --data images{' --bets 1' if fault else ''}"
+    monkeypatch.syspath_prepend(tmp_path)
+    found = list(command_faults(Config(written(trialCommand=command, trialCodeDirectory=str(tmp_path)))))
+    assert [fault in sentence for sentence in found] == ([True] if fault else [])
+    assert not (tmp_path / "imported").exists()
 
 
 def test_all_faults_come_at_once(written, capsys):

@@ -231,6 +231,11 @@ def test_the_papers_reduced_networks_have_the_papers_sizes(space, arguments, par
         ({"methods": ["snip"], "budgets": ["macs=1M"]}, ConfigError, "pruning counts parameters"),
         ({"methods": ["random"], "budgets": ["1K"]}, BudgetError, "800 to 1,200"),
         ({"methods": [], "single": ["G(3)"]}, SpaceError, r"G\(3\)"),
+        ({"single": [4]}, ConfigError, "each of a comparison's single is text, not 4"),
+        ({"reduced": ["depth=10"]}, ConfigError, r"reduced is a mapping, as in {depth: 16}, not 'depth=10'"),
+        ({"others": ["condensenet"]}, ConfigError, "others is a mapping, .*, not 'condensenet'"),
+        ({"methods": [], "others": [CONDENSENET | {"recipe": None}]}, ConfigError, "recipe .* is a mapping, not None"),
+        ({"methods": [], "others": [CONDENSENET | {"space": 3}]}, ConfigError, "space of one of others is text, not 3"),
     ],
 )
 def test_a_faulty_comparison_is_named_in_one_sentence(arguments, error, match):
