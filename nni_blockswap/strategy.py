@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,10 @@ class BlockSwapStrategy(Strategy):  # type: ignore[misc]  # NNI is not typed
         for name in ("space", "space_args"):
             if name in settings:
                 raise ConfigError(f"the strategy searches the experiment's model space; leave out {name}.")
+        if "comparison" in settings:
+            raise ConfigError("the strategy trains the best students of one search; leave out comparison.")
+        if isinstance(settings.get("library"), Mapping):
+            raise ConfigError("the strategy builds no library; name the folder of one, from blockswap library.")
         faults = argument_faults({**self._settings, "space": "module:Class"})
         if faults:
             raise ConfigError(faults[0].replace("the tuner", "the strategy").replace("classArgs", "the arguments"))

@@ -169,6 +169,8 @@ def test_a_space_without_a_name_of_its_own_is_refused():
         ({**SEARCH, "sample": 3}, "the strategy has no argument 'sample'"),
         ({**SEARCH, "samples": "many"}, "samples is a whole number, not 'many'"),
         ({**SEARCH, "space": WRN}, "leave out space"),
+        ({**SEARCH, "comparison": {"methods": ["random"]}}, "leave out comparison"),
+        ({**SEARCH, "library": {"folder": "library"}}, "builds no library; name the folder of one"),
     ],
 )
 def test_wrong_settings_are_refused_at_once(settings, sentence):

@@ -4,6 +4,7 @@ import argparse
 import io
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from nni_blockswap.cli.interruption import handled, interrupt
-from nni_blockswap.errors import BlockSwapError, is_out_of_memory, readable
+from nni_blockswap.errors import BlockSwapError, StateError, is_out_of_memory, readable
 from nni_blockswap.trust import allow
 
 COMMANDS = (
@@ -32,6 +33,7 @@ COMMANDS = (
     "init",
 )
 
+STDOUT = 1
 
 LESS_MEMORY = {
     "recompute": "with --recompute, which gives the same scores",
@@ -50,11 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any("\0" in word for word in words):
         parser().error("an option has a NUL; remove it.")
     options = parser().parse_args(words)
-    quieten()
-    allow(getattr(options, "allow", ()))
     try:
+        quieten()
+        allow(getattr(options, "allow", ()))
         with handled(interrupt):
             status: int = options.run(options)
+        print(end="", flush=True)  # what cannot be written is told here, not at Python's end
     except BlockSwapError as error:
         print(f"blockswap: {readable(str(error))}", file=sys.stderr)
         return 2
@@ -63,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"blockswap: memory ran out; what was done is kept. {_with_less_memory(options)}.", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has what it wanted, as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # for what is still to be flushed
+        return 128 + signal.SIGPIPE
     except OSError as error:  # a full disk, a folder that cannot be written to
         print(f"blockswap: {readable(str(error))}; what was done is kept.", file=sys.stderr)
         return 2
@@ -98,7 +104,10 @@ def _print_anything() -> None:
 
 def quieten() -> None:
     """Let spaces of the current folder be imported, and silence what users can do nothing about."""
-    here = str(Path.cwd())
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError as error:
+        raise StateError("the current folder was deleted; change to another one.") from error
     if here not in sys.path:
         sys.path.insert(0, here)
     warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.cli.following import OVER, last_line, name_of, reason, result_of, search_text
-from nni_blockswap.cli.terminal import Lines
+from nni_blockswap.cli.terminal import Lines, spell_time
 from nni_blockswap.errors import StateError
-from nni_blockswap.experiment.service import CHECKPOINT, Experiment, folder_of, known_experiments, results
+from nni_blockswap.experiment.service import CHECKPOINT, Experiment, experiment_folder, known_experiments, results
 from nni_blockswap.experiment.students import Student, read
 from nni_blockswap.files import read_json
 from nni_blockswap.metric import Metric, judged
@@ -24,7 +24,7 @@ PERIOD = 2.0
 """Seconds between two looks."""
 PATIENCE = 10.0
 """Seconds for whatever is at the port of an experiment to answer: long ended, it may have left the port to another."""
-ENDED = ("DONE", "ERROR", "STOPPED")
+ENDED = ("DONE", "ERROR", "STOPPED", "VIEWED")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Show it once, or again and again."""
     if options.experiment is not None:
-        folder_of(options.experiment)  # raises where there is none
+        experiment_folder(options.experiment)  # raises where there is none
     with Lines() as lines:
         while True:
             told, over = look(options.experiment)
@@ -106,7 +106,7 @@ def _trial(
         return "started, no epoch is over" if status == "RUNNING" else status.lower()
     epochs = _epochs(folder)
     of_all = f"/{epochs}" if epochs else ""
-    left = f", {_spell(pace * (epochs - len(curve)))} left" if epochs and pace is not None else ""
+    left = f", {spell_time(pace * (epochs - len(curve)))} left" if epochs and pace is not None else ""
     return f"epoch {len(curve)}{of_all}, {metric} {metric.show(curve[-1])}{left}"
 
 
@@ -116,11 +116,6 @@ def _epochs(folder: Path) -> int | None:
         return int(read_json(folder / "settings.json")["epochs"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _spell(seconds: float) -> str:
-    hours, rest = divmod(round(max(seconds, 0.0)), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 def _metric(settings: dict[str, Any]) -> Metric:
@@ -133,7 +128,7 @@ def _metric(settings: dict[str, Any]) -> Metric:
 
 def _at_rest(identity: str, entry: dict[str, Any]) -> Iterator[str]:
     """Lines about one that does not run, from its files."""
-    folder = folder_of(identity)
+    folder = experiment_folder(identity)
     yield f"{identity}  {entry.get('experimentName') or 'experiment'}  not running"
     if (folder / CHECKPOINT / "error.txt").exists():
         yield f"  fault: {last_line(folder / CHECKPOINT / 'error.txt')}"

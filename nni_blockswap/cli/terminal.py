@@ -99,5 +99,8 @@ class Lines:
 
 
 def spell_time(seconds: float) -> str:
-    """Such as ``0:44``; a question mark where nobody knows."""
-    return "?" if seconds == float("inf") else f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
+    """Such as ``0:44`` or ``1:00:44``; a question mark where nobody knows."""
+    if seconds == float("inf"):
+        return "?"
+    hours, rest = divmod(round(max(seconds, 0.0)), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -97,15 +97,18 @@ def folder_of(name: str) -> Path:
     Raises:
         ConfigError: it is neither a folder nor an experiment that ran on this machine.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    return Path(name) if Path(name).is_dir() else experiment_folder(name, "and no such folder")
+
+
+def experiment_folder(identity: str, lacking: str = "of that id") -> Path:
+    """The folder of the experiment called ``identity``. Raises ConfigError where NNI knows none on this machine."""
     known = known_experiments()
-    if name not in known:
+    if identity not in known:
         raise ConfigError(
-            f"there is no experiment '{name}' and no such folder; "
+            f"there is no experiment '{identity}' {lacking}; "
             f"NNI knows {', '.join(known) or 'none'} (see nnictl experiment list --all)."
         )
-    folder = expanded(known[name]["logDir"]) / name
+    folder = expanded(known[identity]["logDir"]) / identity
     for fault in fetch(folder):
         _log.warning("%s", fault)
     return folder

@@ -2,6 +2,7 @@ import argparse
 import csv
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -179,6 +180,27 @@ def test_a_file_that_cannot_be_written_ends_in_a_sentence(
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert said == "blockswap: [Errno 28] No space left on device: 'runs/ranking.csv'; what was done is kept.\n"
+
+
+def test_a_reader_that_has_enough_is_no_fault(tmp_path: Path) -> None:
+    """As head; little output would be written at Python's end."""
+    Architecture.from_choices(WRN, ["G(2)", "B(2)", "S"], SMALL).save(tmp_path / "one.json")
+    program = "import sys; from nni_blockswap.cli import main; sys.exit(main(['show', 'one.json']))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_a_folder_that_was_deleted_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["show", str(tmp_path / "one.json")]) == 2
+    assert capsys.readouterr().err == "blockswap: the current folder was deleted; change to another one.\n"
 
 
 def test_latency_lays_each_of_several_networks_beside_its_own_teacher(

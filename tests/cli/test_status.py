@@ -167,6 +167,18 @@ def test_an_experiment_that_is_none_is_named(known: Path, capsys: pytest.Capture
     assert "there is no experiment 'xyz'" in capsys.readouterr().err
 
 
+def test_a_folder_is_no_id(known: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(known)]) == 2
+    assert f"there is no experiment '{known}' of that id; NNI knows abc" in capsys.readouterr().err
+
+
+def test_what_is_only_viewed_changes_no_more(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "Experiment", lambda *_: FakeExperiment(known, "VIEWED"))
+    lines, over = status.look("abc")
+    assert "VIEWED" in lines[0]
+    assert over
+
+
 def test_on_a_terminal_it_is_drawn_over_until_it_is_over(
     known: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

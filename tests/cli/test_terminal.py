@@ -24,7 +24,9 @@ def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_said_of_a_search() -> None:
     assert candidates(progress(120)) == "120/300 candidates, 4.1/s, 0:44 left, best 0.00123"
-    assert spell_time(float("inf")) == "?"
+    assert [spell_time(seconds) for seconds in (float("inf"), 59.4, 59.7, 6 * 3600, -1)] == [
+        "?", "0:59", "1:00", "6:00:00", "0:00",
+    ]  # fmt: skip
 
 
 def test_elsewhere_there_is_a_line_at_times_and_one_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
