@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from nni_blockswap.errors import CheckpointError, StateError
+from nni_blockswap.errors import CheckpointError, ConfigError, StateError
 from nni_blockswap.experiment.service import ended, folder_of
 from nni_blockswap.files import write_atomically
 from nni_blockswap.metric import judged
@@ -38,12 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Copy the best trial's files and export its network."""
+    if options.fold_bn and not options.format:
+        raise ConfigError("--fold-bn is of the files that --format names; name a format, as in --format onnx.")
     best, result = _best(options.experiment)
     out = Path(options.out)
-    for name in (ARCHITECTURE, WEIGHTS, RESULT):
-        if not (best / name).is_file():
-            raise StateError(f"the best trial's '{best / name}' is missing; run the trial again.")
-        content = (best / name).read_bytes()
+    missing = [best / name for name in (ARCHITECTURE, WEIGHTS, RESULT) if not (best / name).is_file()]
+    if missing:
+        raise StateError(f"the best trial's '{missing[0]}' is missing; run the trial again.")
+    contents = {name: (best / name).read_bytes() for name in (ARCHITECTURE, WEIGHTS, RESULT)}
+    _remove_others(out, contents[WEIGHTS])
+    for name, content in contents.items():
         write_atomically(out / name, partial(_write, content))
     metric, value = judged(result)
     name = result.get("architecture_id", best.name)
@@ -71,6 +75,17 @@ def _best(experiment: str) -> tuple[Path, dict[str, Any]]:
 def _merit(result: dict[str, Any]) -> float:
     metric, value = judged(result)
     return metric.merit(value)
+
+
+def _remove_others(out: Path, weights: bytes) -> None:
+    """Remove what an earlier export to ``out`` made of other weights: it would stand there as if it were of these."""
+    if not (out / WEIGHTS).is_file() or (out / WEIGHTS).read_bytes() == weights:
+        return
+    found = [path for one in FORMATS if (path := out / f"model.{one}").is_file()]
+    found += [code for path in found if path.suffix == ".safetensors" and (code := path.with_suffix(".py")).is_file()]
+    for path in found:
+        path.unlink()
+        print(f"{path}: removed, as it was of other weights")
 
 
 def _write(content: bytes, stream: IO[bytes]) -> None:

@@ -160,6 +160,27 @@ def test_export_in_several_formats(tmp_path, capsys):
     assert "bias=False)" in (tmp_path / "out" / "model.py").read_text()
 
 
+def test_another_networks_files_do_not_stay_beside_the_new_weights(tmp_path, capsys):
+    trial(tmp_path / "student", 0.5)
+    command = ["export", str(tmp_path / "student"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--format", "safetensors"]) == 0
+    assert main(command) == 0  # the same once more
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    trial(tmp_path / "student" / "better", 0.9, "G(2)")
+    assert main(command) == 0
+    assert f"{tmp_path / 'out' / 'model.py'}: removed, as it was of other weights" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "architecture.json", "result.json", "weights.pt",
+    ]  # fmt: skip
+
+
+def test_folding_without_a_file_to_fold_it_in_is_refused(tmp_path, capsys):
+    trial(tmp_path / "student")
+    assert main(["export", str(tmp_path / "student"), "--out", str(tmp_path / "out"), "--fold-bn"]) == 2
+    assert "--fold-bn is of the files that --format names; name a format" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_onnx_has_a_short_option_of_its_own(tmp_path):
     trial(tmp_path / "student")
     assert main(["export", str(tmp_path / "student"), "--out", str(tmp_path / "out"), "--onnx"]) == 0
