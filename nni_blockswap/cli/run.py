@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -140,16 +141,38 @@ def _has_met_tuner(experiment: Experiment) -> bool:
 
 def stop(experiment: Experiment, manager: Any) -> None:
     """Stop the experiment and wait until its processes are gone; a second Ctrl-C does not leave them behind."""
-    with handled(signal.SIG_IGN), suppress(psutil.NoSuchProcess):
+    with handled(signal.SIG_IGN):
+        family = _family(experiment, manager)
+        if not family:
+            return
+        with suppress(OSError):  # nobody may be there any more to read it
+            print("Stopping the experiment ...", flush=True)
         if manager.is_running():
-            with suppress(OSError):  # nobody may be there any more to read it
-                print("Stopping the experiment ...", flush=True)
-            family = [manager, *manager.children(recursive=True)]
             nnictl("stop", experiment.id).communicate()
-            _, alive = psutil.wait_procs(family, timeout=10)
-            for process in alive:
-                process.kill()
-            psutil.wait_procs(alive, timeout=10)
+        else:
+            _tell(family, signal.SIGTERM)
+        _, alive = psutil.wait_procs(family, timeout=10)
+        _tell(alive, signal.SIGKILL)
+        psutil.wait_procs(alive, timeout=10)
+
+
+def _family(experiment: Experiment, manager: Any) -> list[Any]:
+    """The manager and its offspring; where it was killed, the tuner and trials that it left, by their environment."""
+    found = set()
+    with suppress(psutil.NoSuchProcess):
+        found = {manager, *manager.children(recursive=True)}
+    for process in psutil.process_iter(["environ"]):
+        given = process.info["environ"] or {}  # of other users' there is none to be had
+        of_trial, of_tuner = given.get("NNI_EXP_ID"), given.get("NNI_LOG_DIRECTORY")
+        if of_trial == experiment.id or of_tuner == str(experiment.folder / "log"):
+            found.add(process)
+    return [process for process in found if process.is_running()]
+
+
+def _tell(processes: Iterable[Any], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def _free_port(first: int) -> int:

@@ -226,7 +226,25 @@ def test_nnictl_that_cannot_start_is_told_in_a_sentence(monkeypatch, tmp_path):
         run.start(tmp_path / "config.yml", 8760)
 
 
-def test_what_runs_is_stopped_also_where_nobody_reads_what_is_said(monkeypatch):
+@pytest.mark.parametrize("name", ["NNI_EXP_ID", "NNI_LOG_DIRECTORY"])
+def test_what_a_killed_manager_left_is_ended(tmp_path, name):
+    """A trial and the tuner, by what NNI puts into their environments."""
+    value = "abc" if name == "NNI_EXP_ID" else str(tmp_path / "log")
+    wait = [sys.executable, "-c", "input()"]
+    with (
+        subprocess.Popen(wait, stdin=subprocess.PIPE) as manager,
+        subprocess.Popen(wait, stdin=subprocess.PIPE, env={name: value}) as left,
+        subprocess.Popen(wait, stdin=subprocess.PIPE, env={name: f"{value}d"}) as of_another,
+    ):
+        gone = psutil.Process(manager.pid)
+        manager.kill()
+        manager.wait()
+        run.stop(SimpleNamespace(id="abc", folder=tmp_path), gone)
+        assert (psutil.pid_exists(left.pid), of_another.poll()) == (False, None)
+        of_another.kill()
+
+
+def test_what_runs_is_stopped_also_where_nobody_reads_what_is_said(monkeypatch, tmp_path):
     """As where Ctrl-C ended the other end of a pipe, too, or the terminal is gone."""
 
     def refuse(*_, **__):
@@ -237,7 +255,7 @@ def test_what_runs_is_stopped_also_where_nobody_reads_what_is_said(monkeypatch):
     monkeypatch.setattr(run, "nnictl", lambda *words: called.append(words) or SimpleNamespace(communicate=list))
     monkeypatch.setattr(psutil, "wait_procs", lambda processes, timeout: ([], processes))
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as manager:
-        run.stop(SimpleNamespace(id="abc"), psutil.Process(manager.pid))
+        run.stop(SimpleNamespace(id="abc", folder=tmp_path), psutil.Process(manager.pid))
     assert (called, manager.returncode) == ([("stop", "abc")], -signal.SIGKILL)
 
 
