@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nni_blockswap.blocks.chains import Chains
 from nni_blockswap.blocks.conditions import Patterns, obstacle_alone, obstacles
-from nni_blockswap.blocks.flow import Flow, convolutions, under, watch
+from nni_blockswap.blocks.flow import Flow, convolutions, tensors_in, under, watch
 from nni_blockswap.blocks.found import Findings, Found, Kept
+from nni_blockswap.blocks.origin import one_image, repeated
 from nni_blockswap.blocks.surgery import extract, replace
+from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import SpaceError, first_line
 from nni_blockswap.networks import copied
 
@@ -90,14 +92,22 @@ def _forward(model: nn.Module, arguments: tuple[Any, ...]) -> Flow:
 
 def _fixed(model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[Found]) -> dict[str, str]:
     """Why a site cannot be swapped after all, by the paths of its parts."""
-    if _trial(model, arguments, sites) is None:
+    expected = _in_training(copied(model), arguments) if any(len(site.steps) > 1 for site in sites) else None
+    if expected is not None and _differ(expected, _in_training(copied(model), arguments)):
+        expected = None  # it draws from a generator of its own, say
+    if _trial(model, arguments, sites, expected) is None:
         return {}
-    reasons = {site: _trial(model, arguments, [site]) for site in sites}
+    reasons = {site: _trial(model, arguments, [site], expected) for site in sites}
     return {part: reason for site, reason in reasons.items() if reason for part in site.parts}
 
 
-def _trial(model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[Found]) -> str | None:
-    """What goes wrong when modules that are no convolutions stand at ``sites``: other code may use the originals."""
+def _trial(
+    model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[Found], expected: Sequence[Tensor] | None
+) -> str | None:
+    """What goes wrong when modules that are no convolutions stand at ``sites``: other code may use the originals.
+
+    They do what the originals do. Where it is known, the network has to give the ``expected`` in training mode, too.
+    """
     network, arguments = copied(model), copy.deepcopy(arguments)
     ran: Counter[Found] = Counter()
     for site in sites:
@@ -109,7 +119,31 @@ def _trial(model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[Found])
             network.eval()(*arguments)
     except Exception as error:
         return f"the network needs it as it is: {first_line(error)}"
-    return None if all(ran[site] == 1 for site in sites) else "the network does not run what stands in its place"
+    if not all(ran[site] == 1 for site in sites):
+        return "the network does not run what stands in its place"
+    if expected is not None and _differ(expected, _in_training(network, arguments)):
+        return "the network does more between the convolutions in training mode"
+    return None
+
+
+def _in_training(network: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor] | None:
+    """All tensors that it gives in training mode for its first image, or None where it does not run then.
+
+    Twice that image: BN takes no single values.
+    """
+    images = (repeated(one, 2) for one in one_image(arguments))
+    try:
+        with torch.no_grad(), seeded(0):
+            return list(tensors_in(network.train()(*images)))
+    except Exception:  # a detector asks for targets
+        return None
+
+
+def _differ(some: Sequence[Tensor], others: Sequence[Tensor] | None) -> bool:
+    """Whether any two are apart by more than rounding."""
+    if others is None or [one.shape for one in some] != [one.shape for one in others]:
+        return True
+    return not all(torch.allclose(*pair, 1e-3, 1e-5, equal_nan=True) for pair in zip(some, others, strict=True))
 
 
 def _kept(model: nn.Module, flow: Flow, sites: Sequence[Found], against: Mapping[str, str]) -> list[Kept]:

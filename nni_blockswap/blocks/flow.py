@@ -160,14 +160,14 @@ class _Watch(TorchFunctionMode):
 
     def _hook(self, path: str, module: nn.Module, whole: bool) -> None:
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = list(_tensors((args, kwargs)))
+            given = list(tensors_in((args, kwargs)))
             simple = len(given) == len(args) == 1 and args[0] is given[0] and not kwargs
             self._open.append(self._begin(path, None, given, simple))
             if whole:
                 self._whole.append(self._open[-1])
 
         def end(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            running, outputs = self._open.pop(), list(_tensors(output))
+            running, outputs = self._open.pop(), list(tensors_in(output))
             if whole:
                 self._whole.pop()
                 self._step(running, outputs)
@@ -181,14 +181,14 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given, name = list(_tensors((args, kwargs))), func.__name__.removesuffix("_")
+        given, name = list(tensors_in((args, kwargs))), func.__name__.removesuffix("_")
         caller, spelled = self._open[-1].path if self._open else "", _spelled(name, args, kwargs)
         running = self._begin(caller, spelled, given, simple=len(given) == 1)
         running.adds = name == "add"
         result = func(*args, **kwargs)
         if name in ACTIVATIONS:
             self.flow.activations.append((len(self.flow.steps), caller if caller in self._bare else spelled))
-        outputs = list(_tensors(result))
+        outputs = list(tensors_in(result))
         if outputs:  # else it asked for a shape
             self._step(running, outputs)
         return result
@@ -251,13 +251,13 @@ def module_of(spelled: str) -> nn.Module:
     return module
 
 
-def _tensors(given: Any) -> Iterator[Tensor]:
+def tensors_in(given: Any) -> Iterator[Tensor]:
     """Tensors in nested lists, tuples and dictionaries."""
     if isinstance(given, Tensor):
         yield given
     elif isinstance(given, Mapping):
         for item in given.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(given, (list, tuple)):
         for item in given:
-            yield from _tensors(item)
+            yield from tensors_in(item)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable
 from itertools import takewhile
 
+import torch
 from torch import nn
 
 from nni_blockswap.blocks.flow import Call, Flow, convolutions, module_of, under
@@ -19,6 +20,8 @@ def is_norm(module: nn.Module) -> bool:
 
     These are torch.nn's classes, and any module that itself holds two or more tensors, each of one number a channel.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        return False  # nobody can make one of another width
     if type(module).forward is nn.LayerNorm.forward:
         return False  # the last dimension is the width
     if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)):

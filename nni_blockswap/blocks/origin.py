@@ -33,7 +33,7 @@ def hold(model: nn.Module, example: Any, findings: Findings) -> str:
     """
     name = f"{LIVE}{type(model).__name__}-{digest(model, findings)}"
     _live.pop(name, None)
-    _live[name] = copied(model).cpu(), copy.deepcopy(_one_image(example))
+    _live[name] = copied(model).cpu(), copy.deepcopy(one_image(example))
     for oldest in list(_live)[:-HELD]:
         del _live[oldest]
     return name
@@ -97,7 +97,7 @@ def example_of(model: str, input_size: tuple[int, ...], device: torch.device) ->
     return tuple(_moved(one, device) for one in arguments)
 
 
-def _one_image(example: Any) -> tuple[Any, ...]:
+def one_image(example: Any) -> tuple[Any, ...]:
     """The positional arguments for the first image of a batch."""
     arguments = example if isinstance(example, tuple) else (example,)
     batch = len(arguments[0])

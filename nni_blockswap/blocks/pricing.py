@@ -67,7 +67,7 @@ def _entering(blocks: Sequence[Block], run: Callable[[], object]) -> list[Tensor
     found: dict[int, Tensor] = {}
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found[id(module)] = torch.empty_like(inputs[0])  # an empty one: a branch may change its input in place
+        found[id(module)] = torch.zeros_like(inputs[0])  # a new one: a branch may change its input in place
 
     handles = [block.branch.register_forward_pre_hook(record) for block in blocks]
     try:

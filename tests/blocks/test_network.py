@@ -18,7 +18,7 @@ from nni_blockswap.blocks.space import input_size_of
 from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import BlockSwapError, SpaceError
 from nni_blockswap.tasks.coco import Coco
-from tests.blocks.networks import NETWORKS, OWN, Network, PreActivation, Twice, tensors
+from tests.blocks.networks import NETWORKS, OWN, Network, PreActivation, Twice, conv, tensors
 from tests.cost.test_table import count_macs, count_params
 
 QUICK = {"resnet18", "mobilenet_v2", "squeezenet1_1", "Nested", "Twice", "PreActivation"}
@@ -193,6 +193,40 @@ def test_a_functions_options_are_kept_by_name() -> None:
     original, images = Bent(), torch.rand(1, 3, 8, 8)
     space = swap_blocks(original, images)
     assert [site.kind for site in space.findings.sites] == ["branch"]
+    space.select({"block_00": "S"})
+    assert torch.equal(space(images), original(images))
+
+
+class Noisy(Bent):
+    """Adds noise between its convolutions while it is trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.one(x)
+        return x + self.two(y + torch.randn_like(y) if self.training else y)
+
+
+def test_what_a_network_does_in_training_mode_alone_is_not_lost() -> None:
+    with pytest.raises(
+        SpaceError, match=r"the network does more between the convolutions in training mode \(2, as one\)"
+    ):
+        swap_blocks(Noisy(), torch.rand(1, 3, 8, 8))
+
+
+class Scripted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = conv(3), conv()
+        self.last = torch.jit.script(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), conv()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.two(self.one(x)))
+
+
+def test_a_scripted_part_stays() -> None:
+    original, images = Scripted().eval(), torch.rand(1, 3, 8, 8)
+    space = swap_blocks(original, images).eval()
+    assert [site.path for site in space.findings.sites] == ["two"]
     space.select({"block_00": "S"})
     assert torch.equal(space(images), original(images))
 
