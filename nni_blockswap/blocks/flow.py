@@ -38,7 +38,7 @@ class Call:
     """Of the module; of the module whose forward called the function."""
 
     function: str | None
-    """None for a module; else what does the same in torch.nn, as ``"LeakyReLU(0.2)"``, or "" where nothing does."""
+    """None for a module; else what does the same in torch.nn, as ``"ELU(alpha=0.5)"``, or "" where nothing does."""
 
     inputs: tuple[int, ...]
     """The different values that go in."""

@@ -118,9 +118,9 @@ def test_functions_between_convolutions() -> None:
     found = find(Nested(), IMAGE)
     assert paths(found) == ["body.low.0", "body.low.1", "body.high.0.0"]
     first = "body.low.0.first", "body.low.0.norm"
-    assert found.sites[0].steps == (*first, "LeakyReLU(0.2)", "Dropout(0.5)", "body.low.0.second")
+    assert found.sites[0].steps == (*first, "LeakyReLU(negative_slope=0.2)", "Dropout(p=0.5)", "body.low.0.second")
     assert found.sites[0].parts == (*first, "body.low.0.second")
-    assert (found.sites[0].activation, found.sites[0].padding_mode) == ("LeakyReLU(0.2)", "reflect")
+    assert (found.sites[0].activation, found.sites[0].padding_mode) == ("LeakyReLU(negative_slope=0.2)", "reflect")
 
 
 def test_uses_that_stand_against_a_swap() -> None:
