@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from nni_blockswap.errors import DataError
+from nni_blockswap.errors import DataError, shown
 from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.base import Batches
 from nni_blockswap.tasks.classification import Classification, Labelled, minibatch_indices
@@ -27,21 +27,20 @@ class ImageFolderTask(Classification):
         classes: number of classes the set must not exceed; None takes what is there.
 
     Raises:
-        DataError: there is no train/ folder, or it holds more classes.
+        DataError: there is no train/ folder, it holds more classes, or ``image_size`` is no number of pixels.
     """
 
     def __init__(self, name: str, root: str | None, image_size: int = 224, classes: int | None = None) -> None:
         if root is None or not (Path(root) / "train").is_dir():
             raise DataError(f"{name} needs a folder that holds train/<class>/*.jpg; there is none in '{root}'.")
+        if type(image_size) is not int or image_size < 1:  # True would be one pixel
+            raise DataError(f"{name}'s image_size is a number of pixels, 1 or more, not {shown(image_size)}.")
         self.name = name
         self.root = Path(root)
         self.image_size = image_size
-        self._classes = class_names(self.root / "train")
+        self._classes = class_names(self.root / "train", classes)
         self._files = labelled_files(self.root / "train", self._classes)
-        found = len(self._classes)
-        if classes is not None and found > classes:
-            raise DataError(f"{name} has {classes} classes; there are {found} folders in '{self.root / 'train'}'.")
-        self.num_classes = classes or found
+        self.num_classes = classes or len(self._classes)
 
     def train_loader(self, batch_size: int, *, seed: int = 0, workers: int = 0) -> "DataLoader[Labelled]":
         """Shuffled, augmented batches; the last, incomplete one is dropped."""
@@ -57,7 +56,7 @@ class ImageFolderTask(Classification):
         folder = next((self.root / part for part in ("val", "test") if (self.root / part).is_dir()), None)
         if folder is None:
             raise DataError(f"validation needs a folder val/<class>/ (or test/<class>/) in '{self.root}'.")
-        data = _Files(labelled_files(folder, self._classes), _transform(self.image_size, train=False))
+        data = _Files(labelled_files(folder, self._classes, held_out=True), _transform(self.image_size, train=False))
         return DataLoader(data, batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
 
     def minibatch(self, batch_size: int, *, seed: int, index: int = 0, augment: bool = True) -> Labelled:

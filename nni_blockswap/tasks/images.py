@@ -1,5 +1,6 @@
 """Labelled sets of images of one size: held as bytes, or decoded from files when asked for."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -9,6 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nni_blockswap.errors import DataError
+
+READ = (".jpg", ".jpeg", ".png", ".webp")
+NOT_READ = (".bmp", ".pgm", ".ppm", ".tif", ".tiff")
+"""How names of images end, in small letters; torchvision decodes the first."""
 
 
 class Images(Protocol):
@@ -77,7 +82,7 @@ class ScaledImages:
 
 
 def decoded(path: str) -> Tensor:
-    """The image file as RGB bytes (3, H, W). Raises DataError where it cannot be read."""
+    """The image file as RGB bytes (3, H, W), of 16 bits the upper ones. Raises DataError where it cannot be read."""
     from torchvision.io import ImageReadMode, decode_image
 
     try:
@@ -85,38 +90,62 @@ def decoded(path: str) -> Tensor:
     except RuntimeError as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise DataError(f"the image '{path}' cannot be read: {reason}.") from error
-    return image
+    return (image.int() >> 8).byte() if image.dtype == torch.uint16 else image
 
 
-def class_names(folder: Path) -> list[str]:
-    """Names of the folders in ``folder``, sorted: class 0, class 1 and so on."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-
-
-def labelled_files(folder: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
-    """(path, class) of all images of ``folder``/<class>/.
-
-    Args:
-        folder: of the training set or of a held-out set, which need not have every class.
-        classes: the training set's, in the order of their numbers.
+def class_names(folder: Path, most: int | None = None) -> list[str]:
+    """Names of the folders in ``folder`` that are not hidden, sorted: class 0, class 1 and so on.
 
     Raises:
-        DataError: it holds no images, or a folder that is none of ``classes``.
+        DataError: there are more than ``most``.
     """
-    from torchvision.datasets import ImageFolder
+    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if most is not None and len(found) > most:
+        raise DataError(
+            f"'{folder}' holds {len(found)} folders, and the data set has {most} classes; take away what is no class."
+        )
+    return found
 
+
+def labelled_files(folder: Path, classes: Sequence[str], *, held_out: bool = False) -> list[tuple[str, int]]:
+    """(path, class) of all images of ``folder``/<class>/, at any depth, sorted; what is hidden is none.
+
+    Args:
+        folder: of the training set or of a held-out set.
+        classes: the training set's, in the order of their numbers.
+        held_out: not every class needs an image.
+
+    Raises:
+        DataError: it holds no images, a folder that is none of ``classes``, or images of a kind that is not read.
+    """
     try:
-        found = ImageFolder(str(folder))
+        found = {name: _images(folder / name) for name in class_names(folder)}
     except FileNotFoundError as error:
         raise DataError(f"'{folder}' must hold one folder of images for each class: {error}.") from error
-    number = {name: index for index, name in enumerate(classes)}
-    unknown = [name for name in found.classes if name not in number]
+    unknown = [name for name in found if name not in classes]
     if unknown:
         raise DataError(
             f"'{folder}' has a class '{unknown[0]}' that the training set has not; "
             "take its folder away, or add one of the same name to train/."
         )
-    return [(path, number[found.classes[label]]) for path, label in found.samples]
+    without = [name for name, files in found.items() if not files]
+    if len(without) == len(found) or (without and not held_out):
+        where = folder / without[0] if without else folder
+        raise DataError(f"'{folder}' must hold one folder of images for each class; there are none in '{where}'.")
+    number = {name: index for index, name in enumerate(classes)}
+    return [(path, number[name]) for name, files in found.items() for path in files]
+
+
+def _images(folder: Path) -> list[str]:
+    """Paths of the images below ``folder``, sorted by folder and name."""
+    places = sorted(os.walk(folder, followlinks=True))
+    paths = (os.path.join(place, name) for place, _, names in places for name in sorted(names))
+    visible = (path for path in paths if f"{os.sep}." not in path[len(str(folder)) :])
+    files = [path for path in visible if path.lower().endswith(READ + NOT_READ)]
+    unread = [path for path in files if path.lower().endswith(NOT_READ)]
+    if unread:
+        raise DataError(f"'{unread[0]}' is of a kind that is not read; convert it to one of {', '.join(READ)}.")
+    return files
 
 
 def limited(images: Images, limit: object) -> Images:

@@ -165,13 +165,14 @@ def _cifar(
     pad, hole = image_size // 8, image_size // 2
     augmentation = Augmentation(pad if "crop" in steps else 0, "flip" in steps, hole if "cutout" in steps else 0)
     folder = Path(root)
-    read: Callable[[bool], Images]
-    if (folder / "train").is_dir():
-        names = class_names(folder / "train")
-        read = lambda train: FileImages(labelled_files(folder / ("train" if train else "test"), names), (32, 32))  # noqa: E731
-    else:
-        read = lambda train: _from_torchvision(name, folder, train)  # noqa: E731
     classes = int(name.removeprefix("CIFAR"))
+    names = class_names(folder / "train", classes) if (folder / "train").is_dir() else None
+
+    def read(train: bool) -> Images:
+        if names is None:
+            return _from_torchvision(name, folder, train)
+        files = labelled_files(folder / ("train" if train else "test"), names, held_out=not train)
+        return FileImages(files, (32, 32))
 
     def chosen(train: bool) -> Images:
         images = limited(read(train), limit if train else held_out)

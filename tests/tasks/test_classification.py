@@ -180,7 +180,12 @@ def test_cifar_limits_that_cannot_be_met(tiny_cifar: Path, limit: object) -> Non
 
 def test_cifar_is_read_once(tiny_cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
-    monkeypatch.setattr(small_images, "labelled_files", lambda *given: reads.append(given) or labelled_files(*given))
+
+    def read(*given: object, **more: object) -> list[tuple[str, int]]:
+        reads.append(given)
+        return labelled_files(*given, **more)
+
+    monkeypatch.setattr(small_images, "labelled_files", read)
     task = make_task("cifar10", str(tiny_cifar))
     for index in range(3):
         task.minibatch(2, seed=0, index=index)
@@ -257,6 +262,67 @@ def test_held_out_classes_have_the_numbers_of_the_training_set(tiny_cifar: Path,
     (tiny_cifar / "test" / "class9").rename(tiny_cifar / "test" / "class99")
     with pytest.raises(DataError, match=r"test' has a class 'class99' that the training set has not"):
         make_task(name, str(tiny_cifar), **options).val_loader(16)
+
+
+def test_images_of_16_bits_are_read_as_bytes(tiny_cifar: Path) -> None:
+    grey = np.random.default_rng(1).integers(0, 65536, (32, 32), dtype=np.uint16)
+    Image.fromarray(grey).save(tiny_cifar / "test" / "class0" / "0.png")
+    images, _ = next(iter(make_task("cifar10", str(tiny_cifar)).val_loader(1)))
+    assert images.dtype == torch.uint8
+    assert all(np.array_equal(channel.numpy(), grey // 256) for channel in images[0])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "image-folder"])
+def test_images_of_a_kind_that_is_not_read_are_told_when_files_are_listed(tiny_cifar: Path, name: str) -> None:
+    Image.new("RGB", (32, 32)).save(tiny_cifar / "test" / "class3" / "7.BMP", "BMP")
+    with pytest.raises(DataError, match=r"class3/7\.BMP' is of a kind that is not read; convert it to one of \.jpg"):
+        make_task(name, str(tiny_cifar)).val_loader(2)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "image-folder"])
+def test_hidden_files_and_folders_are_no_images_and_no_classes(tiny_cifar: Path, name: str) -> None:
+    before = make_task(name, str(tiny_cifar)).minibatch(30, seed=0, augment=False)
+    image = tiny_cifar / "train" / "class0" / "0.png"
+    for hidden in (
+        ".ipynb_checkpoints/0-checkpoint.png",
+        "class0/.ipynb_checkpoints/0-checkpoint.png",
+        "class1/._0.png",
+    ):
+        (tiny_cifar / "train" / hidden).parent.mkdir(exist_ok=True)
+        shutil.copy(image, tiny_cifar / "train" / hidden)
+    task = make_task(name, str(tiny_cifar))
+    assert task.num_classes == 10
+    assert all(
+        torch.equal(one, other) for one, other in zip(task.minibatch(30, seed=0, augment=False), before, strict=True)
+    )
+    with pytest.raises(DataError, match="there are 30: lower"):
+        task.minibatch(31, seed=0)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "image-folder"])
+def test_folders_without_images_are_for_held_out_classes_alone(tiny_cifar: Path, name: str) -> None:
+    for path in (tiny_cifar / "test" / "class3").iterdir():
+        path.unlink()
+    _, labels = next(iter(make_task(name, str(tiny_cifar)).val_loader(20)))
+    assert labels.tolist() == [label for label in range(10) if label != 3 for _ in range(2)]
+    for path in (tiny_cifar / "train" / "class4").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"there are none in '.*train/class4'"):
+        make_task(name, str(tiny_cifar)).minibatch(1, seed=0)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100), ("imagenet", 1000)])
+def test_more_folders_than_classes_are_refused(tmp_path: Path, name: str, classes: int) -> None:
+    for label in range(classes + 1):
+        (tmp_path / "train" / f"{label}").mkdir(parents=True)
+    with pytest.raises(DataError, match=f"train' holds {classes + 1} folders, and the data set has {classes} classes"):
+        make_task(name, str(tmp_path))
+
+
+@pytest.mark.parametrize("size", [0, -4, "x", 32.0, True, None])
+def test_image_sizes_that_are_none(tiny_cifar: Path, size: object) -> None:
+    with pytest.raises(DataError, match=f"image-folder's image_size is a number of pixels, 1 or more, not {size!r}"):
+        make_task("image-folder", str(tiny_cifar), image_size=size)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
