@@ -20,6 +20,10 @@ class DataError(BlockSwapError):
     """A data set is unknown, missing or unusable."""
 
 
+class TooFewError(DataError):
+    """A training set holds fewer examples than were asked for."""
+
+
 class CheckpointError(BlockSwapError):
     """A checkpoint is missing, corrupt or does not fit the network."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import islice
 
-from nni_blockswap.errors import DataError
+from nni_blockswap.errors import DataError, TooFewError
 from nni_blockswap.tasks import Batch, Task
 from nni_blockswap.tasks.loader import LoaderTask
 
@@ -22,7 +22,7 @@ class Lessons:
         seed: of the order and of the augmentation.
 
     Raises:
-        DataError: the training set has less than two minibatches.
+        DataError: the training set has less than two minibatches, or an image cannot be read.
     """
 
     def __init__(self, task: Task, batch_size: int, held_out: int, seed: int) -> None:
@@ -67,7 +67,7 @@ class Lessons:
             middle = (low + high) // 2 if high - low <= most else most
             try:
                 self._minibatch(middle - 1, augment=False)
-            except DataError:
+            except TooFewError:
                 high = middle
             else:
                 low = middle

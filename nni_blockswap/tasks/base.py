@@ -48,7 +48,7 @@ class Task(Protocol):
     def minibatch(self, batch_size: int, *, seed: int, index: int = 0, augment: bool = True) -> Batch:
         """The ``index``-th of the minibatches that ``seed`` draws from the training set, prepared, on the CPU.
 
-        Only its own images are read. Raises DataError where the training set is too small.
+        Only its own images are read. Raises TooFewError where the training set is too small.
         """
 
     def prepare(self, batch: Batch, *, train: bool, generator: torch.Generator | None = None) -> Batch:

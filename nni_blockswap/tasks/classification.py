@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # the field's own name
 
-from nni_blockswap.errors import DataError
+from nni_blockswap.errors import TooFewError
 from nni_blockswap.metric import ACCURACY
 from nni_blockswap.tasks.base import fingerprint
 
@@ -81,10 +81,10 @@ def minibatch_indices(size: int, batch_size: int, seed: int, index: int) -> Sequ
     """Positions of the ``index``-th minibatch in a training set of ``size``, shuffled by ``seed``.
 
     Raises:
-        DataError: the training set holds fewer than ``batch_size`` * (``index`` + 1) examples.
+        TooFewError: the training set holds fewer than ``batch_size`` * (``index`` + 1) examples.
     """
     if batch_size * (index + 1) > size:
-        raise DataError(
+        raise TooFewError(
             f"{index + 1} minibatch(es) of {batch_size} need {batch_size * (index + 1)} training examples; "
             f"there are {size}: lower the batch size or the number of minibatches."
         )

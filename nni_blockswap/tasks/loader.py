@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from nni_blockswap.errors import DataError, first_line
+from nni_blockswap.errors import DataError, TooFewError, first_line
 from nni_blockswap.metric import Metric
 from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.base import fingerprint
@@ -111,13 +111,14 @@ class LoaderTask(Classification):
         """The ``index``-th so many images that ``train`` gives, in the order that ``seed`` makes, where it shuffles.
 
         Raises:
-            DataError: there are fewer, or a batch is not made of images and labels.
+            TooFewError: there are fewer.
+            DataError: a batch is not made of images and labels.
         """
         wanted = batch_size * (index + 1)
         found = next(islice(self._whole(batch_size, seed), index, None), None)
         if found is None:
             given = sum(len(images) for images, _ in self._batches(batch_size, seed))
-            raise DataError(
+            raise TooFewError(
                 f"{index + 1} minibatch(es) of {batch_size} need {wanted} images; the loader has {given}: lower "
                 "batch_size or the number of minibatches."
             )

@@ -60,6 +60,17 @@ def test_the_number_of_minibatches_is_found_exactly() -> None:
         np.testing.assert_array_equal(lessons.learned(0)[0], lessons.learned(last)[0])
 
 
+def test_an_image_that_cannot_be_read_does_not_end_the_set() -> None:
+    class Broken(Numbers):
+        def minibatch(self, batch_size: int, *, seed: int, index: int = 0, augment: bool = True) -> Labelled:
+            if index == 9:
+                raise DataError("the image '30.jpg' cannot be read.")
+            return super().minibatch(batch_size, seed=seed, index=index, augment=augment)
+
+    with pytest.raises(DataError, match=r"30\.jpg"):
+        Lessons(Broken(100), 4, 8, seed=0)  # counts as far as ten minibatches
+
+
 def test_a_loader_is_not_read_from_the_beginning_for_each_step() -> None:
     class Loader:
         passes = 0
