@@ -218,6 +218,7 @@ def make_method(settings: SearchSettings, table: Table, budget: Budget, higher_i
 
 def _identity(settings: ScoreSettings, scorer: Scorer) -> dict[str, Any]:
     """What a score depends on."""
+    loss = getattr(scorer.task, "loss_digest", None)  # of a user's own; those of data sets go by their names
     return {
         "space": settings.space,
         "space_args": scorer.space_args,
@@ -226,6 +227,7 @@ def _identity(settings: ScoreSettings, scorer: Scorer) -> dict[str, Any]:
         "batch_fingerprint": scorer.fingerprint,
         "seed": settings.seed,
         "proxy": settings.proxy,
+        **({} if loss is None else {"loss": loss}),
         "minibatches": settings.minibatches,
         "train_minibatches": settings.train_minibatches,
         "augment": settings.augment,

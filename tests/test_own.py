@@ -1,6 +1,7 @@
 """A search over a network and data of one's own."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import nni_blockswap as bs
-from nni_blockswap.errors import BlockSwapError
+from nni_blockswap.errors import BlockSwapError, StateError
 from nni_blockswap.files import read_json
 from nni_blockswap.tasks.loader import LoaderTask, LossTask
 
@@ -86,6 +87,19 @@ def test_a_loss_of_ones_own_is_searched_with() -> None:
     twice = bs.search(space, loader(), budget="70%", loss=doubled, **QUICK)
     for one in twice:  # gradients are squared
         assert one.score == pytest.approx(4 * plain[one.id], rel=1e-9)
+
+
+def test_scores_of_one_loss_are_not_taken_for_those_of_another(tmp_path: Path) -> None:
+    def times(factor: float) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda outputs, labels: factor * nn.functional.cross_entropy(outputs, labels)
+
+    given = {"budget": "70%", "out": tmp_path, **QUICK}
+    space = bs.swap_blocks(network(), EXAMPLE)
+    first = bs.search(space, loader(), loss=times(2), **given)
+    assert list(bs.search(space, loader(), loss=times(2), **given)) == list(first)  # in other words the same
+    for other in (None, times(3), nn.CrossEntropyLoss(), nn.CrossEntropyLoss(weight=torch.ones(3))):
+        with pytest.raises(StateError, match=r"other settings \(loss was"):
+            bs.search(space, loader(), loss=other, **given)
 
 
 def test_it_is_told_what_scores_and_how_long_a_candidate_takes(capsys: pytest.CaptureFixture[str]) -> None:

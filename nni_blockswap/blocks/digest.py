@@ -3,9 +3,9 @@
 import inspect
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from types import CodeType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -43,6 +43,13 @@ _MODULE = nn.Module.__mro__
 _OF_ALL = vars(nn.Module()).keys()
 
 
+def digest_of_function(function: Callable[..., Any]) -> str:
+    """The same of what is called: a function with what it takes from around it, a module, an object by its class."""
+    if isinstance(function, nn.Module):
+        return digest(function)
+    return f"{zlib.crc32(_spelled(function).encode()):08x}"
+
+
 def _own(attributes: Mapping[str, Any], private: str) -> dict[str, Any]:
     """What no other module has; private ones are caches, or a trainer's."""
     return {name: value for name, value in attributes.items() if name not in _OF_ALL and not name.startswith(private)}
@@ -53,6 +60,9 @@ def _spelled(value: Any) -> str:
     if isinstance(value, FunctionType | MethodType):
         function: Any = inspect.unwrap(value)
         return _spelled([getattr(function, f"__{name}__", None) for name in _FUNCTION])
+    if isinstance(value, CellType):  # what a function takes from the one that it stands in; functions there by name
+        inner = value.cell_contents if value != CellType() else None
+        return inner.__qualname__ if isinstance(inner, FunctionType | MethodType) else _spelled(inner)
     if isinstance(value, CodeType):
         return _spelled([value.co_code, value.co_names, value.co_consts])
     if isinstance(value, partial):
@@ -70,7 +80,7 @@ def _spelled(value: Any) -> str:
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
-_FUNCTION = ("qualname", "code", "defaults", "kwdefaults")
+_FUNCTION = ("qualname", "code", "defaults", "kwdefaults", "closure")
 
 
 def _of_tensor(value: Tensor, start: int = 0) -> int:

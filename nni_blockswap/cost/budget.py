@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from math import ceil, floor
+from typing import Any
 
 from nni_blockswap.cost.resources import RESOURCES
 from nni_blockswap.cost.table import Table
@@ -66,8 +67,11 @@ class Budget:
                 raise BudgetError(f"{resource}={figure} is no share of the teacher; give one up to 1, or an integer.")
             if figure <= 0:
                 raise BudgetError(f"{resource}={figure} leaves room for nothing; give a positive figure.")
-        if tolerance is not None and not 0 < tolerance < 1:
-            raise BudgetError(f"the tolerance must lie between 0 and 1, as 0.025 for 2.5 %; it is {tolerance}.")
+        share: Any = tolerance  # a text, as YAML may have it, is neither a share nor a switch
+        if at_most not in (True, False):
+            raise BudgetError(f"at_most is true or false, not {at_most!r}.")
+        if share is not None and (isinstance(share, str) or not 0 < share < 1):
+            raise BudgetError(f"the tolerance must lie between 0 and 1, as 0.025 for 2.5 %; it is {tolerance!r}.")
         if tolerance is not None and at_most:
             raise BudgetError("a tolerance makes a band, and at_most takes everything below; give one of them.")
         known = list(RESOURCES)
@@ -213,9 +217,12 @@ def known_resource(name: str, fault: str) -> str:
         BudgetError: there is none; it says ``fault``, and which there are.
     """
     if ":" in name:
-        found = RESOURCES[name]
+        found: Any = RESOURCES[name]
+        lacking = [one for one in ("name", "unit", "suffixes") if not hasattr(found, one)]
+        if lacking:
+            raise BudgetError(f"the resource '{name}' has no {lacking[0]}; see nni_blockswap/cost/resources/base.py.")
         RESOURCES.register(found.name, found)
-        return found.name
+        return str(found.name)
     if name.lower() not in RESOURCES:
         raise BudgetError(f"{fault}. Resources are {', '.join(RESOURCES)}.")
     return name.lower()

@@ -9,6 +9,7 @@ for each limited resource, in each box of the budget. Found by branch and bound 
 """
 
 from collections.abc import Container, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -20,6 +21,7 @@ from nni_blockswap.methods.counting import Floats
 from nni_blockswap.methods.sampler import Sampler
 
 _SPREAD = 1e4  # of all values together, once scaled: HiGHS takes 1e-6 for nothing
+_FAR = 10.0  # how many times the sum that is looked for a candidate's value may be
 _INFEASIBLE = 2
 
 
@@ -28,7 +30,8 @@ def optima(
 ) -> list[Indices]:
     """The ``k`` architectures with the least sums of ``values`` that meet all limits, least first.
 
-    Exact, but for sums that differ by less than 1e-10 of the range of all sums, whose order is arbitrary.
+    Exact, but for sums that differ by less than a millionth of what they are above the least that there is without
+    limits, whose order is arbitrary.
 
     Args:
         values: finite, one a candidate, an array a block.
@@ -47,21 +50,41 @@ def optima(
         >>> optima([np.array([0.0, 2.0]), np.array([0.0, 3.0])], table, Budget(params=20, at_most=True), k=2)
         [(1, 0), (0, 1)]
     """
-    programs = [_Program(values, table, box) for box in budget.boxes(table)]
-    found: list[Indices] = []
-    for program in programs:
-        of_box: list[Indices] = []
-        while len(of_box) < k and (one := program.next()) is not None:
-            of_box += [] if one in without else [one]
-        found += of_box
-    if not any(program.is_feasible for program in programs):
+    excess = [block - block.min() for block in values]
+    of_boxes = [_least(excess, table, box, k, without) for box in budget.boxes(table)]
+    if not any(is_feasible for _, is_feasible in of_boxes):
         Sampler(table, budget)  # raises, and says why
         raise BudgetError(f"no architecture was found at {budget}; widen the tolerance.")
-    return sorted(found, key=lambda row: sum(float(block[i]) for block, i in zip(values, row, strict=True)))[:k]
+    return sorted((row for found, _ in of_boxes for row in found), key=partial(_sum, values))[:k]
+
+
+def _least(
+    excess: Sequence[Floats],
+    table: Table,
+    box: Mapping[str, tuple[int, int]],
+    k: int,
+    without: Container[Indices],
+) -> tuple[list[Indices], bool]:
+    """The ``k`` best of a box, by what each candidate has above its block's least; and whether it has any.
+
+    What the k-th best has above the least of all bounds what each of its candidates has. So one that has more by itself
+    may as well have twice that, and a single huge value does not drown the differences of the others.
+    """
+    while True:
+        program = _Program(excess, table, box)
+        found = program.take(k, without)
+        worst = max((_sum(excess, row) for row in found), default=0.0)
+        if len(found) < k or worst == 0 or max(float(block.max()) for block in excess) <= _FAR * worst:
+            return found, program.is_feasible
+        excess = [np.minimum(block, 2 * worst) for block in excess]
+
+
+def _sum(values: Sequence[Floats], row: Indices) -> float:
+    return sum(float(block[i]) for block, i in zip(values, row, strict=True))
 
 
 class _Program:
-    """The integer program, and what was cut off.
+    """The integer program, of values whose least is 0 in each block, and what was cut off.
 
     HiGHS computes in floating point, within tolerances. So that no limit is lost in them, costs are divided by the
     greatest that matters, a limit is loosened by more than the rounding, and what it finds is added up in integers: one
@@ -71,16 +94,21 @@ class _Program:
     def __init__(self, values: Sequence[Floats], table: Table, bounds: Mapping[str, tuple[int, int]]) -> None:
         self._table, self._bounds = table, bounds
         self.is_feasible = False
-        least = [float(block.min()) for block in values]
-        range_ = sum(float(np.ptp(block)) for block in values)
-        self._objective = np.concatenate([block - low for block, low in zip(values, least, strict=True)])
-        self._objective *= _SPREAD / range_ if range_ else 1.0
+        range_ = sum(float(block.max()) for block in values)
+        self._objective = np.concatenate(values) * (_SPREAD / range_ if range_ else 1.0)
         sizes = [len(block) for block in values]
         self._starts = np.cumsum([0, *sizes[:-1]])
         one_each = np.repeat(np.eye(len(sizes)), sizes, axis=1)
         self._constraints = [LinearConstraint(one_each, 1, 1), *map(self._limit, self._bounds)]
 
-    def next(self) -> Indices | None:
+    def take(self, k: int, without: Container[Indices]) -> list[Indices]:
+        """The ``k`` best that are left but for those ``without``, or all where there are fewer."""
+        found: list[Indices] = []
+        while len(found) < k and (one := self._next()) is not None:
+            found += [] if one in without else [one]
+        return found
+
+    def _next(self) -> Indices | None:
         """The best that is left; None when none is."""
         while True:
             solved = milp(

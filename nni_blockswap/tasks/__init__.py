@@ -36,6 +36,8 @@ def make_task(name: str, root: str | None = None, /, **options: Any) -> Task:
         ConfigError: the data set has no such option, or cannot take its value.
     """
     make = TASKS[name]
+    if not callable(make):
+        raise ConfigError(f"a data set is a function that returns a task, and '{name}' is a {type(make).__name__}.")
     if is_data_module(make):
         make = _of_module(name, make)
     known = inspect.signature(make).parameters.keys() - {"root"}

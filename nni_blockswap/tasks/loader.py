@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from nni_blockswap.blocks.digest import digest_of_function
 from nni_blockswap.errors import DataError, TooFewError, first_line
 from nni_blockswap.metric import Metric
 from nni_blockswap.seeds import derived_seed
@@ -195,6 +196,7 @@ class LossTask(LoaderTask):
     def __init__(self, train: Any, loss: Loss, val: Any = None) -> None:
         super().__init__(train, val)
         self._loss = loss
+        self.loss_digest = digest_of_function(loss)
 
     def criterion(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """A scalar, a mean over the batch. Raises DataError where it is none."""

@@ -194,12 +194,21 @@ def test_what_is_no_budget_is_named(text: str) -> None:
         ({"params": 0.0}, "params=0.0 is no share of the teacher"),
         ({"params": float("nan")}, "params=nan is no share of the teacher"),
         ({"params": 9, "tolerance": 0.0}, "the tolerance must lie between 0 and 1, as 0.025 for 2.5 %; it is 0.0"),
+        ({"params": 9, "tolerance": "0.1"}, "the tolerance must lie between 0 and 1, as 0.025 for 2.5 %; it is '0.1'"),
+        ({"params": 9, "at_most": "false"}, "at_most is true or false, not 'false'"),
         ({"params": 9, "tolerance": 2.5}, "it is 2.5"),
     ],
 )
 def test_figures_out_of_range(arguments: dict[str, float], sentence: str) -> None:
     with pytest.raises(BudgetError, match=sentence):
         Budget(**arguments)
+
+
+def test_an_import_path_that_leads_to_no_resource() -> None:
+    with pytest.raises(
+        BudgetError, match=r"the resource 'os:path' has no name; see nni_blockswap/cost/resources/base.py"
+    ):
+        Budget.parse("os:path=5")
 
 
 def test_a_count_is_whole() -> None:

@@ -82,6 +82,18 @@ def test_values_of_any_size_and_equal_ones() -> None:
     assert len(set(optima(same, table, budget, k=6))) == 6
 
 
+@pytest.mark.parametrize("huge", [1e6, 1e10, 1e18])
+def test_one_huge_value_does_not_drown_the_others(huge: float) -> None:
+    table = random_table(1)
+    rng = np.random.default_rng(1)
+    values = [rng.random(len(names)) for names in table.candidates]
+    for block in (0, 2):
+        values[block][-1] = huge
+    budget = Budget(params=middle(table, "params", 0.4), at_most=True)
+    feasible = sorted(within(table, budget), key=lambda row: sums(values, [row]))
+    assert optima(values, table, budget, k=4) == feasible[:4]
+
+
 def test_where_fewer_meet_the_budget_all_are_found() -> None:
     values = [np.array([0.0, 1.0]), np.array([0.0, 3.0])]
     assert optima(values, GAPPED, Budget(params=1100, at_most=True), k=9) == [(0, 0), (1, 0), (0, 1)]

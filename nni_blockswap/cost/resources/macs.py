@@ -1,6 +1,7 @@
 """Multiply-accumulates of convolutions and linear layers, for one image.
 
-BN, activations, pooling and additions are free, as in the paper's tables.
+BN, activations, pooling and additions are free, as in the paper's tables, and so is attention. What a network folds
+into the batch, frames or patches of its one image, counts as often.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,8 @@ def _products(module: nn.Module, x: Tensor, output: Tensor) -> int:
     if isinstance(module, nn.Linear):
         return weight.numel() * (output.numel() // output.shape[-1])
     positions = x if isinstance(module, _ConvTransposeNd) else output
-    return weight.numel() * positions[0, 0].numel()
+    channels = positions.shape[-1 - (weight.dim() - 2)]  # before the spatial dimensions, with a batch before it or not
+    return weight.numel() * (positions.numel() // channels)
 
 
 MACS = Macs()
