@@ -18,6 +18,7 @@ from nni_blockswap.cost.table import Column
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+_LARGEST = 700.0  # the logarithm of what float64 holds
 _WIDEST = 300.0  # log weights of an architecture within this range leave exp(400) of float64 to the sums
 
 
@@ -114,7 +115,8 @@ class Walk:
     def __init__(self, grid: Grid, log_weights: tuple[Floats, ...] | None = None) -> None:
         self._grid = grid
         terms = [log_weights[b] if log_weights else np.zeros(len(grid.steps[i])) for i, b in enumerate(grid.order)]
-        self._logs = sum(float(np.ptp(block)) for block in terms) > _WIDEST
+        range_, choices = sum(float(np.ptp(block)) for block in terms), sum(np.log(len(block)) for block in terms)
+        self._logs = range_ > _WIDEST or range_ + choices > _LARGEST
         if self._logs:
             self._terms = terms
             self._tables = grid.fold(np.logaddexp, np.add, terms, 0.0, -np.inf)
@@ -124,8 +126,9 @@ class Walk:
 
     @property
     def mass(self) -> float:
-        """Sum of the weights."""
-        return float(np.exp(self._tables.root)) if self._logs else self._tables.root
+        """Sum of the weights; inf where float64 ends."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(self._tables.root)) if self._logs else self._tables.root
 
     @property
     def log_mass(self) -> float:

@@ -65,7 +65,7 @@ class Sampler:
         listed = [box.listed for box in self._boxes if box.listed is not None]
         if len(listed) == len(self._boxes):
             return list(map(tuple, rng.permutation(np.concatenate(listed))[:n].tolist()))
-        if len(self._boxes) == 1 and self._boxes[0].is_counted:
+        if len(self._boxes) == 1 and self._boxes[0].is_counted and math.isfinite(self.count):
             n = min(n, int(self.count))
         return self._distinct(n, rng)
 

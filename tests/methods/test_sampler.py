@@ -258,6 +258,18 @@ def test_too_few_are_all_returned_in_random_order(text: str) -> None:
     assert len(orders) > 15  # of 24
 
 
+def test_a_space_of_more_architectures_than_floating_point_counts() -> None:
+    costs = tuple(np.array([9, 1, 1, 1]) for _ in range(600))  # 4^600 = 1.7e361
+    table = Table(
+        tuple(f"block_{n:03d}" for n in range(600)), (("S", "T", "U", "V"),) * 600, {"params": Column("p", 0, costs)}
+    )
+    budget = Budget(params=600 * 9 - 8 * 100, tolerance=1e-3)
+    rows = Sampler(table, budget).sample(5, np.random.default_rng(0))
+    assert len(set(rows)) == 5
+    low, high = budget.bounds(table)["params"]
+    assert all(low <= sum(9 if pick == 0 else 1 for pick in row) <= high for row in rows)
+
+
 def test_nothing_is_asked_nothing_is_drawn() -> None:
     assert Sampler(random_table(0), Budget(params=1.0)).sample(0, np.random.default_rng(0)) == []
 
