@@ -1,8 +1,7 @@
 """COCO (Lin et al., ECCV 2014): instances as boxes, classes and masks; the losses of Mask R-CNN, summed."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from nni_blockswap.errors import DataError
 from nni_blockswap.metric import BOX_AP
 from nni_blockswap.seeds import derived_seed
+from nni_blockswap.tasks.annotations import read_annotations
 from nni_blockswap.tasks.base import Batches, fingerprint
 from nni_blockswap.tasks.classification import minibatch_indices
 from nni_blockswap.tasks.images import decoded
@@ -138,7 +138,7 @@ class Instances(Dataset[Any]):
 
     def __init__(self, root: Path, part: str, *, training: bool) -> None:
         self.folder = root / part
-        self.index = _index(root / "annotations" / f"instances_{part}.json")
+        self.index = read_annotations(root / "annotations" / f"instances_{part}.json")
         for category in self.index.cats:
             if not 0 < category < Coco.num_classes:
                 raise DataError(f"'{part}' has a category {category}; COCO's go from 1 to {Coco.num_classes - 1}.")
@@ -148,51 +148,54 @@ class Instances(Dataset[Any]):
 
     def _annotations(self, image_id: int) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.index.imgToAnns[image_id]
-        if self.training:
-            size = self.index.imgs[image_id]
-            return [one for one in found if not one.get("iscrowd") and _has_area(one["bbox"], size)]
-        return found
+        if not self.training:
+            return found
+        size = self.index.imgs[image_id]
+        have_area = _have_area(_corners(found, size), size["width"]).tolist()
+        return [one for one, has_area in zip(found, have_area, strict=True) if has_area and not one.get("iscrowd")]
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, position: int) -> tuple[Tensor, Target]:
         image_id = self.image_ids[position]
-        image = decoded(str(self.folder / self.index.imgs[image_id]["file_name"]))
-        return image, self._target(image_id, image.shape[1], image.shape[2])
+        size = self.index.imgs[image_id]
+        path = self.folder / size["file_name"]
+        image = decoded(str(path))
+        height, width = image.shape[1:]
+        if (height, width) != (size["height"], size["width"]):
+            raise DataError(
+                f"'{path}' is {width}x{height}, and its annotations are of {size['width']}x{size['height']}; take the "
+                "image that they were made for."
+            )
+        return image, self._target(image_id, size)
 
-    def _target(self, image_id: int, height: int, width: int) -> Target:
+    def _target(self, image_id: int, size: Mapping[str, int]) -> Target:
         found = self._annotations(image_id)
-        corners = torch.tensor([one["bbox"] for one in found], dtype=torch.float32).reshape(-1, 4)
-        corners[:, 2:] += corners[:, :2]
-        corners[:, 0::2].clamp_(0, width)
-        corners[:, 1::2].clamp_(0, height)
         masks = [torch.from_numpy(self.index.annToMask(one)) for one in found]
         return {
-            "boxes": corners,
+            "boxes": _corners(found, size),
             "labels": torch.tensor([one["category_id"] for one in found], dtype=torch.int64),
-            "masks": torch.stack(masks) if masks else torch.zeros(0, height, width, dtype=torch.uint8),
+            "masks": torch.stack(masks) if masks else torch.zeros(0, size["height"], size["width"], dtype=torch.uint8),
             "area": torch.tensor([one["area"] for one in found], dtype=torch.float32),
             "iscrowd": torch.tensor([one.get("iscrowd", 0) for one in found], dtype=torch.int64),
             "image_id": torch.tensor(image_id),
         }
 
 
-def _index(path: Path) -> Any:
-    """Pycocotools' index of an annotation file, without its chatter."""
-    from pycocotools.coco import COCO
-
-    try:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            return COCO(str(path))
-    except (OSError, ValueError, KeyError, AssertionError) as error:
-        raise DataError(f"'{path}' is not an annotation file of COCO ({error}); download it anew.") from error
+def _corners(found: Sequence[Mapping[str, Any]], size: Mapping[str, int]) -> Tensor:
+    """Boxes (n, 4) as x1, y1, x2, y2, clipped to an image of ``size``."""
+    corners = torch.tensor([one["bbox"] for one in found], dtype=torch.float32).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    corners[:, 0::2].clamp_(0, size["width"])
+    corners[:, 1::2].clamp_(0, size["height"])
+    return corners
 
 
-def _has_area(box: Sequence[float], size: Mapping[str, float]) -> bool:
-    """Whether something of a box (x, y, width, height) lies within its image."""
-    x, y, width, height = box
-    return min(x + width, size["width"]) > max(x, 0) and min(y + height, size["height"]) > max(y, 0)
+def _have_area(corners: Tensor, width: int) -> Tensor:
+    """Whether something of boxes (n, 4) lies within their image, in float32 and mirrored, too: (n,)."""
+    x1, y1, x2, y2 = corners.unbind(1)
+    return (x2 > x1) & (y2 > y1) & (width - x1 > width - x2)
 
 
 def _as_lists(examples: Iterable[tuple[Tensor, Target]]) -> Detection:

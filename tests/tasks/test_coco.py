@@ -119,7 +119,10 @@ def test_categories_are_cocos(root: Path, category: int) -> None:
         Coco(str(root)).minibatch(1, seed=0)
 
 
-@pytest.mark.parametrize("box", [[20, 2, 5, 5], [2, 16, 5, 5], [-9, 2, 9, 5], [30, 40, 5, 5], [2, -6, 5, 6]])
+@pytest.mark.parametrize(
+    "box",
+    [[20, 2, 5, 5], [2, 16, 5, 5], [-9, 2, 9, 5], [30, 40, 5, 5], [2, -6, 5, 6], [15, 2, 1e-7, 5], [0, 2, 1e-7, 5]],
+)
 def test_boxes_outside_their_image_are_left_out(root: Path, box: list[float]) -> None:
     path = root / "annotations" / "instances_train2017.json"
     content = json.loads(path.read_text())
@@ -127,6 +130,42 @@ def test_boxes_outside_their_image_are_left_out(root: Path, box: list[float]) ->
     path.write_text(json.dumps(content))
     _, targets = Coco(str(root)).minibatch(2, seed=0, augment=False)  # image 4 has nothing else
     assert {int(target["image_id"]): len(target["boxes"]) for target in targets} == {1: 1, 2: 1}
+
+
+def edit(path: Path, kind: str, position: int, **changes: object) -> None:
+    """Write other values into an image or an annotation of the file; None takes one away."""
+    content = json.loads(path.read_text())
+    entry = {**content[kind][position], **changes}
+    content[kind][position] = {key: value for key, value in entry.items() if value is not None}
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bbox": None}, {"bbox": [1, 2, 3]}, {"bbox": [1, 2, 3, "4"]}, {"bbox": [1, 2, 3, float("nan")]},
+        {"area": None}, {"area": "large"}, {"category_id": "7"}, {"category_id": 95}, {"category_id": 8},
+        {"iscrowd": "no"}, {"segmentation": None}, {"segmentation": []}, {"segmentation": [[]]},
+        {"segmentation": [[1, 2, 3, 4]]}, {"segmentation": {"counts": [0, 20 * 16], "size": [20, 16]}},
+    ],
+)  # fmt: skip
+def test_annotations_that_lack_something(root: Path, wrong: dict[str, object]) -> None:
+    edit(root / "annotations" / "instances_train2017.json", "annotations", 1, **wrong)
+    with pytest.raises(DataError, match=f"the {next(iter(wrong))} of annotation 2 in '.*train2017.json' has to be "):
+        Coco(str(root)).minibatch(1, seed=0)
+
+
+@pytest.mark.parametrize("wrong", [{"id": "a"}, {"height": None}, {"width": 20.0}, {"file_name": None}])
+def test_images_that_lack_something(root: Path, wrong: dict[str, object]) -> None:
+    edit(root / "annotations" / "instances_val2017.json", "images", 3, **wrong)
+    with pytest.raises(DataError, match=r"an image of '.*val2017.json' has an id, a file_name, height and width"):
+        Coco(str(root)).val_loader(1)
+
+
+def test_an_image_of_another_size_than_its_annotations(root: Path) -> None:
+    edit(root / "annotations" / "instances_train2017.json", "images", 0, height=32, width=40)
+    with pytest.raises(DataError, match=r"1\.jpg' is 20x16, and its annotations are of 40x32"):
+        Coco(str(root)).minibatch(2, seed=0)
 
 
 def test_minibatches_follow_the_seed_and_have_names(coco_tiny: Path) -> None:
