@@ -5,7 +5,15 @@ import reprlib
 
 
 class BlockSwapError(Exception):
-    """Root of all errors raised on purpose by this package."""
+    """Root of all errors raised on purpose by this package.
+
+    A process of a DataLoader's passes on its whole traceback as the sentence; what follows the error's name is kept.
+    """
+
+    def __init__(self, sentence: str = "") -> None:
+        if sentence.startswith("Caught ") and "\nOriginal Traceback " in sentence:
+            sentence = re.split(rf"^\S*\b{type(self).__name__}: ", sentence, flags=re.MULTILINE)[-1].rstrip()
+        super().__init__(sentence)
 
 
 class SpaceError(BlockSwapError):

@@ -125,8 +125,7 @@ def _sentence(error: Exception) -> str | None:
     """What to tell the user of ``error``; None where it is a fault of the program."""
     text = str(error).strip()
     if isinstance(error, BlockSwapError):
-        # A process that reads images passes on its whole traceback; the last line is the sentence.
-        return text.splitlines()[-1].rpartition("Error: ")[2]
+        return text
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU's memory is too small; lower --batch-size ({text.partition('.')[0]})."
     if isinstance(error, OSError):

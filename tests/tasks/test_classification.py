@@ -1,4 +1,5 @@
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -335,6 +336,14 @@ def test_a_loaders_order_is_drawn_at_its_first_batch(tiny_cifar: Path, workers: 
     loader.generator.manual_seed(7)
     torch.manual_seed(7)
     assert all(torch.equal(a, b) for a, b in zip(late, next(iter(loader)), strict=True))
+
+
+def test_what_a_reading_process_meets_is_one_sentence(tiny_cifar: Path) -> None:
+    broken = tiny_cifar / "test" / "class0" / "0.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(DataError) as met:
+        next(iter(make_task("image-folder", str(tiny_cifar)).val_loader(2, workers=1)))
+    assert re.fullmatch(rf"the image '{re.escape(str(broken))}' cannot be read: [^\n]+\.", str(met.value))
 
 
 @pytest.mark.parametrize(

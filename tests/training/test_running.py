@@ -103,6 +103,14 @@ def test_the_sentence_of_a_reading_process_is_found_in_its_traceback(capsys: pyt
         main("trial", run)
 
 
+def test_a_sentence_that_quotes_another_error_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> None:
+        raise ConfigError("'a:b' fails: ValueError: no such thing.")
+
+    with pytest.raises(SystemExit, match=r"^trial: 'a:b' fails: ValueError: no such thing\.$"):
+        main("trial", run)
+
+
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(ConfigError, match="--batch-size 7 cannot be shared evenly by 2 processes"):
         share(7, SimpleNamespace(world_size=2))
