@@ -1,6 +1,8 @@
 """Large images from folders train/<class>/ and val/<class>/, ImageNet among them: decoded and augmented per image."""
 
+import logging
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from nni_blockswap.tasks.base import Batches
 from nni_blockswap.tasks.classification import Classification, Labelled, minibatch_indices
 from nni_blockswap.tasks.images import class_names, decoded, labelled_files
 
+_log = logging.getLogger(__name__)
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images; torchvision's pretrained networks expect them."""
 
@@ -24,7 +28,8 @@ class ImageFolderTask(Classification):
         name: of the data set.
         root: folder that holds train/ and, for trials, val/ or test/.
         image_size: side of the network's input.
-        classes: number of classes the set must not exceed; None takes what is there.
+        classes: number of classes the set must not exceed; None takes what is there. Those of a set that has fewer are
+            numbered as they are, and a warning says so.
 
     Raises:
         DataError: there is no train/ folder, it holds more classes, or ``image_size`` is no number of pixels.
@@ -41,6 +46,8 @@ class ImageFolderTask(Classification):
         self._classes = class_names(self.root / "train", classes)
         self._files = labelled_files(self.root / "train", self._classes)
         self.num_classes = classes or len(self._classes)
+        if len(self._classes) < self.num_classes:
+            _tell_of_part(name, self.root / "train", len(self._classes), self.num_classes)
 
     def train_loader(self, batch_size: int, *, seed: int = 0, workers: int = 0) -> "DataLoader[Labelled]":
         """Shuffled, augmented batches; the last, incomplete one is dropped."""
@@ -81,6 +88,16 @@ def image_folder(root: str | None, image_size: int = 224) -> ImageFolderTask:
 def imagenet(root: str | None, image_size: int = 224) -> ImageFolderTask:
     """ImageNet (Russakovsky et al., 2015) in folders train/<wnid>/ and val/<wnid>/."""
     return ImageFolderTask("imagenet", root, image_size, classes=1000)
+
+
+@cache  # said once
+def _tell_of_part(name: str, folder: Path, found: int, classes: int) -> None:
+    _log.warning(
+        "%s has %d classes and '%s' holds %d: they are numbered from 0 in the order of their names, and a network that "
+        "was trained on all %d knows them by other numbers. A search is as good; to train, take the data image-folder "
+        "and a teacher that was trained on it.",
+        name, classes, folder, found, classes,
+    )  # fmt: skip
 
 
 class _Files(Dataset[Labelled]):

@@ -320,6 +320,15 @@ def test_more_folders_than_classes_are_refused(tmp_path: Path, name: str, classe
         make_task(name, str(tmp_path))
 
 
+def test_a_part_of_imagenet_is_told_once(tiny_cifar: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_task("image-folder", str(tiny_cifar))
+    assert not caplog.messages
+    tasks = [make_task("imagenet", str(tiny_cifar)) for _ in range(2)]
+    (told,) = caplog.messages
+    assert told.startswith(f"imagenet has 1000 classes and '{tiny_cifar / 'train'}' holds 10: they are numbered from 0")
+    assert tasks[0].num_classes == 1000
+
+
 @pytest.mark.parametrize("size", [0, -4, "x", 32.0, True, None])
 def test_image_sizes_that_are_none(tiny_cifar: Path, size: object) -> None:
     with pytest.raises(DataError, match=f"image-folder's image_size is a number of pixels, 1 or more, not {size!r}"):
