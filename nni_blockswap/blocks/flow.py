@@ -242,7 +242,7 @@ def module_of(spelled: str) -> nn.Module:
     """The module that ``Call.function`` spells.
 
     Example:
-        >>> module_of("Softplus(2, threshold=5)")
+        >>> module_of("Softplus(2.0, threshold=5.0)")
         Softplus(beta=2.0, threshold=5.0)
     """
     call: Any = ast.parse(spelled, mode="eval").body

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -69,13 +70,13 @@ def test_runs(count, workshop):
 
 
 def trained(words: list[str], *, cwd: Path, stdout: Any, **_: Any) -> SimpleNamespace:
-    """``subprocess.run`` of a trial that takes no time: what it is told has to be right, what it finds is made up."""
+    """The process of a trial that takes no time: what it is told has to be right, what it finds is made up."""
     if words[0] != sys.executable or not cwd.is_dir():
         raise FileNotFoundError(2, "No such file or directory", words[0])
 
     def say(text: str) -> SimpleNamespace:
         stdout.write(f"{text}\n".encode())
-        return SimpleNamespace(returncode=2)
+        return SimpleNamespace(wait=lambda timeout: 2)
 
     if words[1:3] != ["-m", "trial.distill"]:
         return say(f"No module named {words[2:3]}")
@@ -92,13 +93,14 @@ def trained(words: list[str], *, cwd: Path, stdout: Any, **_: Any) -> SimpleName
     named = {"method": given.method, "variant": given.variant} if given.method else {}
     trial(Path(given.out), list(one.choices.values()), 1 - error, space_args=one.space_args, seed=given.seed, **named)
     write_json(Path(given.out) / "settings.json", {"seed": given.seed, **options.data_settings(given)})
-    return SimpleNamespace(returncode=0)
+    return SimpleNamespace(wait=lambda timeout: 0)
 
 
 def reproduces(words: list[str]) -> Ended:
     """How ``blockswap reproduce`` with these words ended, on a machine whose trials take no time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unmanaged, "subprocess", SimpleNamespace(run=trained, STDOUT=None))
+        known = {"STDOUT": subprocess.STDOUT, "TimeoutExpired": subprocess.TimeoutExpired}
+        patch.setattr(unmanaged, "subprocess", SimpleNamespace(Popen=trained, **known))
         return run_blockswap(*words)
 
 
