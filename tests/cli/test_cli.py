@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,12 @@ def test_when_memory_runs_out_the_advice_is_what_the_command_has(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("blockswap: memory ran out; what was done is kept. Start the same command again w")
     assert re.findall(r"--([\w-]+)", line) == options
+
+
+def test_a_command_can_be_called_in_a_thread(tmp_path: Path) -> None:
+    Architecture.from_choices(WRN, ["G(2)", "B(2)", "S"], SMALL).save(tmp_path / "one.json")
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(main, ["show", str(tmp_path / "one.json")]).result() == 0
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
