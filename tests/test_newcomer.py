@@ -39,7 +39,7 @@ sys.path.insert(0, "DIR")
 from model import make
 
 model, example_input = make(width=8), torch.zeros(1, 1, 16, 16)
-train_loader = val_loader = DataLoader(TensorDataset(torch.randn(128, 1, 16, 16), torch.arange(128) % 10), 64)
+train_loader = val_loader = DataLoader(TensorDataset(torch.randn(512, 1, 16, 16), torch.arange(512) % 10), 64)
 """
 """What README's Python takes for granted; ``blockswap init DIR`` has written the model."""
 

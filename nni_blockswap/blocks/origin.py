@@ -16,7 +16,7 @@ from nni_blockswap.registry import load
 LIVE = "live:"
 """In front of the name of a network that this process holds, and that no import path leads to."""
 
-HELD = 8
+HELD = 32
 """So many of the last ones are kept."""
 
 _live: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {}

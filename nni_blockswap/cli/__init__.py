@@ -66,10 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"blockswap: memory ran out; what was done is kept. {_with_less_memory(options)}.", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader has what it wanted, as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # for what is still to be flushed
-        return 128 + signal.SIGPIPE
     except OSError as error:  # a full disk, a folder that cannot be written to
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            return 128 + signal.SIGPIPE
         print(f"blockswap: {readable(str(error))}; what was done is kept.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -88,6 +87,16 @@ def parser() -> argparse.ArgumentParser:
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
     return found
+
+
+def _is_unread() -> bool:
+    """Whether the reader of stdout has what it wanted and is gone, as head; what is left then goes nowhere."""
+    try:
+        print(end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+        return True
+    return False
 
 
 def _with_less_memory(options: argparse.Namespace) -> str:

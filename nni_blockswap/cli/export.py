@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     if missing:
         raise StateError(f"the best trial's '{missing[0]}' is missing; run the trial again.")
     contents = {name: (best / name).read_bytes() for name in (ARCHITECTURE, WEIGHTS, RESULT)}
-    _remove_others(out, contents[WEIGHTS])
+    others = _of_other_weights(out, contents[WEIGHTS])
     for name, content in contents.items():
         write_atomically(out / name, partial(_write, content))
     metric, value = judged(result)
@@ -54,6 +54,10 @@ def run(options: argparse.Namespace) -> int:
     print(f"{name}: {metric} {metric.show(value)}, {result['params']:,} parameters; from '{best}'")
     if options.format:
         _export(out, list(dict.fromkeys(options.format)), options.fold_bn)
+    for path, before in others.items():
+        if path.is_file() and path.stat().st_mtime_ns == before:
+            path.unlink()
+            print(f"{path}: removed, as it was of other weights")
     return 0
 
 
@@ -77,15 +81,16 @@ def _merit(result: dict[str, Any]) -> float:
     return metric.merit(value)
 
 
-def _remove_others(out: Path, weights: bytes) -> None:
-    """Remove what an earlier export to ``out`` made of other weights: it would stand there as if it were of these."""
-    if not (out / WEIGHTS).is_file() or (out / WEIGHTS).read_bytes() == weights:
-        return
+def _of_other_weights(out: Path, weights: bytes) -> dict[Path, int]:
+    """What an earlier export to ``out`` made of other weights, and when: it would look as if it were of these."""
+    from nni_blockswap.exporting.plain_python import is_ours
+
+    kept = [out / name for name in (ARCHITECTURE, WEIGHTS, RESULT)]  # beside which an export stands
+    if not all(path.is_file() for path in kept) or (out / WEIGHTS).read_bytes() == weights:
+        return {}
     found = [path for one in FORMATS if (path := out / f"model.{one}").is_file()]
-    found += [code for path in found if path.suffix == ".safetensors" and (code := path.with_suffix(".py")).is_file()]
-    for path in found:
-        path.unlink()
-        print(f"{path}: removed, as it was of other weights")
+    found += [code for path in found if path.suffix == ".safetensors" and is_ours(code := path.with_suffix(".py"))]
+    return {path: path.stat().st_mtime_ns for path in found}
 
 
 def _write(content: bytes, stream: IO[bytes]) -> None:

@@ -32,6 +32,9 @@ K = TypeVar("K")
 LIST, ASKED = "trials.json", "asked.json"
 """What the trials are, and what was asked for that gave them."""
 
+OF_THE_MACHINE = ("data_root", "device", "processes", "recompute", "students")
+"""Class arguments that change no trial."""
+
 NAMED = ("method", "variant", "seed", "nonzero")
 """Of a trial's parameters, those that its command takes as options."""
 
@@ -113,6 +116,7 @@ def _trials(
     comparison = {**config.arguments.get("comparison", {}), **changes.comparison}
     search_space = {} if "space_args" in changes.class_args else config.search_space()  # that is of another space
     asked = json.loads(json.dumps({**arguments, "comparison": comparison, "search space": search_space}))
+    asked = {name: value for name, value in asked.items() if name not in OF_THE_MACHINE}
     if path.exists():
         _check_asked(out, asked)
     else:
@@ -128,7 +132,7 @@ def _check_asked(out: Path, asked: Mapping[str, Any]) -> None:
     differ = [name for name in sorted({**before, **asked}) if before.get(name) != asked.get(name)]
     if differ:
         raise StateError(
-            f"'{out}' holds the trials of another {', another '.join(differ)}; give another folder, or delete this one."
+            f"'{out}' holds the trials of another {', another '.join(differ)}; set that back, or give another folder."
         )
 
 

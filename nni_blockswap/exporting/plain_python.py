@@ -35,7 +35,7 @@ def write(snapshot: Snapshot, path: Path) -> tuple[Path, ...]:
             "use letters, digits and underscores."
         )
     code = path.with_suffix(".py")
-    if code.exists() and not code.read_bytes().startswith(f'"""{TITLE}'.encode()):
+    if code.exists() and not is_ours(code):
         raise ConfigError(
             f"'{code}' would be overwritten, and no export has written it; export to another name than '{path.name}'."
         )
@@ -55,6 +55,11 @@ def write(snapshot: Snapshot, path: Path) -> tuple[Path, ...]:
     write_atomically(path, lambda stream: stream.write(weights))
     write_text(code, source)
     return path, code
+
+
+def is_ours(code: Path) -> bool:
+    """Whether a file was written by an export."""
+    return code.is_file() and code.read_bytes().startswith(f'"""{TITLE}'.encode())
 
 
 def _source(snapshot: Snapshot, stem: str) -> str:

@@ -21,6 +21,9 @@ SETTINGS = "settings.json"
 _OF_ONE = ("run", "architecture_id", "data_root", "seed", "nonzero")
 """Settings of one trial alone, or of the machine that it ran on."""
 
+_BESIDE = ("teacher", "teacher_epochs", "extended")
+"""Settings that do not make another variant: a comparison has a teacher a seed, and a run may be made a longer one."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -125,7 +128,7 @@ def told_apart(named: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[str]
         >>> told_apart([("blockswap", "30%", {"beta": 0}), ("blockswap", "30%", {"beta": 9}), ("snip", "30%", {})])
         ['30%, beta=0', '30%, beta=9', '30%']
     """
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}  # teachers may be another each seed
     for method, variant, recipe in named:
         groups.setdefault((method, variant), []).append(recipe)
     return [", ".join([variant, *_apart(recipe, groups[method, variant])]) for method, variant, recipe in named]
@@ -135,7 +138,7 @@ def _apart(recipe: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> li
     return [
         f"{name}={value}"
         for name, value in recipe.items()
-        if any(name in other and other[name] != value for other in others)
+        if name not in _BESIDE and any(name in other and other[name] != value for other in others)
     ]
 
 

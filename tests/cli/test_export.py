@@ -160,6 +160,18 @@ def test_export_in_several_formats(tmp_path, capsys):
     assert "bias=False)" in (tmp_path / "out" / "model.py").read_text()
 
 
+def test_files_that_no_export_has_made_stay_where_they_are(tmp_path):
+    trial(tmp_path / "student", 0.5)
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("weights.pt", "model.py", "model.safetensors", "model.onnx"):
+        (out / name).write_text("somebody's own")
+    assert main(["export", str(tmp_path / "student"), "--out", str(out)]) == 0
+    trial(tmp_path / "student" / "better", 0.9, "G(2)")  # now out is one of an export, but for its model.py
+    assert main(["export", str(tmp_path / "student"), "--out", str(out)]) == 0
+    assert (out / "model.py").read_text() == "somebody's own"
+
+
 def test_another_networks_files_do_not_stay_beside_the_new_weights(tmp_path, capsys):
     trial(tmp_path / "student", 0.5)
     command = ["export", str(tmp_path / "student"), "--out", str(tmp_path / "out")]

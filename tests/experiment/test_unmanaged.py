@@ -126,8 +126,9 @@ def test_a_relative_folder_is_one_of_whoever_calls(config, tmp_path, monkeypatch
 def test_trials_of_other_settings_are_not_taken_for_these(config, tmp_path) -> None:
     out = tmp_path / "out"
     assert run_experiment(config, Changes({}, {}), out) == []
-    with pytest.raises(StateError, match="holds the trials of another comparison, another tolerance; give another"):
+    with pytest.raises(StateError, match="holds the trials of another comparison, another tolerance; set that back"):
         run_experiment(config, Changes({"tolerance": 0.3}, {"random": 1}), out)
+    assert run_experiment(config, Changes({"processes": 1, "device": "cpu"}, {}), out) == []  # of the machine
     assert [len(runs(out, number)) for number in range(4)] == [1] * 4
 
 

@@ -105,6 +105,14 @@ def test_teachers_that_err_alike_are_several_and_a_given_one_is_one(tmp_path):
     assert len(teacher_point(read_trials([tmp_path / "given"])).trials) == 1
 
 
+def test_a_teacher_a_seed_makes_no_variant_a_seed(tmp_path):
+    for seed in range(2):
+        trial(tmp_path / f"{seed}", MIXED, 0.9, 0.99, seed=seed, method="random", variant="30%")
+        settings = {"seed": seed, "teacher": f"teacher{seed}.pt", "beta": 9}
+        (tmp_path / f"{seed}" / "settings.json").write_text(json.dumps(settings))
+    assert [(point.variant, len(point.trials)) for point in points(read_trials([tmp_path]))] == [("30%", 2)]
+
+
 def test_what_an_earlier_report_wrote_is_no_front(tmp_path):
     architecture = trial(tmp_path / "trial", MIXED, 0.9)
     searched = tmp_path / "search" / "front.csv"
