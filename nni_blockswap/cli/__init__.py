@@ -4,6 +4,7 @@ import argparse
 import io
 import logging
 import os
+import select
 import signal
 import sys
 import warnings
@@ -91,12 +92,12 @@ def parser() -> argparse.ArgumentParser:
 
 def _is_unread() -> bool:
     """Whether the reader of stdout has what it wanted and is gone, as head; what is left then goes nowhere."""
-    try:
-        print(end="", flush=True)
-    except BrokenPipeError:
+    watched = select.poll()
+    watched.register(STDOUT, 0)
+    is_gone = any(event & select.POLLERR for _, event in watched.poll(0))
+    if is_gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
-        return True
-    return False
+    return is_gone
 
 
 def _with_less_memory(options: argparse.Namespace) -> str:
