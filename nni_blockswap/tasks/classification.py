@@ -73,8 +73,10 @@ class Classification:
 
 
 def _share(hits: Tensor, labels: Tensor) -> Tensor:
-    """How many of the labels that count are hit."""
-    return hits.float().mean() * (labels.numel() / (labels != IGNORED).sum())
+    """How many of the labels that count are hit; 0 where none counts. Labels without a sign all count."""
+    if labels.is_floating_point() or not labels.is_signed():  # 156 as a byte would equal -100
+        return hits.float().mean()
+    return hits.float().mean() * (labels.numel() / (labels != IGNORED).sum().clamp(min=1))
 
 
 def minibatch_indices(size: int, batch_size: int, seed: int, index: int) -> Sequence[int]:

@@ -122,7 +122,8 @@ def labelled_files(folder: Path, classes: Sequence[str], *, held_out: bool = Fal
         found = {name: _images(folder / name) for name in class_names(folder)}
     except FileNotFoundError as error:
         raise DataError(f"'{folder}' must hold one folder of images for each class: {error}.") from error
-    unknown = [name for name in found if name not in classes]
+    number = {name: index for index, name in enumerate(classes)}
+    unknown = [name for name in found if name not in number]
     if unknown:
         raise DataError(
             f"'{folder}' has a class '{unknown[0]}' that the training set has not; "
@@ -132,7 +133,6 @@ def labelled_files(folder: Path, classes: Sequence[str], *, held_out: bool = Fal
     if len(without) == len(found) or (without and not held_out):
         where = folder / without[0] if without else folder
         raise DataError(f"'{folder}' must hold one folder of images for each class; there are none in '{where}'.")
-    number = {name: index for index, name in enumerate(classes)}
     return [(path, number[name]) for name, files in found.items() for path in files]
 
 

@@ -9,6 +9,7 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 
 from nni_blockswap.blocks.capture import captured
+from nni_blockswap.blocks.imitation import is_norm
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.training.attention import attention_distances
 from nni_blockswap.training.condensation import Condensation, learned
@@ -59,6 +60,7 @@ class ImageTraining(Training):
     def __init__(self, network: nn.Module, task: Any, recipe: Recipe, teacher: Teacher | None = None) -> None:
         super().__init__(channels_last(network), task, recipe)
         self.teacher = teacher if recipe.imitates else None
+        self._is_undefined = False
 
     @property
     def remedy(self) -> str:
@@ -70,13 +72,14 @@ class ImageTraining(Training):
         return [Condensation()] if learned(self.network) else []
 
     def on_fit_start(self) -> None:
-        """Put the teacher where the student is, and a network that was evaluated into training mode."""
-        if not self.network.training:  # Lightning would leave it as it is
-            self.network.train()
-        still = [path for path, module in self.network.named_modules() if not module.training]
-        if still:
-            more = f" and {len(still) - 3} more" if len(still) > 3 else ""
-            say(f"in evaluation mode stay, as they were given: {', '.join(still[:3])}{more}.")
+        """Put the teacher where the student is, and the student into training mode, all but norms frozen on purpose."""
+        frozen = {path: module for path, module in self.network.named_modules() if _is_frozen_norm(module)}
+        self.network.train()  # Lightning would leave a network that was evaluated as it is
+        for module in frozen.values():
+            module.eval()
+        if frozen:
+            more = f" and {len(frozen) - 3} more" if len(frozen) > 3 else ""
+            say(f"in evaluation mode stay, as their weights are frozen: {', '.join([*frozen][:3])}{more}.")
         if self.teacher is not None:
             self.teacher.network.to(self.device)
 
@@ -134,15 +137,26 @@ class ImageTraining(Training):
         metrics = self.trainer.callback_metrics
         if self.is_training_run:
             self.stop_unless_finite(metrics["val/loss"])
-        metric, value = self.task.metric, float(metrics[self.monitor])
-        if not math.isfinite(value):
-            raise ConfigError(
-                f"the {metric} on the validation set is {value}, and nothing can be judged by that; mend what computes "
-                "it: the same call goes on after the last whole epoch."
-            )
+        if not math.isfinite(value := float(metrics[self.monitor])):
+            self._tell_undefined(value)
         self.figures = {
             name.removeprefix("val/"): float(value) for name, value in metrics.items() if name.startswith("val/")
         }
+
+    def _tell_undefined(self, value: float) -> None:
+        """Say once that a metric is no number yet, or raise ConfigError where a network is judged for good."""
+        said = f"the {self.task.metric} on the validation set is {value}"
+        if not self.is_training_run:
+            raise ConfigError(f"{said}, and nothing can be judged by that; mend what computes it.")
+        if not self._is_undefined:
+            self._is_undefined = True
+            say(f"{said} in epoch {self.current_epoch + 1}; the training goes on.")
+
+
+def _is_frozen_norm(module: nn.Module) -> bool:
+    """Whether it is a normalisation in evaluation mode with parameters of which none is trained."""
+    weights = list(module.parameters())
+    return is_norm(module) and not module.training and bool(weights) and not any(one.requires_grad for one in weights)
 
 
 def _only_tensor(answer: object) -> Tensor:

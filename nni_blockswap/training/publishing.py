@@ -39,6 +39,12 @@ def publish(
     Raises:
         TrainingError: a weight or a figure is no finite number; nothing is written then.
     """
+    value = float(figures[metric.key])
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"the {metric} on the validation set is {value} after the last epoch, and nothing can be judged by that; "
+            "mend what computes it, and go on with more epochs."
+        )
     numbers = [value for value in figures.values() if isinstance(value, float)]
     if not all(map(math.isfinite, numbers)) or not_finite(network) is not None:
         raise TrainingError(

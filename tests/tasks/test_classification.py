@@ -84,6 +84,17 @@ def test_labels_that_are_ignored_do_not_count() -> None:
     assert task.figures(outputs, labels.clamp(min=9)) == {"accuracy": 0, "top5": 0}
 
 
+def test_where_no_label_counts_nothing_is_hit_and_a_byte_of_156_is_a_class() -> None:
+    task = Classification()
+    task.num_classes = 200
+    outputs = torch.zeros(2, 200)
+    outputs[:, 156] = 1.0
+    unknown = torch.full((2,), -100)
+    assert task.figures(outputs, unknown) == {"accuracy": 0, "top5": 0}
+    assert task.training_figures(outputs, unknown) == {"accuracy": 0}
+    assert task.training_figures(outputs, torch.tensor([156, 3], dtype=torch.uint8)) == {"accuracy": 0.5}
+
+
 def test_minibatch_needs_enough_images() -> None:
     with pytest.raises(DataError, match=r"2 minibatch.* of 1000 need 2000 training examples; there are 1437: lower"):
         make_task("digits").minibatch(1000, seed=0, index=1)
@@ -404,3 +415,14 @@ def test_cutout_zeroes_one_clipped_square() -> None:
         sizes.add((height, width))
     assert (4, 4) in sizes
     assert (2, 2) in sizes
+
+
+def test_the_names_of_many_classes_are_looked_up_by_hash(tmp_path: Path) -> None:
+    class Named(list[str]):
+        def __contains__(self, name: object) -> bool:
+            raise AssertionError("a list is gone through for each of its names")
+
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").touch()
+    assert [number for _, number in labelled_files(tmp_path, Named("ab"))] == [0, 1]

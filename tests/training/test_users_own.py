@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
-from nni_blockswap.errors import ConfigError, DataError
+from nni_blockswap.errors import ConfigError, DataError, TrainingError
 from nni_blockswap.metric import Metric
 from nni_blockswap.training.reporting import History
 from tests.training.test_distilling import BATCHES, HELD_OUT, TRAIN, net, run
@@ -48,8 +48,9 @@ def test_a_metric_of_ones_own_stands_alone_also_where_it_is_called_accuracy(tmp_
     assert 0 <= result.metric <= 1
 
 
-def test_a_metric_that_is_no_number_ends_the_epoch_and_the_call_goes_on_once_it_is_mended(tmp_path: Path) -> None:
-    values = [0.5, float("nan"), 0.25]
+def test_a_metric_that_is_no_number_yet_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nan = float("nan")
+    values: list[float] = []
     metric = ("mine", lambda outputs, labels: values[0])
 
     class Moving(History):
@@ -58,12 +59,31 @@ def test_a_metric_that_is_no_number_ends_the_epoch_and_the_call_goes_on_once_it_
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("nni_blockswap.training.distilling.AttentionPictures", Moving)
-        with pytest.raises(
-            ConfigError, match=r"the mine on the validation set is nan, .* goes on after the last whole"
-        ):
-            run(tmp_path, metric=metric)
-        del values[0]
-        assert (run(tmp_path, metric=metric).history[1]["val/mine"], values) == (0.25, [])
+        values += [nan, nan, 0.25, nan]
+        result = run(tmp_path, metric=metric, epochs=3)
+        assert (result.metric, result.best) == (0.25, 0.25)
+        said = capsys.readouterr().out
+        assert "the mine on the validation set is nan in epoch 1; the training goes on." in said
+        assert said.count("validation set is nan") == 1
+        with pytest.raises(TrainingError, match=r"the mine on the validation set is nan after the last epoch"):
+            run(tmp_path, metric=metric, epochs=4)
+        values += [0.5]
+        assert run(tmp_path, metric=metric, epochs=5).metric == 0.5  # mended
+
+
+def test_a_teacher_whose_metric_is_no_number_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the mine on the validation set is nan, and nothing can be judged by that"):
+        run(tmp_path, net(8), kd=1.0, metric=("mine", lambda outputs, labels: float("nan")))
+
+
+def test_a_batch_without_a_label_that_counts_ends_nothing(tmp_path: Path) -> None:
+    def own(outputs: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, labels, reduction="sum") / (labels != -100).sum().clamp(min=1)
+
+    images, labels = BATCHES[0]
+    unknown = (images, torch.full_like(labels, -100))
+    result = run(tmp_path, train=[*BATCHES, unknown], val=[*HELD_OUT, unknown], loss=own, epochs=1)
+    assert 0 <= result.metric <= 1
 
 
 class Fewer(list):
@@ -141,10 +161,22 @@ def test_ctrl_c_is_what_it_is_everywhere(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is listening
 
 
-def test_modules_in_evaluation_mode_stay_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_norms_that_are_frozen_on_purpose_stay_in_evaluation_mode(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     student = net(8)
-    student[1].eval()
+    student[1].eval().requires_grad_(False)
     run(tmp_path, student=student, epochs=1)
     assert not student[1].running_mean.any()  # as it began
     assert student[5].running_mean.any()
-    assert "in evaluation mode stay, as they were given: 1." in capsys.readouterr().out
+    assert "in evaluation mode stay, as their weights are frozen: 1." in capsys.readouterr().out
+
+
+def test_parts_that_were_evaluated_are_trained_as_any(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as a wrapper around an evaluated network, or a backbone of one under a new head."""
+    student, evaluated = net(8), net(8)
+    for part in evaluated[:-1]:
+        part.eval()
+    history = run(tmp_path / "plain", student=student).history
+    assert run(tmp_path / "evaluated", student=evaluated).history == history
+    assert "evaluation mode" not in capsys.readouterr().out
