@@ -1,6 +1,7 @@
 """Any user's network: out of its wrappers, copied, and looked at for numbers that are not finite."""
 
 import copy
+from collections.abc import Container
 
 from torch import Tensor, nn
 
@@ -30,12 +31,18 @@ def copied(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, {id(value): value.detach().clone() for value in held if not value.is_leaf})
 
 
-def not_finite(network: nn.Module) -> str | None:
+def not_finite(network: nn.Module, among: Container[str] | None = None) -> str | None:
     """Name of a weight or a statistic that is not finite, or of a buffer that holds NaN; None where all is sound.
 
-    A buffer that is no statistic may be infinite, as a mask is.
+    Looked at is what the network keeps in its ``state_dict``. A buffer that is no statistic may be infinite, as a mask
+    is.
+
+    Args:
+        among: names of those that are looked at; all if None.
     """
-    for name, value in (*network.named_parameters(), *network.named_buffers()):
+    for name, value in network.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor) or (among is not None and name not in among):
+            continue
         mask = not isinstance(value, nn.Parameter) and name.rpartition(".")[2] not in ("running_mean", "running_var")
         if bool((value.isnan() if mask else ~value.isfinite()).any()):
             return name

@@ -3,7 +3,8 @@
     d_t = min(decay, (1 + t) / (10 + t)),    average_t = d_t average_(t-1) + (1 - d_t) weights_t,    t = 1, 2, ...
 
 and average_0 = weights_0, those after the first step. The decay grows into its value, so that a short run's average
-does not hang on its first steps. Of whole numbers among the buffers the last is taken.
+does not hang on its first steps. Of whole numbers among the buffers, and of buffers that begin with an infinity, the
+last is taken.
 
 Source: Polyak and Juditsky, 1992; the growing decay as in TensorFlow's ``ExponentialMovingAverage``.
 """
@@ -18,6 +19,20 @@ from torch.optim.swa_utils import AveragedModel
 from nni_blockswap.errors import ConfigError
 
 
+class _Average(AveragedModel):
+    """An average in which buffers that hold an infinity, as masks do, are copied: inf - inf is no number."""
+
+    def __init__(self, network: nn.Module, **options: Any) -> None:
+        super().__init__(network, **options)
+        self._masks = [name for name, value in network.named_buffers() if bool(value.isinf().any())]
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        super().update_parameters(model)
+        for name in self._masks:
+            self.module.get_buffer(name).copy_(model.get_buffer(name))
+
+
 def averaged(network: nn.Module, decay: float) -> AveragedModel:
     """A copy of ``network`` that ``update_parameters(network)`` moves towards it; it is never trained itself.
 
@@ -29,11 +44,10 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     def move(average: Sequence[Tensor], current: Sequence[Tensor], updates: Any) -> None:
         share = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
         for mean, value in zip(average, current, strict=True):
-            moved = mean.lerp(value, share) if mean.is_floating_point() else value
-            mean.copy_(torch.where(mean == value, value, moved))  # infinities, as in masks, stay what they are
+            mean.lerp_(value, share) if mean.is_floating_point() else mean.copy_(value)
 
     try:
-        average = AveragedModel(network, multi_avg_fn=move, use_buffers=True)
+        average = _Average(network, multi_avg_fn=move, use_buffers=True)
     except RuntimeError as error:  # a weight that is computed from others is no leaf and has no copy
         raise ConfigError(f"--ema needs weights of their own ({str(error).partition('.')[0]}).") from error
     average.requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,30 +77,39 @@ def redraw(student: nn.Module, teacher: nn.Module | None, argument: str, seed: i
     Raises:
         ConfigError: a module has weights that nobody but its constructor can draw, or that are computed from others.
     """
+    for path, module in student.named_modules():
+        _check_can_be_drawn(path, module)
     with seeded(seed):
-        for path, module in student.named_modules():
-            computed = _computed(module)
-            if computed is not None:
-                raise ConfigError(
-                    f"'{path}' computes its {computed} from other weights, which are not drawn anew; end that, as by "
-                    "remove_weight_norm or prune.remove, or leave init out."
-                )
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-            elif next(module.parameters(recurse=False), None) is not None:
-                raise ConfigError(
-                    f"'{path}' ({type(module).__name__}) has weights and no reset_parameters to draw them anew; build "
-                    "the student afresh, and leave init out."
-                )
+        for module in student.modules():
+            reset: Any = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
             initialise_layer(module)
     return "fresh weights"
 
 
+def _check_can_be_drawn(path: str, module: nn.Module) -> None:
+    """Raise ConfigError unless the module's own weights, if any, can be drawn anew."""
+    kind = type(module).__name__
+    where = f"'{path}' ({kind})" if path else kind
+    computed = _computed(module)
+    if computed is not None:
+        raise ConfigError(
+            f"{where} computes its {computed} from other weights, which are not drawn anew; end that, as by "
+            "remove_weight_norm or prune.remove, or leave init out."
+        )
+    if not hasattr(module, "reset_parameters") and next(module.parameters(recurse=False), None) is not None:
+        raise ConfigError(
+            f"{where} has weights and no reset_parameters to draw them anew; build the student afresh, and leave init "
+            "out."
+        )
+
+
 def _computed(module: nn.Module) -> str | None:
-    """What a hook computes from parameters of a longer name: ``weight`` from ``weight_orig`` or ``weight_g``."""
-    names = [name for name, _ in module.named_parameters(recurse=False)]
+    """What a hook computes from parameters: ``weight`` from ``weight_orig``, or ``weight_g`` and ``weight_v``."""
+    names = {name for name, _ in module.named_parameters(recurse=False)}
     plain = (name for name, value in vars(module).items() if isinstance(value, Tensor))
-    return next((name for name in plain if any(one.startswith(f"{name}_") for one in names)), None)
+    return next((name for name in plain if names & {f"{name}_orig", f"{name}_g", f"{name}_v"}), None)
 
 
 def from_teacher(student: nn.Module, teacher: nn.Module | None, argument: str, seed: int) -> str:

@@ -72,7 +72,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
             f"the weights in '{source}' do not fit the network: {'; '.join(faults)}; "
             "a teacher is the search space's network with 'S' in every block."
         )
-    wrong = not_finite(network)
+    wrong = not_finite(network, among=state.keys())
     if wrong is not None:
         raise CheckpointError(f"the weights in '{source}' are not all finite numbers: {wrong}.")
 

@@ -1,11 +1,13 @@
 """The moving average: its formula, what is judged and published, and that it survives a kill."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError
@@ -38,6 +40,27 @@ def test_the_average_is_that_of_the_formula(decay: float) -> None:
         assert average.module[1].running_mean.item() == pytest.approx(-expected, rel=1e-5)
         assert average.module[1].num_batches_tracked.item() == step
     assert not any(weight.requires_grad for weight in average.parameters())
+
+
+def test_whole_tensors_are_averaged_in_place_and_masks_are_copied() -> None:
+    network = nn.Linear(3, 3)
+    network.register_buffer("mask", torch.tensor([0.0, 1.0, -torch.inf]))
+    average = averaged(network, 0.5)
+    weight, counted = average.module.weight, []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            counted.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    average.update_parameters(network)
+    network.mask[1] = 5.0
+    with Counting():
+        average.update_parameters(network)
+    assert average.module.mask.tolist() == [0.0, 5.0, -torch.inf]
+    assert average.module.weight is weight
+    assert counted.count("aten.lerp_.Scalar") == 3
+    assert not any("where" in name for name in counted)
 
 
 def test_masked_weights_have_no_average() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_blockswap.errors import BlockSwapError
+from nni_blockswap.networks import not_finite
 from tests.training.test_distilling import BATCHES, net, run
 
 
@@ -98,3 +99,13 @@ def test_functions_of_ones_own_are_tried_where_the_student_is_trained(
     with pytest.raises(BlockSwapError, match="loss or metric cannot be had"):
         run(tmp_path, loss=Weighted(weight=torch.ones(4)))
     assert met == [("meta", "meta", "meta")]
+
+
+def test_what_no_state_keeps_may_be_no_number(tmp_path: Path) -> None:
+    student = net(8)
+    student.register_buffer("scratch", torch.full((3,), torch.nan), persistent=False)
+    assert not_finite(student) is None
+    run(tmp_path, student=student, epochs=1)
+    student.register_buffer("kept", torch.full((3,), torch.nan))
+    assert not_finite(student) == "kept"
+    assert not_finite(student, among=["0.weight"]) is None
