@@ -1,5 +1,6 @@
 """Somebody's own batches of images and labels as a task, with a loss and a metric of their own."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice
 from typing import Any
@@ -15,6 +16,8 @@ from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.base import fingerprint
 from nni_blockswap.tasks.classification import Classification, Labelled
 from nni_blockswap.tasks.draws import Draws
+
+_log = logging.getLogger(__name__)
 
 Loss = Callable[[Any, Any], Tensor]
 """From a network's outputs and the labels of a batch to a scalar, the mean over the batch."""
@@ -238,15 +241,18 @@ def loaders_of(module: Any) -> tuple[Any, Any]:
     """Batches to learn from and to be judged on, of a LightningDataModule.
 
     Raises:
-        DataError: it fails, or changes batches after its loaders have given them, which nobody here would ask it for.
+        DataError: it fails.
     """
-    for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):
-        owner = getattr(getattr(type(module), hook, None), "__module__", "lightning").partition(".")[0]
-        if owner not in ("lightning", "pytorch_lightning"):
-            raise DataError(
-                f"the data module {type(module).__name__} has an {hook}, which is not called; change images "
-                "and labels in its datasets, or in a collate_fn."
-            )
+    hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+    owners = {hook: getattr(getattr(type(module), hook, None), "__module__", "lightning") for hook in hooks}
+    own = [hook for hook, owner in owners.items() if owner.partition(".")[0] not in ("lightning", "pytorch_lightning")]
+    if own:
+        _log.warning(
+            "the data module %s has its own %s, which is not called; what changes images and labels belongs in its "
+            "datasets or a collate_fn.",
+            type(module).__name__,
+            " and ".join(own),
+        )
     try:
         module.prepare_data()
         module.setup("fit")

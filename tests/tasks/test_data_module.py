@@ -107,14 +107,24 @@ def test_it_is_taken_in_hand_too(tmp_path: Path) -> None:
 
 
 class Augmenting(Quarters):
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return batch
+
+
+def test_hooks_that_are_not_called_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    make_task(f"{HERE}:Quarters")
+    assert not caplog.messages
+    make_task(f"{HERE}:Augmenting")
+    (message,) = caplog.messages
+    assert "its own transfer_batch_to_device and on_after_batch_transfer, which is not called" in message
 
 
 @pytest.mark.parametrize(
     ("name", "root", "options", "error", "sentence"),
     [
-        ("Augmenting", None, {}, DataError, "Augmenting has an on_after_batch_transfer, which is not called"),
         ("Quarters", "/nowhere", {}, DataError, "the data module Quarters fails: no folder /nowhere"),
         ("Quarters", None, {"amount": 3}, ConfigError, "has no option 'amount'; it has count"),
         ("Quarters", None, {"count": "many"}, DataError, "the data module Quarters fails: "),
