@@ -16,7 +16,8 @@ def digest(network: nn.Module, *beside: Any) -> str:
     """Eight hexadecimal digits, the same in other processes of the same Python, on any device and in any mode.
 
     Networks that differ in a weight, a buffer, a public attribute, the code of a class or in what stands ``beside``
-    them have others. Not looked at: functions outside its classes that it calls, and what is inside other objects.
+    them have others. Not looked at: functions outside its classes that it calls, what is inside other objects, and
+    what a container holds beyond its first thousand.
 
     Args:
         network: any.
@@ -55,24 +56,36 @@ def _own(attributes: Mapping[str, Any], private: str) -> dict[str, Any]:
     return {name: value for name, value in attributes.items() if name not in _OF_ALL and not name.startswith(private)}
 
 
-def _spelled(value: Any) -> str:
-    """A text that is the same in every process, without addresses and orders of sets; of an object its class."""
+def _spelled(value: Any, above: frozenset[int] = frozenset()) -> str:
+    """A text that is the same in every process, without addresses and orders of sets; of an object its class.
+
+    Of lists and mappings with more than ``MOST`` entries it has their length and the first of them; of such sets, which
+    have no first, the length.
+
+    Args:
+        value: any.
+        above: ids of what it stands in, which may stand in it again.
+    """
+    if id(value) in above:
+        return "..."
+    spelled = partial(_spelled, above=above | {id(value)})
     if isinstance(value, FunctionType | MethodType):
         function: Any = inspect.unwrap(value)
-        return _spelled([getattr(function, f"__{name}__", None) for name in _FUNCTION])
+        return spelled([getattr(function, f"__{name}__", None) for name in _FUNCTION])
     if isinstance(value, CellType):  # what a function takes from the one that it stands in; functions there by name
         inner = value.cell_contents if value != CellType() else None
-        return inner.__qualname__ if isinstance(inner, FunctionType | MethodType) else _spelled(inner)
+        return inner.__qualname__ if isinstance(inner, FunctionType | MethodType) else spelled(inner)
     if isinstance(value, CodeType):
-        return _spelled([value.co_code, value.co_names, value.co_consts])
+        return spelled([value.co_code, value.co_names, value.co_consts])
     if isinstance(value, partial):
-        return _spelled([value.func, value.args, value.keywords])
+        return spelled([value.func, value.args, value.keywords])
     if isinstance(value, Mapping):
-        return _spelled(list(value.items()))
+        return spelled(list(value.items()))
     if isinstance(value, list | tuple):
-        return str([_spelled(one) for one in value])
+        whole = [spelled(one) for one in value[:MOST]]
+        return str(whole) if len(value) <= MOST else f"{len(value)} {whole}"
     if isinstance(value, set | frozenset):
-        return str(sorted(_spelled(one) for one in value))
+        return str(sorted(spelled(one) for one in value)) if len(value) <= MOST else f"{len(value)} in a set"
     if isinstance(value, Tensor):
         return str(_of_tensor(value))
     if value is None or isinstance(value, str | bytes | int | float | complex):
@@ -80,9 +93,14 @@ def _spelled(value: Any) -> str:
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
+MOST = 1000
+"""Entries of one container that are looked at."""
+
 _FUNCTION = ("qualname", "code", "defaults", "kwdefaults", "closure")
 
 
 def _of_tensor(value: Tensor, start: int = 0) -> int:
+    if value.is_meta:  # it has no numbers
+        return zlib.crc32(repr((tuple(value.shape), value.dtype)).encode(), start)
     flat = value.detach().cpu().contiguous().flatten()
     return zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), start)

@@ -106,24 +106,31 @@ def _trial(
 ) -> str | None:
     """What goes wrong when modules that are no convolutions stand at ``sites``: other code may use the originals.
 
-    They do what the originals do. Where it is known, the network has to give the ``expected`` in training mode, too.
+    They do what the originals do. Where it is known, the network has to give the ``expected`` in training mode, too, in
+    the first pass of a copy of its own: a pass may leave a state behind.
     """
-    network, arguments = copied(model), copy.deepcopy(arguments)
     ran: Counter[Found] = Counter()
-    for site in sites:
-        other = nn.Sequential(extract(network, site))
-        other.register_forward_hook(lambda *_, site=site: ran.update([site]))
-        replace(network, site, other)
+    network = _with_others(model, sites, ran)
     try:
         with torch.no_grad():
-            network.eval()(*arguments)
+            network.eval()(*copy.deepcopy(arguments))
     except Exception as error:
         return f"the network needs it as it is: {first_line(error)}"
     if not all(ran[site] == 1 for site in sites):
         return "the network does not run what stands in its place"
-    if expected is not None and _differ(expected, _in_training(network, arguments)):
+    if expected is not None and _differ(expected, _in_training(_with_others(model, sites, ran), arguments)):
         return "the network does more between the convolutions in training mode"
     return None
+
+
+def _with_others(model: nn.Module, sites: Sequence[Found], ran: Counter[Found]) -> nn.Module:
+    """A copy with modules that are no convolutions at ``sites``; every run of one is counted in ``ran``."""
+    network = copied(model)
+    for site in sites:
+        other = nn.Sequential(extract(network, site))
+        other.register_forward_hook(lambda *_, site=site: ran.update([site]))
+        replace(network, site, other)
+    return network
 
 
 def _in_training(network: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor] | None:

@@ -109,5 +109,6 @@ def _resized(original: nn.Module, channels: int) -> nn.Module:
         norm.num_features = channels
     else:  # a class of somebody's own may know its width
         widths = {len(tensor) for tensor in original.parameters(recurse=False)}
-        vars(norm).update({name: channels for name, one in vars(norm).items() if type(one) is int and one in widths})
+        known = [name for name, one in vars(norm).items() if type(one) is int and one in widths]
+        vars(norm).update({name: channels for name in known if "group" not in name.lower()})
     return norm

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sized
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -199,7 +200,11 @@ class LossTask(LoaderTask):
     def __init__(self, train: Any, loss: Loss, val: Any = None) -> None:
         super().__init__(train, val)
         self._loss = loss
-        self.loss_digest = digest_of_function(loss)
+
+    @cached_property
+    def loss_digest(self) -> str:
+        """What tells the loss from others. Only a search asks for it; it takes long where a loss holds much."""
+        return digest_of_function(self._loss)
 
     def criterion(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """A scalar, a mean over the batch. Raises DataError where it is none."""

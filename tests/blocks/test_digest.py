@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nni_blockswap.blocks.digest import digest
+from nni_blockswap.blocks.digest import digest, digest_of_function
 
 
 class Net(nn.Module):
@@ -70,3 +70,42 @@ def test_it_is_the_same_in_another_process() -> None:
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)}
     there = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert there.stdout.strip() == digest(Net(act=nn.functional.relu, names={"x", "y", "z"}))
+
+
+def test_a_function_that_stands_in_what_it_takes_from_around_it() -> None:
+    def of(weight: float) -> Callable[..., Any]:
+        table: dict[str, Any] = {"weight": weight}
+
+        def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+            return (outputs - labels).sum() * table["weight"]
+
+        table["loss"] = [loss, table]
+        return loss
+
+    assert digest_of_function(of(1)) == digest_of_function(of(1)) != digest_of_function(of(2))
+
+
+def test_tensors_without_numbers_are_told_by_their_shape_and_type() -> None:
+    def of(*shape: int, dtype: torch.dtype = torch.float32) -> str:
+        return digest(Net(mask=torch.zeros(*shape, dtype=dtype, device="meta")).to("meta"))
+
+    assert of(2) == of(2)
+    assert len({of(2), of(3), of(2, dtype=torch.int64)}) == 3
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, dict.fromkeys])
+def test_large_containers_are_told_by_their_length_and_first_entries(kind: Callable[[Any], Any]) -> None:
+    class Counted(int):
+        shown = 0
+
+        def __repr__(self) -> str:
+            Counted.shown += 1
+            return super().__repr__()
+
+    def of(*numbers: int) -> str:
+        return digest(Net(table=kind(Counted(number) for number in numbers)))
+
+    whole = of(*range(5000))
+    assert Counted.shown <= 1000
+    assert whole == of(*range(5000)) != of(*range(5001))
+    assert of(*range(1000)) != of(*range(1, 1001))

@@ -136,6 +136,38 @@ def test_uses_that_stand_against_a_swap() -> None:
     }
 
 
+class FirstPass(nn.Module):
+    """Shifts and scales by what the first batch that it sees has, and counts its passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.scale = nn.Parameter(torch.zeros(1, 8, 1, 1)), nn.Parameter(torch.ones(1, 8, 1, 1))
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.passes == 0:
+            with torch.no_grad():
+                self.shift.copy_(x.mean((0, 2, 3), keepdim=True))
+                self.scale.copy_(x.std((0, 2, 3), keepdim=True))
+        self.passes += 1
+        return (x - self.shift) / self.scale * (1 + 1 / self.passes)
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(torch.relu(self.norm(self.first(x))))
+
+
+def test_a_network_that_its_first_pass_changes() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), FirstPass(), Residual(8))
+    assert paths(find(network, IMAGE)) == ["2"]
+
+
 def test_blocks_that_their_network_runs_itself() -> None:
     found = find(PreActivation(), IMAGE)
     assert paths(found) == ["blocks.0", "blocks.1"]

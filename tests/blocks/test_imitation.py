@@ -78,6 +78,19 @@ def test_a_normalisation_with_names_of_its_own() -> None:
     assert original.beta.shape == (8,)
 
 
+class Grouped(Own):
+    """The same with as many groups as channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.groups = self.num_groups = 8
+
+
+def test_a_number_of_groups_is_no_width() -> None:
+    norm, _ = imitated(Grouped(8))
+    assert (norm.width, norm.groups, norm.num_groups) == (12, 8, 8)
+
+
 class Last(nn.LayerNorm):
     """Normalises channels that are the first dimension for all others."""
 

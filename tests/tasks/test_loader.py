@@ -20,6 +20,7 @@ from torch.utils.data import (
 
 from nni_blockswap.errors import DataError
 from nni_blockswap.metric import ACCURACY, Metric
+from nni_blockswap.tasks import loader
 from nni_blockswap.tasks.classification import Classification
 from nni_blockswap.tasks.loader import BY_LOSS, LoaderTask, LossTask, is_sized, own_batches
 
@@ -121,6 +122,15 @@ def test_a_search_can_tell_a_loss_of_ones_own() -> None:
     """The fast ways of scoring are for cross-entropy alone."""
     assert LoaderTask.loss is Classification.loss
     assert LossTask.loss is not Classification.loss
+
+
+def test_a_loss_is_digested_only_when_a_search_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    digested: list[object] = []
+    monkeypatch.setattr(loader, "digest_of_function", lambda loss: digested.append(loss) or "digest")
+    task, other = LossTask(DATASET, torch.dist), LossTask(DATASET, torch.dot)
+    assert not digested
+    assert task.loss_digest == task.loss_digest == other.loss_digest
+    assert digested == [torch.dist, torch.dot]
 
 
 def test_answers_at_every_position_are_judged_at_every_position() -> None:
