@@ -245,7 +245,7 @@ def feeding(network: BlockSpace, task: Task, batch: Batch, chain: Sequence[Link]
     """
     images, targets = few(batch)
     sources = [one.detach().requires_grad_() for one in ([images] if isinstance(images, Tensor) else images)]
-    kept = [(buffer, buffer.clone()) for buffer in telling_buffers(network)]
+    buffers = telling_buffers(network)
     leaves, passed, state = list[Tensor](), list[Tensor](), _random_state(sources[0].device)
 
     def cut(forwards: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
@@ -260,9 +260,12 @@ def feeding(network: BlockSpace, task: Task, batch: Batch, chain: Sequence[Link]
     cuts = [partial(cut, [module.forward for module in link.modules]) for link in chain]
     with standing_in(chain, cuts):
         loss = task.loss(network, (sources[0] if isinstance(images, Tensor) else list(sources), targets))
+    changed = [buffer for buffer in buffers if buffer.is_changed()]
+    for buffer in changed:
+        buffer.put_back()
     if not chain or any(one._version for one in passed) or not loss.requires_grad:
         return ()
-    if not all(torch.equal(buffer, before) for buffer, before in kept):
+    if changed:
         return ()
     gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, [*sources, *leaves], allow_unused=True)
     fed = [place - len(sources) for place, gradient in enumerate(gradients) if gradient is not None]

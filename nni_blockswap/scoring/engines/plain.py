@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,8 @@ def _as_it_was(network: BlockSpace, *, weights: bool) -> Iterator[None]:
     Running statistics may move: in training mode nothing depends on them.
     """
     frozen = [weight for weight in network.parameters() if not weight.requires_grad]
-    changing = [*(network.active_parameters() if weights else []), *telling_buffers(network)]
-    saved: list[Tensor] = [value.detach().clone() for value in changing]
+    saved = [(weight, weight.detach().clone()) for weight in (network.active_parameters() if weights else [])]
+    buffers = telling_buffers(network)
     try:
         yield
     finally:
@@ -83,13 +84,55 @@ def _as_it_was(network: BlockSpace, *, weights: bool) -> Iterator[None]:
         for weight in frozen:
             weight.requires_grad_(False)
         with torch.no_grad():
-            for value, before in zip(changing, saved, strict=True):
-                value.copy_(before)
+            for weight, before in saved:
+                weight.copy_(before)
+        for buffer in buffers:
+            buffer.put_back()
 
 
-def telling_buffers(network: nn.Module) -> list[Tensor]:
+@dataclass(frozen=True)
+class Buffer:
+    """A buffer as it was, whether a pass writes into it or puts another in its place.
+
+    Args:
+        module: the one that holds it.
+        name: how it is called there.
+        tensor: it itself; None where there is none yet.
+        content: a copy.
+    """
+
+    module: nn.Module
+    name: str
+    tensor: Tensor | None
+    content: Tensor | None
+
+    def is_changed(self) -> bool:
+        """Whether what stands there now holds anything else."""
+        return not _same(self.module._buffers.get(self.name), self.content)
+
+    def put_back(self) -> None:
+        """Let the same tensor hold the same again. What is unchanged is not written to: some cannot be, as views."""
+        self.module._buffers[self.name] = self.tensor
+        if self.tensor is not None and self.content is not None and not _same(self.tensor, self.content):
+            with torch.no_grad():
+                self.tensor.copy_(self.content)
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    alike = (one.dtype, one.device) == (other.dtype, other.device)
+    return alike and torch.equal(one, other)
+
+
+def telling_buffers(network: nn.Module) -> list[Buffer]:
     """Buffers that what is computed in training mode may depend on: all but the statistics of a normalisation."""
-    return [value for name, value in network.named_buffers() if name.rpartition(".")[2] not in STATISTICS]
+    return [
+        Buffer(module, name, value, None if value is None else value.detach().clone())
+        for module in network.modules()
+        for name, value in module._buffers.items()
+        if name not in STATISTICS
+    ]
 
 
 def _train(work: Work, network: BlockSpace) -> None:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from nni_blockswap import swap_blocks
 from nni_blockswap.blocks.network import NetworkSpace
+from nni_blockswap.scoring.engines import cpu_layers, plain
+from nni_blockswap.scoring.engines.base import Work
 from nni_blockswap.scoring.engines.chain import FisherChain, feeding
 from nni_blockswap.scoring.engines.links import links
 from nni_blockswap.scoring.proxies import make_proxy
@@ -127,14 +129,67 @@ def test_a_chain_of_links_scores_as_the_plain_way_does(make: Callable[[], nn.Mod
         choices = {block.label: block.names[row % len(block.names)] for block in blocks}
         choices[blocks[-1].label] = blocks[-1].names[row - 1]  # neighbours share what lies before
         space.select(choices)
-        plain = make_proxy("fisher").measure(space, TASK, data)
-        assert chain.measure(choices).blocks == pytest.approx(plain.blocks, rel=1e-9)
+        by_proxy = make_proxy("fisher").measure(space, TASK, data)
+        assert chain.measure(choices).blocks == pytest.approx(by_proxy.blocks, rel=1e-9)
 
 
 @pytest.mark.parametrize("make", [Counting, Dropping, Inside, shared])
 def test_what_looks_like_a_chain_and_is_none(make: Callable[[], nn.Module]) -> None:
     space, data = space_of(make()), batch()
     assert feeding(space, TASK, data, links(space, TASK, data)) == ()
+
+
+class Decaying(Body):
+    """Puts another buffer in place of its own in every pass, and keeps one that cannot be written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("decay", torch.ones(()))
+        self.register_buffer("wide", torch.ones(1).expand(10))
+        self.register_buffer("seen", None)
+
+    def head(self, images: Tensor, x: Tensor) -> Tensor:
+        self.decay = self.decay * 0.7
+        self.seen = torch.zeros(()) if self.seen is None else self.seen + 1
+        return super().head(images, x) * self.decay * self.wide + self.seen
+
+
+def test_what_a_pass_puts_in_place_of_a_buffer_is_put_back() -> None:
+    space, data = space_of(Decaying()), batch()
+    space.network.wide = torch.ones(1, dtype=torch.float64).expand(10)
+    found, decay = links(space, TASK, data), space.network.decay
+    value, seen = decay.item(), space.network.seen
+    assert found
+    assert feeding(space, TASK, data, found) == ()
+    work = Work(lambda: space, TASK, make_proxy("fisher"), [data], [], torch.device("cpu"), "float64", False)
+    choices = {block.label: block.names[1] for block in space.blocks()}
+    first, second = (plain.measure(work, space, choices) for _ in range(2))
+    assert first == second
+    assert space.network.decay is decay
+    assert decay.item() == value
+    assert space.network.seen is seen
+
+
+def normed() -> nn.Module:
+    """After a pass, so that it holds what that has computed."""
+    network = Body()
+    network.fc = torch.nn.utils.weight_norm(network.fc)
+    return network
+
+
+def test_weight_normed_networks_are_compared_in_fast_layers() -> None:
+    space, (images, _) = space_of(normed()).float().requires_grad_(True), batch()
+    space(images.float())
+    assert cpu_layers._answers_alike(space, images.float())
+
+
+def test_where_fast_layers_cannot_be_made_the_others_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> None:
+        raise RuntimeError("no copies")
+
+    space, (images, _) = space_of(Body()).float(), batch()
+    monkeypatch.setattr(Body, "__deepcopy__", refuses, raising=False)
+    assert not cpu_layers._answers_alike(space, images.float())
 
 
 def test_a_network_is_left_as_it_was() -> None:
