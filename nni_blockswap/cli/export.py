@@ -52,10 +52,9 @@ def run(options: argparse.Namespace) -> int:
     metric, value = judged(result)
     name = result.get("architecture_id", best.name)
     print(f"{name}: {metric} {metric.show(value)}, {result['params']:,} parameters; from '{best}'")
-    if options.format:
-        _export(out, list(dict.fromkeys(options.format)), options.fold_bn)
-    for path, before in others.items():
-        if path.is_file() and path.stat().st_mtime_ns == before:
+    written = _export(out, list(dict.fromkeys(options.format)), options.fold_bn) if options.format else []
+    for path in others:
+        if path not in written:
             path.unlink()
             print(f"{path}: removed, as it was of other weights")
     return 0
@@ -81,24 +80,24 @@ def _merit(result: dict[str, Any]) -> float:
     return metric.merit(value)
 
 
-def _of_other_weights(out: Path, weights: bytes) -> dict[Path, int]:
-    """What an earlier export to ``out`` made of other weights, and when: it would look as if it were of these."""
+def _of_other_weights(out: Path, weights: bytes) -> list[Path]:
+    """What an earlier export to ``out`` made of other weights: it would look as if it were of these."""
     from nni_blockswap.exporting.plain_python import is_ours
 
     kept = [out / name for name in (ARCHITECTURE, WEIGHTS, RESULT)]  # beside which an export stands
     if not all(path.is_file() for path in kept) or (out / WEIGHTS).read_bytes() == weights:
-        return {}
+        return []
     found = [path for one in FORMATS if (path := out / f"model.{one}").is_file()]
     found += [code for path in found if path.suffix == ".safetensors" and is_ours(code := path.with_suffix(".py"))]
-    return {path: path.stat().st_mtime_ns for path in found}
+    return found
 
 
 def _write(content: bytes, stream: IO[bytes]) -> None:
     stream.write(content)
 
 
-def _export(folder: Path, formats: list[str], fold_bn: bool) -> None:
-    """Write the network whose architecture and weights are in ``folder`` beside them."""
+def _export(folder: Path, formats: list[str], fold_bn: bool) -> list[Path]:
+    """Write the network whose architecture and weights are in ``folder`` beside them; what was written."""
     import torch
 
     from nni_blockswap.blocks.space import input_size_of
@@ -106,9 +105,12 @@ def _export(folder: Path, formats: list[str], fold_bn: bool) -> None:
 
     network = _trained(folder)
     images = torch.zeros(1, *input_size_of(network))
+    written = []
     for one in formats:
         for path in export(network, folder / f"model.{one}", images, fold_bn=fold_bn):
+            written.append(path)
             print(f"{path}: {path.stat().st_size:,} bytes")
+    return written
 
 
 def _trained(folder: Path) -> Any:

@@ -121,14 +121,14 @@ class Latency:
             with threads(where["threads"]):
                 table = {"where": where, **_measured(network, counted, conditions, rounds)}
             off = table["held_out"]["median_error"]
-            if off <= FAR:
-                write_json(path, table)
-            rounds.path.unlink(missing_ok=True)
             if off > FAR:
+                rounds.path.unlink(missing_ok=True)
                 raise BudgetError(
                     f"{self.name} cannot be predicted by what was timed here: on {table['held_out']['networks']} whole "
                     f"networks it is {off:.0%} off (median); end what else runs on this machine, and measure again."
                 )
+            write_json(path, table)
+            rounds.path.unlink(missing_ok=True)
         kept = read_json(path)
         costs = tuple(np.array(block, dtype=np.int64) for block in kept.pop("costs"))
         return Column(self.unit, kept.pop("fixed"), costs, source=kept)
@@ -265,14 +265,13 @@ def _in_onnx_runtime(
     """The same as sessions of ONNX Runtime."""
     if getattr(network, "detects", False):
         raise BudgetError("a detector is not run in ONNX Runtime here; limit its latency in torch, latency=120ms.")
-    threads = conditions.threads or 1
     with torch.inference_mode(False), torch.no_grad():  # torch.export takes no tensors made for inference
         images = torch.zeros(conditions.batch_size, *network.input_size)
         fed = {**parts.fed, **dict.fromkeys(whole, (network, images))}
         sessions: dict[Any, Callable[[], object]] = {}
         for key, (module, x) in fed.items():
             _select(network, counted, key)
-            sessions[key] = session(module, x.clone(), threads)
+            sessions[key] = session(module, x.clone(), conditions.threads or 1)
             tell(f"{len(sessions)} of {len(fed)} exported")
     return sessions
 
