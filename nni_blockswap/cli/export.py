@@ -9,9 +9,9 @@ from nni_blockswap.errors import CheckpointError, ConfigError, StateError
 from nni_blockswap.experiment.service import ended, folder_of
 from nni_blockswap.files import write_atomically
 from nni_blockswap.metric import judged
+from nni_blockswap.results.trial import ARCHITECTURE, RESULT, WEIGHTS
 from nni_blockswap.trust import add_allow
 
-ARCHITECTURE, WEIGHTS, RESULT = "architecture.json", "weights.pt", "result.json"
 FORMATS = ("pt2", "onnx", "safetensors")
 
 

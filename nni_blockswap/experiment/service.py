@@ -14,7 +14,7 @@ from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.experiment.fetching import fetch
 from nni_blockswap.experiment.students import identity
 from nni_blockswap.files import expanded, read_json
-from nni_blockswap.results.trial import RESULT, read_result
+from nni_blockswap.results.trial import read_result, results_below
 
 CHECKPOINT = "checkpoint"
 
@@ -134,8 +134,7 @@ def ended(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     Raises:
         StateError: a result is damaged.
     """
-    paths = sorted(folder.rglob(RESULT), key=lambda path: path.stat().st_mtime)
-    return [(path.parent, read_result(path)) for path in paths]
+    return [(path.parent, read_result(path)) for path in results_below([folder])]
 
 
 NNICTL = """

@@ -22,10 +22,11 @@ from nni_blockswap.errors import StateError
 from nni_blockswap.experiment.classargs import read_settings
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.files import read_json, write_json
+from nni_blockswap.results.trial import RESULT
 from nni_blockswap.studies.comparison import Comparison, contestants
 from nni_blockswap.trust import distrust
 
-LOG, RESULT, TRIALS = "trial.log", "result.json", "trials"
+LOG, TRIALS = "trial.log", "trials"
 
 K = TypeVar("K")
 

@@ -1,6 +1,6 @@
 """What a trial left of itself: its result.json, looked at before anybody relies on it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,8 @@ from nni_blockswap.errors import StateError
 from nni_blockswap.files import read_json
 from nni_blockswap.metric import ACCURACY, Metric, judged
 
-RESULT = "result.json"
+ARCHITECTURE, SETTINGS, RESULT, WEIGHTS = "architecture.json", "settings.json", "result.json", "weights.pt"
+"""What a trial's folder holds: the network, what it was started with, how good it became, and its weights."""
 
 GIVEN, WORD = "parameters.json", "failure.json"
 """Under NNI: what the trial was given; and why it failed, which tells it from a trial that was killed."""
@@ -33,6 +34,12 @@ def link_curves(output: Path) -> None:
     looked_at.parent.mkdir(parents=True, exist_ok=True)
     if not looked_at.is_symlink():
         looked_at.symlink_to(output / "tensorboard")
+
+
+def results_below(folders: Iterable[str | Path]) -> list[Path]:
+    """The results of all trials at or below ``folders``, the last one last."""
+    paths = [path for folder in folders for path in Path(folder).rglob(RESULT)]
+    return sorted(paths, key=lambda path: (path.stat().st_mtime, path))
 
 
 def read_result(path: str | Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.files import write_text
 from nni_blockswap.results.tables import markdown, write_csv
-from nni_blockswap.results.trial import RESULT, read_result
+from nni_blockswap.results.trial import ARCHITECTURE, read_result, results_below
 from nni_blockswap.studies.trials import recipe_of, settings_beside, told_apart, which_teacher
 
 TABLES = ("2", "3", "4", "C")
@@ -98,9 +98,8 @@ def read_rows(folders: Iterable[str | Path], table: Table) -> list[Row]:
     Raises:
         StateError: there is none, or a result is damaged.
     """
-    paths = [path for folder in folders for path in Path(folder).rglob(RESULT)]
     found: dict[str, tuple[Architecture, dict[str, Any]]] = {}
-    for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):  # of two of the same the later
+    for path in results_below(folders):  # of two of the same the later stays
         architecture, result = _read(path)
         if table.figures.keys() <= result.keys():
             named = [result[name] for name in ("method", "variant", "seed", "recipe")]
@@ -116,7 +115,7 @@ def read_rows(folders: Iterable[str | Path], table: Table) -> list[Row]:
 
 
 def _read(path: Path) -> tuple[Architecture, dict[str, Any]]:
-    architecture = Architecture.load(path.with_name("architecture.json"))
+    architecture = Architecture.load(path.with_name(ARCHITECTURE))
     try:
         settings = settings_beside(path)
         result = {

@@ -11,6 +11,7 @@ from nni_blockswap.errors import StateError
 from nni_blockswap.files import read_json, write_text
 from nni_blockswap.library.library import Library
 from nni_blockswap.results.tables import markdown, write_csv
+from nni_blockswap.results.trial import SETTINGS
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.studies.comparison import RANDOM
 from nni_blockswap.studies.published import content
@@ -97,7 +98,7 @@ def data_of(folders: Iterable[str | Path]) -> dict[str, Any]:
     Raises:
         StateError: there is no trial that says, or one is damaged.
     """
-    for path in (path for folder in folders for path in Path(folder).rglob("settings.json")):
+    for path in (path for folder in folders for path in Path(folder).rglob(SETTINGS)):
         try:
             kept = dict(read_json(path))
         except (OSError, ValueError, TypeError) as error:

@@ -11,13 +11,12 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import StateError
 from nni_blockswap.files import read_json
 from nni_blockswap.metric import ACCURACY, judged
-from nni_blockswap.results.trial import RESULT, read_result
+from nni_blockswap.results.trial import ARCHITECTURE, SETTINGS, read_result, results_below
 
 BLOCKSWAP, REDUCED, TEACHER = "blockswap", "reduced", "teacher"
 COMPARABLE = ("data", "data_options", "epochs")
 """What trials must have in common for their errors to be compared."""
 
-SETTINGS = "settings.json"
 _OF_ONE = ("run", "architecture_id", "data_root", "seed", "nonzero")
 """Settings of one trial alone, or of the machine that it ran on."""
 
@@ -90,9 +89,8 @@ def read_trials(folders: Iterable[str | Path]) -> list[Trial]:
     Raises:
         StateError: none has come to an end, a result is damaged, or two are of other data or other numbers of epochs.
     """
-    paths = [path for folder in folders for path in Path(folder).rglob(RESULT)]
     found: dict[tuple[str, str, str, int, str], Trial] = {}
-    for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
+    for path in results_below(folders):
         one = _read(path)
         first = next((earlier for earlier in found.values() if earlier.setting), one)
         for name in first.setting.keys() & one.setting.keys():
@@ -143,7 +141,7 @@ def _apart(recipe: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> li
 
 
 def _read(path: Path) -> Trial:
-    architecture = Architecture.load(path.with_name("architecture.json"))
+    architecture = Architecture.load(path.with_name(ARCHITECTURE))
     try:
         result = read_result(path)
         settings = settings_beside(path)

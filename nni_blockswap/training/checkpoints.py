@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nni_blockswap.errors import CheckpointError, StateError, first_line
 from nni_blockswap.files import write_atomically
 
-LAST, BEST, WEIGHTS = "last.ckpt", "best.ckpt", "weights.pt"
+LAST, BEST = "last.ckpt", "best.ckpt"
 SAFETENSORS = ".safetensors"
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError
+from nni_blockswap.results.trial import ARCHITECTURE
 from nni_blockswap.tasks import make_task
 from nni_blockswap.tasks.coco import Coco
 from nni_blockswap.training import options
@@ -25,7 +26,7 @@ from nni_blockswap.training.reporting import Description, EpochReport
 from nni_blockswap.training.running import Finished, fit
 from nni_blockswap.training.sources import check_source
 from nni_blockswap.training.starting import FRESH, check_start, identity, remembering, start
-from nni_blockswap.training.student import ARCHITECTURE, begin
+from nni_blockswap.training.student import begin
 from nni_blockswap.training.teachers import check_fit, given_teacher
 
 

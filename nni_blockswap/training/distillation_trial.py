@@ -13,6 +13,7 @@ from nni_blockswap.blocks.points import equal_points
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError, shown
+from nni_blockswap.results.trial import ARCHITECTURE
 from nni_blockswap.tasks import Task, make_task
 from nni_blockswap.training import options
 from nni_blockswap.training import pruning as sparse
@@ -28,7 +29,7 @@ from nni_blockswap.training.reporting import AttentionPictures, Description, Epo
 from nni_blockswap.training.running import Finished, fit
 from nni_blockswap.training.sources import check_source
 from nni_blockswap.training.starting import FRESH, check_start, identity, remembering, start
-from nni_blockswap.training.student import ARCHITECTURE, COMPARISON, begin
+from nni_blockswap.training.student import COMPARISON, begin
 from nni_blockswap.training.teachers import TeacherPlan, check_fit, find_teacher, original_of
 
 

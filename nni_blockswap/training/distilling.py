@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nni_blockswap.metric import Metric
+from nni_blockswap.results.trial import WEIGHTS
 from nni_blockswap.tasks.base import fingerprint
 from nni_blockswap.tasks.loader import Judge, LoaderTask, Loss
 from nni_blockswap.training import checkpoints
@@ -183,7 +184,7 @@ def _trained(
         metric,
         module.figures,
         history.epochs,
-        out / checkpoints.WEIGHTS,
+        out / WEIGHTS,
         best,
     )
 

@@ -11,13 +11,13 @@ from filelock import FileLock, Timeout
 
 from nni_blockswap.errors import BlockSwapError, StateError
 from nni_blockswap.files import copy_atomically, read_json, write_json
-from nni_blockswap.results.trial import GIVEN
+from nni_blockswap.results.trial import GIVEN, SETTINGS, WEIGHTS
 from nni_blockswap.training import checkpoints
-from nni_blockswap.training.checkpoints import BEST, LAST, WEIGHTS
+from nni_blockswap.training.checkpoints import BEST, LAST
 from nni_blockswap.training.nni_link import is_first_process, under_nni
 from nni_blockswap.training.program import say
 
-SETTINGS, LOCK = "settings.json", "run.lock"
+LOCK = "run.lock"
 
 PATIENCE = 10.0
 """Seconds to wait for a folder: processes that read images outlive a killed run by about five."""

@@ -14,7 +14,7 @@ from nni_blockswap.errors import TrainingError
 from nni_blockswap.files import write_json
 from nni_blockswap.metric import Metric
 from nni_blockswap.networks import not_finite
-from nni_blockswap.results.trial import RESULT
+from nni_blockswap.results.trial import RESULT, WEIGHTS
 from nni_blockswap.training import checkpoints
 from nni_blockswap.training.nni_link import NNILink
 from nni_blockswap.training.running import Finished
@@ -50,7 +50,7 @@ def publish(
         raise TrainingError(
             f"what was trained in '{out}' is not finite, and is not published; train it anew elsewhere."
         )
-    checkpoints.save(checkpoints.plain_state(network), out / checkpoints.WEIGHTS)
+    checkpoints.save(checkpoints.plain_state(network), out / WEIGHTS)
     run = {"epochs": finished.trainer.current_epoch, "seconds": round(finished.seconds, 1)}
     result = {**figures, **{name: value for name, value in {**about, **run}.items() if name not in figures}}
     versions = {package: version(package) for package in ("torch", "pytorch-lightning", "nni")}

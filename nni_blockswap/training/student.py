@@ -9,7 +9,7 @@ from typing import Any
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.results.trial import link_curves
+from nni_blockswap.results.trial import ARCHITECTURE, link_curves
 from nni_blockswap.training import options
 from nni_blockswap.training.folder import settings_in, take_over
 from nni_blockswap.training.nni_link import NNILink, is_first_process, under_nni
@@ -17,8 +17,6 @@ from nni_blockswap.trust import distrust, packages_in
 
 COMPARISON = ("method", "variant", "seed", "nonzero", "recipe")
 """What a comparison's parameters say of how a network came about and is trained; see ``studies.comparison``."""
-
-ARCHITECTURE = "architecture.json"
 
 
 def begin(given: argparse.Namespace) -> tuple[Architecture, Path, NNILink | None]:

@@ -15,6 +15,7 @@ from nni_blockswap.architecture import Architecture, cost_table
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import CheckpointError, ConfigError
 from nni_blockswap.metric import ACCURACY
+from nni_blockswap.results.trial import ARCHITECTURE, WEIGHTS
 from nni_blockswap.scoring import scorer as scoring
 from nni_blockswap.tasks import Task, make_task
 from nni_blockswap.training import checkpoints, options
@@ -67,7 +68,7 @@ def run(given: argparse.Namespace) -> None:
     plan = TeacherPlan(None, Path(given.teacher_dir), recipe.of_teacher(None))
     teacher = find_teacher(named, task, data_options, plan, machine)
     if given.out is not None and is_first_process():
-        path = Path(given.out) / checkpoints.WEIGHTS
+        path = Path(given.out) / WEIGHTS
         checkpoints.save(checkpoints.plain_state(teacher.network), path)
         say(f"its weights are in '{path}'.")
 
@@ -172,7 +173,7 @@ def _train(
     out = path.with_suffix("")
     module = ImageTraining(network, task, recipe)
     fit(module, out, replace(machine, devices="1"), [EpochReport(None, module.monitor), *callbacks], run=path.stem)
-    original.save(out / "architecture.json")
+    original.save(out / ARCHITECTURE)
     checkpoints.save(checkpoints.plain_state(module.evaluated), path)
 
 
