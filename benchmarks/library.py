@@ -138,7 +138,7 @@ class Study:
         self.weights = self._teacher()
         self.library, self.seconds = self._library()
         self.costs = cost_table(SPACE, self.space_args)
-        self.original = Architecture.from_choices(SPACE, self.costs.names(self.costs.teacher()), self.space_args)
+        self.original = Architecture.original(SPACE, self.space_args)
 
     def _teacher(self) -> Path:
         if self.given.teacher is not None:

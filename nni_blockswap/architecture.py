@@ -80,6 +80,17 @@ class Architecture:
         """The architecture that takes candidate ``indices[b]`` of ``table`` in block b."""
         return cls(space, space_args, table.names(indices), table.costs(indices))
 
+    @classmethod
+    def original(cls, space: str, space_args: Mapping[str, Any] | None = None) -> "Architecture":
+        """The original network of ``space``: ``S`` in every block, or what the space has in its place.
+
+        Raises:
+            SpaceError: no such space or argument.
+        """
+        arguments = complete_args(space, space_args or {})
+        table = cost_table(space, arguments)
+        return cls.from_indices(space, arguments, table, table.original())
+
     @property
     def params(self) -> int:
         """Number of parameters."""
@@ -102,9 +113,8 @@ class Architecture:
         return hashlib.sha256(identity.encode()).hexdigest()[:12]
 
     def teacher(self) -> "Architecture":
-        """The original network of the same space: ``S`` in every block, or what the space has in its place."""
-        table = cost_table(self.space, self.space_args)
-        return Architecture.from_indices(self.space, self.space_args, table, table.teacher())
+        """The original network of the same space."""
+        return Architecture.original(self.space, self.space_args)
 
     def build(self) -> nn.Module:
         """The network, its weights as the space's constructor draws them from torch's global generator.

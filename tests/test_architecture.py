@@ -116,6 +116,7 @@ def test_teacher() -> None:
     one = Architecture.from_choices(WRN, ["B(4)", "G(2)", "S"], SMALL)
     assert set(one.teacher().choices.values()) == {"S"}
     assert one.teacher().space_args == one.space_args
+    assert one.teacher() == Architecture.original(WRN, SMALL)
 
 
 def test_a_cost_of_a_resource_that_another_process_had_is_spelled_by_its_name() -> None:

@@ -140,7 +140,7 @@ def test_several_budgets_give_each_what_it_gets_alone(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} >= {"30K-at-most", "macs-50pct-at-most"}
     table = cost_table(WRN, SPACE_ARGS)
     best = Architecture.load(tmp_path / "macs-50pct-at-most" / "best.json")
-    assert best.macs <= table.total("macs", table.teacher()) // 2
+    assert best.macs <= table.total("macs", table.original()) // 2
 
 
 def test_averages_over_draws_of_the_weights(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ class NetworkSpace(BlockSpace):
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         fixed = ", ".join(f"{one.fixed:,} {one.unit}" for one in table.columns.values())
-        original = ", ".join(f"{table.original(name):,} {one.unit}" for name, one in table.columns.items())
+        original = ", ".join(f"{table.original_cost(name):,} {one.unit}" for name, one in table.columns.items())
         lines += [
             "",
             f"Stays: {fixed}.  The original: {original}.",

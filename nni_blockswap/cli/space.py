@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{'fixed':8s}  {', '.join(f'{one.fixed:,} {one.unit}' for one in columns)}")
     for place, what in enumerate(("cheapest", "dearest")):
         print(f"{what:8s}  {'; '.join(f'{one.reach[place]:,} {one.unit}' for one in columns)}")
-    print(f"original  {', '.join(f'{table.original(name):,} {one.unit}' for name, one in table.columns.items())}")
+    print(f"original  {', '.join(f'{table.original_cost(name):,} {one.unit}' for name, one in table.columns.items())}")
     everything = math.prod(len(names) for names in table.candidates)
     print(f"{everything:.4g} architectures")
     for budget in budgets:

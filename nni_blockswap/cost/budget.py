@@ -180,7 +180,7 @@ class Budget:
         return f"{' and '.join(windows)}{used}"
 
     def _total(self, resource: str, figure: int | float, table: Table) -> Fraction:
-        return _exact(figure) * (table.original(resource) if isinstance(figure, float) else 1)
+        return _exact(figure) * (table.original_cost(resource) if isinstance(figure, float) else 1)
 
     @property
     def figures(self) -> str:

@@ -132,7 +132,7 @@ class Table:
         """Choices by label."""
         return {label: names[index] for label, names, index in zip(self.labels, self.candidates, indices, strict=True)}
 
-    def teacher(self) -> Indices:
+    def original(self) -> Indices:
         """The original network: ``S`` in every block, or where the table lacks it the one with most parameters."""
         first = next(iter(self.columns.values()))
         return tuple(
@@ -140,10 +140,10 @@ class Table:
             for names, costs in zip(self.candidates, first.costs, strict=True)
         )
 
-    def original(self, resource: str) -> int:
+    def original_cost(self, resource: str) -> int:
         """Cost of the space's original network, also where the table was narrowed and no longer offers it."""
         table = self if self.whole is None else self.whole
-        return table.total(resource, table.teacher())
+        return table.total(resource, table.original())
 
     def narrowed(self, allowed: Mapping[str, Sequence[str]]) -> "Table":
         """The same table with only the candidates in ``allowed`` (substitutes by label), in the table's order.

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from nni_blockswap.architecture import Architecture, complete_args, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.network import swap_blocks
 from nni_blockswap.blocks.space import BlockSpace, input_size_of
 from nni_blockswap.cost.table import ORIGINAL
@@ -17,11 +17,11 @@ from nni_blockswap.training.unwrapping import load_weights, weights_of
 
 def original_of(space: str, space_args: Mapping[str, Any]) -> Architecture:
     """The architecture with ``S`` in every block. Raises SpaceError where a block does not offer it."""
-    table = cost_table(space, space_args)
-    lacking = [label for label, names in zip(table.labels, table.candidates, strict=True) if ORIGINAL not in names]
+    original = Architecture.original(space, space_args)
+    lacking = [label for label, choice in original.choices.items() if choice != ORIGINAL]
     if lacking:
         raise SpaceError(f"{lacking[0]} of {space} has no candidate {ORIGINAL} that others could learn from.")
-    return Architecture.from_indices(space, complete_args(space, space_args), table, table.teacher())
+    return original
 
 
 def load_teacher(space: str, space_args: Mapping[str, Any], source: str | None) -> tuple[BlockSpace, str]:

@@ -152,7 +152,7 @@ def check_fit(space: str, space_args: Mapping[str, Any], task: Task, batch: Batc
     """
     arguments = complete_args(space, space_args)
     table, kind = cost_table(space, arguments), cast(type[BlockSpace], load_space(space))
-    size, answer = kind.interface(table.names(table.teacher()), **arguments)
+    size, answer = kind.interface(table.names(table.original()), **arguments)
     classifies, detects = isinstance(task, Classification), is_of_detector(answer)
     if classifies == detects:
         raise ConfigError(

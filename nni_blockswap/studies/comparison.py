@@ -274,8 +274,7 @@ def _other(entry: Mapping[str, Any]) -> Architecture:
         if not isinstance(entry.get(name, {}), kind):
             wanted = "text" if kind is str else "a mapping"
             raise ConfigError(f"{name} of one of others is {wanted}, not {shown(entry[name])}.")
-    table = cost_table(entry["space"], entry.get("space_args"))
-    return Architecture.from_choices(entry["space"], table.names(table.teacher()), entry.get("space_args"))
+    return Architecture.original(entry["space"], entry.get("space_args"))
 
 
 def _by_library(method: str) -> None:
@@ -292,9 +291,7 @@ def _not_drawn(method: str) -> None:
 
 def _original(settings: SearchSettings, changed: Mapping[str, Any]) -> Architecture:
     """The original of the space, some of its arguments ``changed``."""
-    arguments = {**settings.space_args, **changed}
-    table = cost_table(settings.space, arguments)
-    return Architecture.from_choices(settings.space, table.names(table.teacher()), arguments)
+    return Architecture.original(settings.space, {**settings.space_args, **changed})
 
 
 def _count(text: str, settings: SearchSettings) -> int:

@@ -133,7 +133,7 @@ def _references(settings: SearchSettings, out: str | Path) -> dict[str, Architec
     table = table_of(replace(settings, candidates=None))
     common = [name for name in table.candidates[0] if all(name in names for names in table.candidates)]
     rows = {name: table.index([name] * len(table.labels)) for name in common}
-    rows = {TEACHER: table.teacher(), **{name: row for name, row in rows.items() if row != table.teacher()}}
+    rows = {TEACHER: table.original(), **{name: row for name, row in rows.items() if row != table.original()}}
     choices = [table.names(row) for row in rows.values()]
     if settings.library is not None:
         columns = {settings.proxy: choosing.sums(Library.load(settings.library), settings.proxy, table, choices)}

@@ -23,7 +23,7 @@ def one_swap(settings: ScoreSettings, substitute: str) -> dict[str, Architecture
         SpaceError: it fits none.
     """
     table = cost_table(settings.space, settings.space_args)
-    original = table.names(table.teacher())
+    original = table.names(table.original())
 
     def swap(label: str) -> Architecture:
         return Architecture.from_choices(settings.space, {**original, label: substitute}, settings.space_args)

@@ -30,7 +30,7 @@ from nni_blockswap.training.running import Finished, fit
 from nni_blockswap.training.sources import check_source
 from nni_blockswap.training.starting import FRESH, check_start, identity, remembering, start
 from nni_blockswap.training.student import COMPARISON, begin
-from nni_blockswap.training.teachers import TeacherPlan, check_fit, find_teacher, original_of
+from nni_blockswap.training.teachers import TeacherPlan, check_fit, find_teacher, named_original
 
 
 def add_comparison(command: argparse.ArgumentParser) -> None:
@@ -114,7 +114,7 @@ def _prepared(
     teacher = None
     if recipe.imitates or given.method == sparse.L1_PRUNING or given.init != FRESH:
         plan = TeacherPlan(given.teacher, Path(given.teacher_dir), recipe.of_teacher(given.teacher_epochs))
-        of_the_space = architecture if given.recipe is not None else original_of(given) or architecture
+        of_the_space = architecture if given.recipe is not None else named_original(given) or architecture
         teacher = find_teacher(of_the_space, task, options.data_options(given), plan, machine)
         teacher.points = student.attention_points
     if teacher is not None and recipe.features:

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pytorch_lightning import Callback
 
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import CheckpointError, ConfigError
 from nni_blockswap.metric import ACCURACY
@@ -61,7 +61,7 @@ def run(given: argparse.Namespace) -> None:
     named = (
         Architecture.load(given.architecture, allow=given.allow)
         if given.architecture is not None
-        else original_of(given)
+        else named_original(given)
     )
     if named is None:
         raise ConfigError("--space MODULE:CLASS or --architecture FILE says whose teacher to train.")
@@ -112,13 +112,9 @@ def given_teacher(original: Architecture, source: str) -> Any:
     return network
 
 
-def original_of(given: argparse.Namespace) -> Architecture | None:
+def named_original(given: argparse.Namespace) -> Architecture | None:
     """The original network of the space in the command line, or None where it names none."""
-    if given.space is None:
-        return None
-    arguments = options.space_args(given)
-    table = cost_table(given.space, arguments)
-    return Architecture.from_choices(given.space, table.names(table.teacher()), arguments)
+    return None if given.space is None else Architecture.original(given.space, options.space_args(given))
 
 
 def trained_teacher(

@@ -93,7 +93,7 @@ def test_all_s_is_the_original_to_the_bit(own: Own, training: bool) -> None:
 
 
 def test_costs_are_those_of_the_built_network(own: Own) -> None:
-    assert own.table.original("params") == count_params(own.original)
+    assert own.table.original_cost("params") == count_params(own.original)
     for seed in range(3):
         one = own.architecture(seed)
         built = one.build()
@@ -126,7 +126,7 @@ def test_a_search_of_a_few_candidates_within_a_budget(own: Own, coco_folder: Pat
     if own.network.name in ("deeplabv3_resnet50",) or own.network.settings.get("aux_logits"):
         given["loss"] = lambda outputs, labels: sum(one.mean() for one in tensors(outputs))
     cheapest = sum(int(costs.min()) for costs in own.table.columns["params"].costs)
-    budget = own.table.columns["params"].fixed + (cheapest + own.table.original("params")) // 2
+    budget = own.table.columns["params"].fixed + (cheapest + own.table.original_cost("params")) // 2
     told: list[int] = []
     ranking = search(own.space, data, budget=budget, at_most=True, samples=2, device="cpu", precision="float32",
                      on_progress=lambda progress: told.append(progress.done), **given)  # fmt: skip
@@ -164,7 +164,7 @@ def test_a_network_by_its_import_path_is_the_same_space() -> None:
     here, there = cost_table(NETWORK, arguments_of(live)), cost_table(named["space"], named["space_args"])
     assert here.candidates == there.candidates
     assert len(here.labels) == 6
-    assert here.original("macs") == there.original("macs")
+    assert here.original_cost("macs") == there.original_cost("macs")
     one = Architecture.from_choices(named["space"], ["G(4)"] * 6, named["space_args"])
     assert Architecture.from_json(one.to_json()).id == one.id
     assert one.build().attention_points[-1] == "layer4"

@@ -97,7 +97,7 @@ def test_narrowing() -> None:
     assert narrow.candidates[0] == table.candidates[0]
     assert narrow.candidates[1] == ("S", "G(N)")
     assert narrow.total("params", (0, 1, 0)) == Architecture.from_choices(WRN, ["S", "G(N)", "S"], SMALL).params
-    assert narrow.total("macs", narrow.teacher()) == table.total("macs", table.teacher())
+    assert narrow.total("macs", narrow.original()) == table.total("macs", table.original())
     with pytest.raises(SpaceError, match="'block_99' is not a block of the space; its blocks are block_00"):
         table.narrowed({"block_99": ["S"]})
     with pytest.raises(SpaceError, match=r"'G\(3\)' does not fit here: 3 does not divide 16"):
@@ -111,6 +111,6 @@ def test_narrowing() -> None:
 def test_the_originals_costs_outlive_its_candidates() -> None:
     original = Architecture.from_choices(WRN, ["S", "S", "S"], SMALL)
     narrow = cost_table(WRN, SMALL).narrowed({"block_00": ["B(4)", "B(2)"]})
-    assert narrow.names(narrow.teacher())["block_00"] == "B(2)"  # the dearest that is left
+    assert narrow.names(narrow.original())["block_00"] == "B(2)"  # the dearest that is left
     for table in (narrow, narrow.narrowed({"block_01": ["G(2)"]})):
-        assert (table.original("params"), table.original("macs")) == (original.params, original.macs)
+        assert (table.original_cost("params"), table.original_cost("macs")) == (original.params, original.macs)

@@ -173,7 +173,7 @@ def test_the_space(wrn: Table) -> None:
     assert [len(names) for names in wrn.candidates] == [16, *[12] * 5, 17, *[14] * 5, 18, *[16] * 5]
     blocks, fixed = wrn.column("params").costs, wrn.column("params").fixed
     assert (fixed + sum(map(min, blocks)), fixed + sum(map(max, blocks))) == (146_538, 2_243_546)
-    assert wrn.total("macs", wrn.teacher()) == pytest.approx(327.60e6, abs=5e3)
+    assert wrn.total("macs", wrn.original()) == pytest.approx(327.60e6, abs=5e3)
     assert Sampler(wrn, Budget(params=1.0, at_most=True)).count == pytest.approx(6.87e20, rel=1e-3)
 
 

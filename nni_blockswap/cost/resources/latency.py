@@ -203,7 +203,7 @@ def _parts(network: RealNetwork, counted: Table, run: Callable[[], object]) -> _
         entering[id(module)] = inputs[0].clone()
 
     blocks = network.blocks()
-    network.select(counted.names(counted.teacher()))
+    network.select(counted.names(counted.original()))
     branches = [block.active_branch() for block in blocks]
     handles = [branch.register_forward_pre_hook(record) for branch in branches]
     run()
