@@ -18,7 +18,7 @@ from nni_blockswap.blocks.shells import Block
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.scoring.engines import choose
-from nni_blockswap.scoring.engines.chain import feeding
+from nni_blockswap.scoring.engines.feeding import feeding
 from nni_blockswap.scoring.engines.links import links
 from nni_blockswap.scoring.proxies import make_proxy
 from nni_blockswap.scoring.scorer import Scorer

@@ -21,15 +21,8 @@ from torch import Tensor
 
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.scoring.engines.base import Measure, Work
-from nni_blockswap.scoring.engines.chain import (
-    CHAIN,
-    FisherChain,
-    backward,
-    entering,
-    feeding,
-    head_gradients,
-    measuring,
-)
+from nni_blockswap.scoring.engines.chain import CHAIN, FisherChain, backward, measuring
+from nni_blockswap.scoring.engines.feeding import entering, feeding, head_gradients
 from nni_blockswap.scoring.engines.links import links
 from nni_blockswap.scoring.machine import autocast
 from nni_blockswap.scoring.proxies import Score

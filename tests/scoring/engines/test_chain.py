@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.scoring.engines import chain, choose, described
-from nni_blockswap.scoring.engines.chain import FisherChain, feeding
+from nni_blockswap.scoring.engines.chain import FisherChain
+from nni_blockswap.scoring.engines.feeding import feeding
 from nni_blockswap.scoring.engines.links import links
 from nni_blockswap.scoring.proxies import make_proxy
 from nni_blockswap.scoring.proxies.fisher import FisherPotential

@@ -11,7 +11,8 @@ from nni_blockswap import swap_blocks
 from nni_blockswap.blocks.network import NetworkSpace
 from nni_blockswap.scoring.engines import cpu_layers, plain
 from nni_blockswap.scoring.engines.base import Work
-from nni_blockswap.scoring.engines.chain import FisherChain, feeding
+from nni_blockswap.scoring.engines.chain import FisherChain
+from nni_blockswap.scoring.engines.feeding import feeding
 from nni_blockswap.scoring.engines.links import links
 from nni_blockswap.scoring.proxies import make_proxy
 from nni_blockswap.tasks.classification import Classification
