@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.scoring.engines.feeding import feeding
 from nni_blockswap.scoring.engines.links import Link, links
 from nni_blockswap.scoring.proxies import Proxy, Score
 from nni_blockswap.tasks import Batch, Task
@@ -48,6 +49,11 @@ class Work:
     def chain(self) -> tuple[Link, ...]:
         """The links of ``network``; see there."""
         return links(self.network, self.task, self.measured[0])
+
+    @cached_property
+    def fed(self) -> tuple[int, ...]:
+        """The positions in ``chain`` of the links that feed the head; none where it is no chain. See ``feeding``."""
+        return feeding(self.network, self.task, self.measured[0], self.chain)
 
 
 class Engine(Protocol):

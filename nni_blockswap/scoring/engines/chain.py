@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.scoring.engines.base import Measure, Work
-from nni_blockswap.scoring.engines.feeding import added, entering, feeding, head_gradients
+from nni_blockswap.scoring.engines.feeding import added, entering, head_gradients
 from nni_blockswap.scoring.engines.links import links
 from nni_blockswap.scoring.engines.sparse import prepare_head
 from nni_blockswap.scoring.machine import autocast, keep_freed_memory
@@ -58,7 +58,7 @@ class Chain:
             return "the loss is one's own"
         if work.training:
             return "scores are taken after training"
-        if not feeding(work.network, work.task, work.measured[0], work.chain):
+        if not work.fed:
             return "the blocks do not run one after the other, each on nothing but what the one before gave"
         return ""
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.scoring.engines.base import Measure, Work
 from nni_blockswap.scoring.engines.chain import CHAIN, FisherChain, backward, measuring
-from nni_blockswap.scoring.engines.feeding import entering, feeding, head_gradients
+from nni_blockswap.scoring.engines.feeding import entering, head_gradients
 from nni_blockswap.scoring.engines.links import links
 from nni_blockswap.scoring.machine import autocast
 from nni_blockswap.scoring.proxies import Score
@@ -41,8 +41,7 @@ class CudaGraphs:
     def suits(self, work: Work) -> bool:
         if work.device.type != "cuda" or work.recompute or not CHAIN.suits(work):
             return False
-        fed = feeding(work.network, work.task, work.measured[0], work.chain)
-        return isinstance(work.task, Classification) and fed == (len(work.chain) - 1,)
+        return isinstance(work.task, Classification) and work.fed == (len(work.chain) - 1,)
 
     def start(self, work: Work) -> Callable[[], Measure]:
         return partial(start, work.draw, cast(OfFisherInformation, work.proxy), work.measured, work.precision)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.weights import seeded
-from nni_blockswap.scoring.engines import chain, choose, described
+from nni_blockswap.scoring.engines import base, choose, described
 from nni_blockswap.scoring.engines.chain import FisherChain
 from nni_blockswap.scoring.engines.feeding import feeding
 from nni_blockswap.scoring.engines.links import links
@@ -148,8 +148,10 @@ def test_only_chains_go_the_fast_way(monkeypatch) -> None:
         judge.proxy = make_proxy(proxy)
         assert told(judge).startswith(f"plain (network by network, as '{proxy}' is measured")
     assert told(scorer(train_minibatches=2)) == "plain (network by network, as scores are taken after training)"
-    monkeypatch.setattr(chain, "feeding", lambda *_: ())
+    asked = list[object]()
+    monkeypatch.setattr(base, "feeding", lambda *given: asked.append(given) or ())
     assert told(scorer()).startswith("plain (network by network, as the blocks do not run one after the other")
+    assert len(asked) == 1  # all engines, and the sentence, know it from one look
 
 
 @pytest.mark.parametrize("proxy", ["fisher_channel", "fisher_log", "fisher_draws"])
