@@ -96,7 +96,8 @@ class GraphedFisherChain:
         self._x = [torch.empty_like(x) for x in self._passed()]
         self._gradients = [torch.empty_like(x) for x in self._x]
         self._batch = images[0][:1], self._labels[0].clone()
-        self._information = torch.empty(len(blocks), dtype=self._precision(), device=self._x[0].device)
+        unwritten = torch.full((len(blocks),), torch.nan, dtype=self._precision(), device=self._x[0].device)
+        self._information = unwritten  # memory that is used again may hold the very scores that a replay owes
         self._pairs: dict[tuple[int, tuple[str, ...]], Sequence[Replay]] = {}
         (self._head,) = record(len(self._links), [self._run_head])
         self._names: list[tuple[str, ...]] = []
