@@ -57,9 +57,9 @@ class BlockSwapStrategy(Strategy):  # type: ignore[misc]  # NNI is not typed
             raise ConfigError("the strategy trains the best students of one search; leave out comparison.")
         if isinstance(settings.get("library"), Mapping):
             raise ConfigError("the strategy builds no library; name the folder of one, from blockswap library.")
-        faults = argument_faults({**self._settings, "space": "module:Class"})
+        faults = argument_faults({**self._settings, "space": "module:Class"}, "the strategy", "the arguments")
         if faults:
-            raise ConfigError(faults[0].replace("the tuner", "the strategy").replace("classArgs", "the arguments"))
+            raise ConfigError(faults[0])
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self._settings.items())

@@ -168,6 +168,7 @@ def test_a_space_without_a_name_of_its_own_is_refused():
         ({"data": "digits"}, "argument 'budget' is missing; add it to the arguments"),
         ({**SEARCH, "sample": 3}, "the strategy has no argument 'sample'"),
         ({**SEARCH, "samples": "many"}, "samples is a whole number, not 'many'"),
+        ({**SEARCH, "samples": "classArgs of the tuner"}, "^the strategy's .* not 'classArgs of the tuner'.$"),
         ({**SEARCH, "space": WRN}, "leave out space"),
         ({**SEARCH, "comparison": {"methods": ["random"]}}, "leave out comparison"),
         ({**SEARCH, "library": {"folder": "library"}}, "builds no library; name the folder of one"),

@@ -58,32 +58,33 @@ def _check_ranked(settings: SearchSettings, students: int) -> None:
         )
 
 
-def argument_faults(arguments: Mapping[str, Any]) -> list[str]:
-    """A sentence for each classArg that is unknown, missing or of the wrong type."""
-    kinds, wrong = _kinds(), wrong_types(arguments)
+def argument_faults(arguments: Mapping[str, Any], who: str = "the tuner", where: str = "classArgs") -> list[str]:
+    """A sentence for each argument of ``who``, given in ``where``, that is unknown, missing or of the wrong type."""
+    kinds, wrong = _kinds(), wrong_types(arguments, who)
     unknown = [
-        f"the tuner has no argument '{name}'; it has {', '.join(kinds)}."
+        f"{who} has no argument '{name}'; it has {', '.join(kinds)}."
         for name in arguments
         if name not in kinds and name not in wrong
     ]
     needed = {one.name for one in fields(SearchSettings) if one.default is one.default_factory is MISSING}
     missing = [
-        f"the tuner's argument '{name}' is missing; add it to classArgs."
+        f"{who}'s argument '{name}' is missing; add it to {where}."
         for name in sorted((needed & kinds.keys() | {"budget"}) - arguments.keys())
         if name != "space" or "model" not in arguments
     ]
-    inner = [] if wrong else _library_faults(arguments) + _comparison_faults(arguments)
+    inner = [] if wrong else _library_faults(arguments, who) + _comparison_faults(arguments)
     return unknown + missing + list(wrong.values()) + inner
 
 
-def wrong_types(arguments: Mapping[Any, Any]) -> dict[Any, str]:
-    """By name, a sentence for each classArg that is none by its type."""
-    return _wrong_types(arguments, _kinds())
+def wrong_types(arguments: Mapping[Any, Any], who: str = "the tuner") -> dict[Any, str]:
+    """By name, a sentence for each argument of ``who`` that is none by its type."""
+    return _wrong_types(arguments, _kinds(), f"{who}'s argument ")
 
 
-def _wrong_types(arguments: Mapping[Any, Any], kinds: Mapping[str, Any], within: str = "") -> dict[Any, str]:
+def _wrong_types(arguments: Mapping[Any, Any], kinds: Mapping[str, Any], before: str) -> dict[Any, str]:
+    """Sentences that name an argument by ``before`` and its name."""
     return {
-        name: f"the tuner's argument {within}{name} is {spell(kind)}, not {_given(value, kind)}."
+        name: f"{before}{name} is {spell(kind)}, not {_given(value, kind)}."
         for name, value, kind in ((name, value, kinds.get(name, str)) for name, value in arguments.items())
         if not isinstance(name, str) or (name in kinds and not fits(value, kind))
     }
@@ -107,11 +108,12 @@ def _kinds() -> dict[str, Any]:
     return kinds | {"model": str, "model_args": dict, "input_size": list, "include": str | list, "exclude": str | list}
 
 
-def _library_faults(arguments: Mapping[str, Any]) -> list[str]:
+def _library_faults(arguments: Mapping[str, Any], who: str) -> list[str]:
     """Wrong types in a library that is built first; see ``training.schooling``."""
     library = arguments.get("library")
     kinds = {**get_type_hints(LibrarySettings), "folder": str, "teacher": str | dict}
-    return list(_wrong_types(library, kinds, "library.").values()) if isinstance(library, dict) else []
+    before = f"{who}'s argument library."
+    return list(_wrong_types(library, kinds, before).values()) if isinstance(library, dict) else []
 
 
 def _comparison_faults(arguments: Mapping[str, Any]) -> list[str]:
