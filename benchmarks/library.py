@@ -1,8 +1,8 @@
 """Do a library's choice and a library's weights make better students? Same budgets, same epochs, same recipe.
 
-- choices: the exact optimum of the library's errors over all its candidates, and over the paper's alone; Fisher
-  potential's best of 200, Fisher potential's and MACs' together, and one random architecture, of the paper's
-  candidates; and, not of this project, Torch-Pruning's networks;
+- choices: the exact optimum of the library's errors, or of their logarithms, over all its candidates, and over the
+  paper's alone; Fisher potential's best of 200, Fisher potential's and MACs' together, and one random architecture, of
+  the paper's candidates; and, not of this project, Torch-Pruning's networks;
 - weights: warm ones, those of the library or, of a pruned network, the teacher's; and fresh ones;
 - training: logit distillation from the teacher, SGD, a cosine that falls from step to step, each of the given rates.
 
@@ -62,12 +62,16 @@ from trial import teacher  # noqa: E402
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
 SEARCHED = {
     "library": {"proxy": "library", "samples": 1},
+    "library, logarithms": {"proxy": "library_log", "samples": 1},
     "library, paper's candidates": {"proxy": "library", "samples": 1},
     "Fisher, best of 200": {"proxy": "fisher", "samples": 200},
     "Fisher and MACs, best of 200": {"proxy": "fisher+macs", "samples": 200},
     "random": {"proxy": "fisher", "samples": 1},
 }
 """Choices of this project: settings of the search."""
+
+OF_ALL = ("library", "library, logarithms")
+"""Those that choose among all candidates, not the paper's alone."""
 
 CHOICES = (*SEARCHED, *(f"Torch-Pruning, {variant}" for variant in pruned.VARIANTS))
 STARTS = ("warm", "fresh")
@@ -184,7 +188,7 @@ class Study:
         if not (home / "best.json").exists():
             settings = dict[str, Any](space=SPACE, space_args=self.space_args, budgets=[budget], **self.data)
             settings |= SEARCHED[choice]
-            if choice != "library":
+            if choice not in OF_ALL:
                 settings["candidates"] = {
                     label: [name for name in names if find_family(name) is not NARROWED]
                     for label, names in zip(self.costs.labels, self.costs.candidates, strict=True)
@@ -291,9 +295,9 @@ class Study:
             f"WRN-{self.given.depth}-{self.given.width} on {self.given.data}{f' ({options})' if options else ''}: "
             f"{self.original.spelled_costs}; teacher's error {read_json(path):.1f} %. Library: {candidates} "
             f"candidates, {self.given.steps} steps of 96 images each, {self.given.precision}, {self.seconds:.0f} s on "
-            "one core that others used, too. Students: logit distillation, cosine from step to step, rate "
-            f"{self.given.lr} from fresh weights and the better of {' and '.join(map(str, self.given.warm_lr))} from "
-            "warm ones, for all alike."
+            "cores that others used, too. Students: logit distillation, cosine from step to step, rate "
+            f"{self.given.lr} from fresh weights and {' or '.join(map(str, self.given.warm_lr))} from warm ones, for "
+            "all alike."
         )
 
 

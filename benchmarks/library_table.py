@@ -51,7 +51,7 @@ def table(
         lines.append([budget, choice, *taken, *timing, f"{begun[pair]['error']:.1f}", *cells])
     told = (
         "Error on the validation set in %, after so many epochs; several seeds: mean and half of their range. 0: as it "
-        "is put together, not trained. In parentheses: the rate that was better.\n\n"
+        "is put together, not trained. In parentheses: the rate that was better, where two were tried.\n\n"
     )
     return told + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
