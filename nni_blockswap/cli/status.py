@@ -18,7 +18,7 @@ from nni_blockswap.experiment.service import CHECKPOINT, Experiment, experiment_
 from nni_blockswap.experiment.students import Student, read
 from nni_blockswap.files import read_json
 from nni_blockswap.metric import Metric, judged
-from nni_blockswap.results.trial import SETTINGS, metric_in
+from nni_blockswap.results.trial import EPOCHS, SETTINGS, metric_in
 
 PERIOD = 2.0
 """Seconds between two looks."""
@@ -113,7 +113,7 @@ def _trial(
 def _epochs(folder: Path) -> int | None:
     """How many a trial trains, where its settings are on this machine."""
     try:
-        return int(read_json(folder / SETTINGS)["epochs"])
+        return int(read_json(folder / SETTINGS)[EPOCHS])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

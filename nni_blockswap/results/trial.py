@@ -11,6 +11,9 @@ from nni_blockswap.metric import ACCURACY, Metric, judged
 ARCHITECTURE, SETTINGS, RESULT, WEIGHTS = "architecture.json", "settings.json", "result.json", "weights.pt"
 """What a trial's folder holds: the network, what it was started with, how good it became, and its weights."""
 
+RUN, EPOCHS, EXTENDED = "run", "epochs", "extended_from"
+"""In those settings: a name for the run, how many epochs it has now, and how many it had each time before."""
+
 GIVEN, WORD = "parameters.json", "failure.json"
 """Under NNI: what the trial was given; and why it failed, which tells it from a trial that was killed."""
 

@@ -11,16 +11,16 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import StateError
 from nni_blockswap.files import read_json
 from nni_blockswap.metric import ACCURACY, judged
-from nni_blockswap.results.trial import ARCHITECTURE, SETTINGS, read_result, results_below
+from nni_blockswap.results.trial import ARCHITECTURE, EPOCHS, EXTENDED, RUN, SETTINGS, read_result, results_below
 
 BLOCKSWAP, REDUCED, TEACHER = "blockswap", "reduced", "teacher"
-COMPARABLE = ("data", "data_options", "epochs")
+COMPARABLE = ("data", "data_options", EPOCHS)
 """What trials must have in common for their errors to be compared."""
 
-_OF_ONE = ("run", "architecture_id", "data_root", "seed", "nonzero")
+_OF_ONE = (RUN, "architecture_id", "data_root", "seed", "nonzero")
 """Settings of one trial alone, or of the machine that it ran on."""
 
-_BESIDE = ("teacher", "teacher_epochs", "extended")
+_BESIDE = ("teacher", "teacher_epochs", EXTENDED)
 """Settings that do not make another variant: a comparison has a teacher a seed, and a run may be made a longer one."""
 
 

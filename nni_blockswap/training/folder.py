@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from nni_blockswap.errors import BlockSwapError, StateError
 from nni_blockswap.files import copy_atomically, read_json, write_json
-from nni_blockswap.results.trial import GIVEN, SETTINGS, WEIGHTS
+from nni_blockswap.results.trial import EPOCHS, EXTENDED, GIVEN, RUN, SETTINGS, WEIGHTS
 from nni_blockswap.training import checkpoints
 from nni_blockswap.training.checkpoints import BEST, LAST
 from nni_blockswap.training.nni_link import is_first_process, under_nni
@@ -21,9 +21,6 @@ LOCK = "run.lock"
 
 PATIENCE = 10.0
 """Seconds to wait for a folder: processes that read images outlive a killed run by about five."""
-
-RUN, EPOCHS, EXTENDED = "run", "epochs", "extended_from"
-"""In the settings: a name for the run, and how many epochs it has now and had before."""
 
 
 @dataclass(frozen=True)

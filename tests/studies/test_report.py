@@ -15,6 +15,7 @@ from nni_blockswap.studies.latency import Latency, measure
 from nni_blockswap.studies.report import report
 from nni_blockswap.studies.trials import points, read_trials, teacher_point
 from nni_blockswap.training import checkpoints
+from nni_blockswap.training.folder import occupied
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"
 ARGUMENTS = {"depth": 10, "width": 1, "in_channels": 1, "image_size": 8}
@@ -110,6 +111,15 @@ def test_a_teacher_a_seed_makes_no_variant_a_seed(tmp_path):
         trial(tmp_path / f"{seed}", MIXED, 0.9, 0.99, seed=seed, method="random", variant="30%")
         settings = {"seed": seed, "teacher": f"teacher{seed}.pt", "beta": 9}
         (tmp_path / f"{seed}" / "settings.json").write_text(json.dumps(settings))
+    assert [(point.variant, len(point.trials)) for point in points(read_trials([tmp_path]))] == [("30%", 2)]
+
+
+def test_a_run_that_was_made_longer_is_no_variant_of_its_own(tmp_path):
+    for seed, before in enumerate(([4], [4, 6])):
+        trial(tmp_path / f"{seed}", MIXED, 0.9, seed=seed, method="random", variant="30%")
+        for epochs in (*before, 8):
+            with occupied(tmp_path / f"{seed}", {"seed": seed, "epochs": epochs}, {}):
+                checkpoints.save({}, tmp_path / f"{seed}" / "weights.pt")
     assert [(point.variant, len(point.trials)) for point in points(read_trials([tmp_path]))] == [("30%", 2)]
 
 
