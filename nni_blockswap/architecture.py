@@ -321,6 +321,14 @@ def cost_table(space: str, space_args: Mapping[str, Any] | None = None, resource
     return _prepare(space, json.dumps(complete_args(space, space_args or {})), wanted)
 
 
+def table_of_blocks(space: str, space_args: Mapping[str, Any] | None = None, resources: Sequence[str] = ()) -> Table:
+    """``cost_table`` of a space that has blocks. Raises SpaceError where it has none, too."""
+    table = cost_table(space, space_args, resources)
+    if not table.labels:
+        raise SpaceError(f"{space} has no block, so there is nothing to swap; take a space that has.")
+    return table
+
+
 @lru_cache(maxsize=16)
 def _prepare(space: str, arguments: str, resources: tuple[str, ...]) -> Table:
     try:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 import nni_blockswap
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture, table_of_blocks
 from nni_blockswap.conversation import OnProgress, Scoring, converse, mean_of
 from nni_blockswap.cost.budget import Budget, known_resource
 from nni_blockswap.cost.table import Indices, Table
-from nni_blockswap.errors import BudgetError, ConfigError, SpaceError
+from nni_blockswap.errors import BudgetError, ConfigError
 from nni_blockswap.library import choosing
 from nni_blockswap.library.library import Library
 from nni_blockswap.methods import METHODS, Method
@@ -204,9 +204,7 @@ def table_of(settings: SearchSettings) -> Table:
     """Costs of the candidates that the settings allow, by all resources that a budget limits or ``resources`` names."""
     resources = [name for budget in settings.parsed() for name in budget.resources]
     resources += [known_resource(name, f"'{name}' is no resource") for name in settings.resources]
-    table = cost_table(settings.space, settings.space_args, resources)
-    if not table.labels:
-        raise SpaceError(f"{settings.space} has no block, so there is nothing to search.")
+    table = table_of_blocks(settings.space, settings.space_args, resources)
     return table if settings.candidates is None else table.narrowed(settings.candidates)
 
 

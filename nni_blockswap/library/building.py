@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 import nni_blockswap
-from nni_blockswap.architecture import complete_args, cost_table
+from nni_blockswap.architecture import complete_args, table_of_blocks
 from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.files import locked
 from nni_blockswap.library import workers
@@ -50,20 +51,20 @@ def build(
         BlockSwapError: settings that do not fit the space or the data; another library in ``out``, or somebody else who
             builds it.
     """
+    table = table_of_blocks(settings.space, settings.space_args)
     folder, task = Path(out), make_task(settings.data, settings.data_root, **settings.data_options)
     example = task.minibatch(1, seed=0, augment=False)
     check_fit(settings.space, complete_args(settings.space, settings.space_args), task, example)
     taken = f"another process builds the library in '{folder}'; wait for its end, or choose another folder."
     with locked(folder, PATIENCE, taken):
-        return _build(settings, folder, task, on_progress)
+        return _build(settings, table, folder, task, on_progress)
 
 
-def _build(settings: LibrarySettings, folder: Path, task: Task, on_progress: OnProgress) -> Library:
+def _build(settings: LibrarySettings, table: Table, folder: Path, task: Task, on_progress: OnProgress) -> Library:
     lessons = Lessons(task, settings.batch_size, settings.held_out, settings.seed)
     teacher, digest = load_teacher(settings.space, settings.space_args, settings.teacher)
     seen = task.fingerprint(next(lessons.measured()))
-    table = cost_table(settings.space, settings.space_args)
-    about = _claim(folder, settings, digest, seen)
+    about = _claim(folder, settings, table.labels, digest, seen)
     wanted = _wanted(settings, table.labels, about["steps"])
     write_about(folder, about)
     here = partial(_teach, teacher, task, lessons, settings, folder)
@@ -110,9 +111,8 @@ def _teach(
     School(teacher, task, lessons, settings, device, board, on_progress).teach(benches)
 
 
-def _claim(folder: Path, settings: LibrarySettings, teacher: str, data: str) -> dict[str, Any]:
+def _claim(folder: Path, settings: LibrarySettings, labels: Sequence[str], teacher: str, data: str) -> dict[str, Any]:
     """What the library is, and how many steps its blocks had when it was whole. Raises StateError where another is."""
-    labels = cost_table(settings.space, settings.space_args).labels
     named = {name: value for name, value in asdict(settings).items() if name not in NOT_OF_IT}
     identity = {
         **named,

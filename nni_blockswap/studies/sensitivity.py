@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture, cost_table, table_of_blocks
 from nni_blockswap.conversation import Progress
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.files import write_text
@@ -20,9 +20,9 @@ def one_swap(settings: ScoreSettings, substitute: str) -> dict[str, Architecture
     """The original with ``substitute`` in one block, by that block's label; blocks that it does not fit are left out.
 
     Raises:
-        SpaceError: it fits none.
+        SpaceError: it fits none, or there is no block.
     """
-    table = cost_table(settings.space, settings.space_args)
+    table = table_of_blocks(settings.space, settings.space_args)
     original = table.names(table.original())
 
     def swap(label: str) -> Architecture:

@@ -1,11 +1,20 @@
 """CondenseNet: the published counts, what it computes, and that it is an architecture like any other."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_blockswap.architecture import Architecture
+from nni_blockswap.errors import SpaceError
+from nni_blockswap.library.building import build
+from nni_blockswap.library.settings import LibrarySettings
+from nni_blockswap.scoring.settings import ScoreSettings
+from nni_blockswap.searching import SearchSettings, search
+from nni_blockswap.studies.sensitivity import one_swap
 from nni_blockswap.training.condensation import deploy, learned
 from search_spaces.condensenet import CondenseNetSpace
 
@@ -96,3 +105,18 @@ def test_the_trained_network_becomes_the_deployed_one_with_the_same_outputs() ->
     built.load_state_dict(network.state_dict())
     assert sum(parameter.numel() for parameter in network.parameters()) == architecture.params
     torch.testing.assert_close(built(images), expected)
+
+
+@pytest.mark.parametrize(
+    "swap",
+    [
+        lambda out, **given: search(SearchSettings(**given, budgets=["50%"]), out),
+        lambda out, **given: one_swap(ScoreSettings(**given), "G(4)"),
+        lambda out, **given: build(LibrarySettings(**given), out),
+    ],
+    ids=["search", "sensitivity", "library"],
+)
+def test_that_it_has_no_block_is_told_before_anything_is_written(swap: Callable[..., object], tmp_path: Path) -> None:
+    with pytest.raises(SpaceError, match="CondenseNetSpace has no block, so there is nothing to swap"):
+        swap(tmp_path / "out", space=SPACE, space_args=TINY, data="digits", data_options={"image_size": 8})
+    assert not (tmp_path / "out").exists()
