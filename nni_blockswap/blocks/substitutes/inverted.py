@@ -2,18 +2,21 @@
 
     1x1 convolution to e N channels, norm, act, depthwise k x k convolution with the stride, norm, act, 1x1 convolution
 
-Only what is smaller than the original fits: e and k at most its own, and not both the same. The norm after the last
-convolution, and the shortcut, are the network's own. A squeeze-and-excitation of the original's goes.
+Only what is smaller than the original fits: e and k at most its own, and not both the same. Dilation, padding mode, the
+norm after the last convolution, and the shortcut are the network's own; the padding is the one that keeps the size. A
+squeeze-and-excitation of the original's goes.
 
 Source: Sandler et al., *MobileNetV2: Inverted Residuals and Linear Bottlenecks*, CVPR 2018, section 3.3.
 """
 
 import re
 from collections import OrderedDict
+from dataclasses import replace
 
 from torch import nn
 
 from nni_blockswap.blocks.site import Site
+from nni_blockswap.blocks.substitutes.paper import Conv, conv_module
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import SpaceError
 
@@ -45,7 +48,8 @@ class Inverted:
     def build(self, name: str, site: Site) -> nn.Sequential:
         expansion, kernel = _read(name, site)
         inner = expansion * site.in_channels
-        depthwise = nn.Conv2d(inner, inner, kernel, site.stride, kernel // 2, groups=inner, bias=False)
+        sized = replace(site, padding=None)  # the original's would be that of its larger kernel
+        depthwise = conv_module(Conv(inner, inner, kernel, site.stride, inner, spatial=True), sized)
         layers: OrderedDict[str, nn.Module] = OrderedDict(
             conv1=nn.Conv2d(site.in_channels, inner, 1, bias=False), bn1=site.norm(inner), act1=site.activation(),
             conv2=depthwise, bn2=site.norm(inner), act2=site.activation(),
