@@ -26,7 +26,7 @@ def initialise_layer(module: nn.Module) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw weights, on the CPU, from ``seed`` and leave the global generators as they were."""
+    """Draw weights, or an augmentation, on the CPU from ``seed``, and leave torch's global generators as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would set a GPU's, too
         yield

@@ -1,7 +1,6 @@
 """COCO (Lin et al., ECCV 2014): instances as boxes, classes and masks; the losses of Mask R-CNN, summed."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.annotations import read_annotations
 from nni_blockswap.tasks.base import Batches, fingerprint
 from nni_blockswap.tasks.classification import minibatch_indices
+from nni_blockswap.tasks.draws import drawn_alike
 from nni_blockswap.tasks.images import decoded
 
 Target = dict[str, Tensor]
@@ -113,7 +113,7 @@ class Coco:
 
     def loss(self, network: nn.Module, batch: Detection) -> Tensor:
         """Sum of ``losses``; anchors and proposals are sampled alike every time, so that a score can be repeated."""
-        with _fixed_sampling(batch[0][0].device):
+        with drawn_alike(batch[0][0].device):
             return torch.stack(list(self.losses(network, batch).values())).sum()
 
     def fingerprint(self, batch: Detection) -> str:
@@ -208,12 +208,3 @@ def _mirrored(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     boxes = target["boxes"].clone()
     boxes[:, [0, 2]] = image.shape[-1] - boxes[:, [2, 0]]
     return image.flip(-1), {**target, "boxes": boxes, "masks": target["masks"].flip(-1)}
-
-
-@contextmanager
-def _fixed_sampling(device: torch.device) -> Iterator[None]:
-    """Torch's global generators start from 0 and are put back afterwards."""
-    devices: Sequence[torch.device] = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(0)
-        yield

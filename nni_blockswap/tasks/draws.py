@@ -1,4 +1,4 @@
-"""The random numbers of one pass over a user's batches: the same in each pass, whatever is drawn in between."""
+"""Random numbers that are the same each time, whatever is drawn in between: of a pass over batches, of a score."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -49,7 +49,24 @@ class Draws:
 
 
 @contextmanager
-def undrawn(devices: Iterable[int] = ()) -> Iterator[None]:
+def drawn_alike(device: torch.device) -> Iterator[None]:
+    """Let global generators begin at 0, and leave them as they were: torch's on the CPU and on ``device``, and others'.
+
+    So dropout and its kind draw the same each time, whatever was drawn before.
+    """
+    gpus = [device] if device.type == "cuda" else []
+    with undrawn(gpus):
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002  # a network may draw from there
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would set those of all GPUs, too
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(0)
+        yield
+
+
+@contextmanager
+def undrawn(devices: Iterable[Any] = ()) -> Iterator[None]:
     """Leave global generators as they were: torch's on the CPU and the GPUs ``devices``, NumPy's, ``random``'s."""
     of_numpy, of_random = np.random.get_state(), random.getstate()  # noqa: NPY002
     with torch.random.fork_rng(devices):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import DataError, shown
 from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.base import Batches
@@ -70,8 +71,7 @@ class ImageFolderTask(Classification):
         """The ``index``-th minibatch that ``seed`` draws; only its own images are read."""
         chosen = minibatch_indices(len(self._files), batch_size, seed, index)
         data = _Files(self._files, _transform(self.image_size, train=augment))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(seed, index))
+        with seeded(derived_seed(seed, index)):
             examples = [data[position] for position in chosen]
         return torch.stack([image for image, _ in examples]), torch.tensor([label for _, label in examples])
 

@@ -230,7 +230,7 @@ def test_images_are_decoded_once_for_all_loaders(tiny_cifar: Path) -> None:
     assert all(torch.equal(one[0], other[0]) for one, other in zip(first, again, strict=True))
 
 
-def test_image_folder(tiny_cifar: Path) -> None:
+def test_image_folder(tiny_cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = make_task("image-folder", str(tiny_cifar), image_size=24)
     assert task.num_classes == 10
     images, labels = next(iter(task.val_loader(20)))
@@ -239,6 +239,11 @@ def test_image_folder(tiny_cifar: Path) -> None:
     one, two = (task.minibatch(8, seed=3, augment=True) for _ in range(2))
     assert torch.equal(one[0], two[0])
     assert not torch.equal(one[0], task.minibatch(8, seed=3, augment=False)[0])
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", pytest.fail)  # as torch.manual_seed calls it
+    before = torch.get_rng_state()
+    assert torch.equal(one[0], task.minibatch(8, seed=3, augment=True)[0])
+    assert torch.equal(before, torch.get_rng_state())
+    monkeypatch.undo()
     (tiny_cifar / "test").rename(tiny_cifar / "elsewhere")
     with pytest.raises(DataError, match="validation needs a folder val/<class>/"):
         task.val_loader(2)

@@ -1,11 +1,8 @@
 """The plain way, for any proxy on any space and task: select an architecture in the super-network, and measure it."""
 
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
-import numpy as np
 import torch
 
 from nni_blockswap.blocks.space import BlockSpace
@@ -13,7 +10,7 @@ from nni_blockswap.scoring.engines.base import Measure, Work
 from nni_blockswap.scoring.engines.buffers import telling_buffers
 from nni_blockswap.scoring.machine import autocast
 from nni_blockswap.scoring.proxies import Score, mean_score
-from nni_blockswap.tasks.draws import undrawn
+from nni_blockswap.tasks.draws import drawn_alike
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4  # the paper's recipe (section 5), for scores after training
 
@@ -38,7 +35,7 @@ PLAIN = Plain()
 def measure(work: Work, network: BlockSpace, choices: Mapping[str, str]) -> Score:
     """Mean score of one architecture over the minibatches; the network's weights are left as they were."""
     network.select(choices)
-    with _as_it_was(network, weights=bool(work.training)), _same_chance(work.device):
+    with _as_it_was(network, weights=bool(work.training)), drawn_alike(work.device):
         if work.training:
             _train(work, network)
         if not work.proxy.needs_weight_gradients:
@@ -48,20 +45,6 @@ def measure(work: Work, network: BlockSpace, choices: Mapping[str, str]) -> Scor
             with autocast(work.device, work.precision):
                 scores.append(work.proxy.measure(network, work.task, batch))
     return mean_score(scores)
-
-
-@contextmanager
-def _same_chance(device: torch.device) -> Iterator[None]:
-    """Let dropout and its kind draw the same for every candidate, whatever was measured before it."""
-    on_gpu = device.type == "cuda"
-    devices: list[Any] = [device] if on_gpu else []
-    with undrawn(devices):
-        random.seed(0)
-        np.random.seed(0)  # noqa: NPY002  # a network may draw from there
-        torch.default_generator.manual_seed(0)
-        if on_gpu:
-            torch.cuda.manual_seed(0)
-        yield
 
 
 @contextmanager
