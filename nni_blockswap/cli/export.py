@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from nni_blockswap.errors import CheckpointError, ConfigError, StateError
+from nni_blockswap.errors import CheckpointError, ConfigError, StateError, first_line
 from nni_blockswap.experiment.service import ended, folder_of
-from nni_blockswap.files import write_atomically
+from nni_blockswap.files import check_archive, write_atomically
 from nni_blockswap.metric import judged
 from nni_blockswap.results.trial import ARCHITECTURE, RESULT, WEIGHTS
 from nni_blockswap.trust import add_allow
@@ -45,6 +45,12 @@ def run(options: argparse.Namespace) -> int:
     missing = [best / name for name in (ARCHITECTURE, WEIGHTS, RESULT) if not (best / name).is_file()]
     if missing:
         raise StateError(f"the best trial's '{missing[0]}' is missing; run the trial again.")
+    try:
+        check_archive(best / WEIGHTS)
+    except ValueError as error:
+        raise CheckpointError(
+            f"'{best / WEIGHTS}' cannot be read, it may be damaged: {error}; run the trial again."
+        ) from error
     contents = {name: (best / name).read_bytes() for name in (ARCHITECTURE, WEIGHTS, RESULT)}
     others = _of_other_weights(out, contents[WEIGHTS])
     for name, content in contents.items():
@@ -114,16 +120,16 @@ def _export(folder: Path, formats: list[str], fold_bn: bool) -> list[Path]:
 
 
 def _trained(folder: Path) -> Any:
-    """The network. Raises CheckpointError where the weights do not fit the architecture."""
-    import torch
-
+    """The network. Raises CheckpointError where the weights cannot be read, or do not fit the architecture."""
     from nni_blockswap.architecture import Architecture
+    from nni_blockswap.training import checkpoints
 
     network = Architecture.load(folder / ARCHITECTURE).build()
+    state = checkpoints.read(folder / WEIGHTS)
     try:
-        network.load_state_dict(torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True))
-    except Exception as error:
+        network.load_state_dict(state)
+    except Exception as error:  # it need not be a mapping
         raise CheckpointError(
-            f"'{folder / WEIGHTS}' does not fit its architecture: {str(error).splitlines()[0]}"
+            f"'{folder / WEIGHTS}' does not fit its architecture: {first_line(error)}; run the trial again."
         ) from error
     return network

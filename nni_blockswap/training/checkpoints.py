@@ -2,7 +2,6 @@
 
 import io
 import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nni_blockswap.errors import CheckpointError, StateError, first_line
-from nni_blockswap.files import write_atomically
+from nni_blockswap.files import check_archive, write_atomically
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 SAFETENSORS = ".safetensors"
@@ -73,10 +72,8 @@ def read(path: str | Path) -> Any:
     try:
         if Path(path).suffix == SAFETENSORS:
             return load_file(path)
-        _check_sums(path)
+        check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint '{path}'.") from None
     except Exception as error:  # torch raises of all kinds
@@ -89,16 +86,6 @@ def read(path: str | Path) -> Any:
             raise CheckpointError(f"'{path}' is a TorchScript archive; save the network's state_dict.") from error
         told = "" if isinstance(error, pickle.UnpicklingError) else f": {first_line(error)}"
         raise CheckpointError(f"the checkpoint '{path}' cannot be read, it may be damaged{told}.") from error
-
-
-def _check_sums(path: str | Path) -> None:
-    """Raise CheckpointError where a part of the archive is not what was written: torch itself does not look."""
-    if not zipfile.is_zipfile(path):
-        return  # an old kind of file, or none of ours; or it is missing
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise CheckpointError(f"the checkpoint '{path}' cannot be read, it may be damaged: '{damaged}' has changed.")
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,30 @@ def test_export_and_report_take_any_folder_that_a_trial_wrote(above, tmp_path, c
     assert student.id in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("formats", [[], ["--format", "safetensors"]], ids=["copied", "exported"])
+@pytest.mark.parametrize("damage", ["changed", "cut", "header"])
+def test_weights_that_are_damaged_are_not_exported(formats, damage, tmp_path, capsys):
+    trial(tmp_path / "student")
+    path = tmp_path / "student" / "weights.pt"
+    content = bytearray(path.read_bytes())
+    weight = next(iter(torch.load(path, weights_only=True).values()))
+    if damage == "cut":
+        del content[-100:]
+    else:
+        content[0 if damage == "header" else content.index(weight.numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    assert main(["export", str(tmp_path / "student"), "--out", str(tmp_path / "out"), *formats]) == 2
+    assert "weights.pt' cannot be read, it may be damaged: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_network_are_told_in_one_line(tmp_path, capsys):
+    trial(tmp_path / "student")
+    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "student" / "weights.pt")
+    assert main(["export", str(tmp_path / "student"), "--out", str(tmp_path / "out"), "--format", "pt2"]) == 2
+    assert "weights.pt' does not fit its architecture: Error(s) in loading" in capsys.readouterr().err
+
+
 def test_of_trials_side_by_side_the_best_is_exported(tmp_path):
     trial(tmp_path / "runs" / "a", 0.8)
     best = trial(tmp_path / "runs" / "deep" / "b", 0.9, "G(2)")
