@@ -51,14 +51,14 @@ def run(options: argparse.Namespace) -> int:
 def look(identity: str | None) -> tuple[list[str], bool]:
     """What there is to say of an experiment, or of all that run; and whether it will not change any more."""
     known = known_experiments()
-    running = {name: found for name in known if (found := _running(known[name])) is not None and found.id == name}
+    asked = known if identity is None else known.keys() & {identity}
+    running = {name: found for name in asked if (found := _running(known[name])) is not None and found.id == name}
     if identity is not None and identity not in running:
         return list(_at_rest(identity, known.get(identity, {}))), True
     if not running:
         return ["No experiment is running; nnictl experiment list --all names those that were."], True
-    told = {name: list(_at_work(running[name])) for name in ([identity] if identity is not None else running)}
-    over = all(running[name].get("check-status")["status"] in ENDED for name in told)
-    return [line for lines in told.values() for line in lines], over
+    told = [line for experiment in running.values() for line in _at_work(experiment)]
+    return told, all(experiment.get("check-status")["status"] in ENDED for experiment in running.values())
 
 
 def _running(entry: dict[str, Any]) -> Experiment | None:

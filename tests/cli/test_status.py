@@ -114,6 +114,27 @@ def test_a_fault_of_the_search_is_told_in_its_own_sentence(known: Path, monkeypa
     assert over
 
 
+@pytest.mark.parametrize(("asked", "ports"), [("abc", [8080]), (None, [8080, 8081])])
+def test_only_what_is_asked_for_is_asked(
+    asked: str | None, ports: list[int], known: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = known.parent / "nni-experiments" / ".experiment"
+    entry = json.loads(path.read_text())["abc"]
+    write_json(path, {"abc": entry, "other": {**entry, "id": "other", "port": 8081}})
+    called: list[int] = []
+
+    def manager(port: int, patience: float) -> FakeExperiment:
+        called.append(port)
+        return FakeExperiment(known)
+
+    monkeypatch.setattr(status, "Experiment", manager)
+    lines, _ = status.look(asked)
+    assert called == ports
+    assert [line for line in lines if not line.startswith(" ")] == [
+        "abc  BlockSwap on digits  RUNNING  http://localhost:8080"
+    ]
+
+
 def test_what_is_at_rest_is_told_from_its_files(
     known: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
