@@ -36,7 +36,7 @@ from nni_blockswap.cost.resources.timing import Rounds
 from nni_blockswap.cost.table import Column, Indices, Table
 from nni_blockswap.errors import BudgetError
 from nni_blockswap.exporting.onnx_session import session
-from nni_blockswap.files import read_json, write_json
+from nni_blockswap.files import expanded, read_json, write_json
 from nni_blockswap.processes import threads
 
 _log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ ONNX_LATENCY = Latency(Conditions(runtime="onnxruntime"), "onnx_latency")
 
 def folder() -> Path:
     """Where tables are kept: latency/ below BLOCKSWAP_CACHE, by default ~/.cache/nni_blockswap."""
-    return Path(os.environ.get("BLOCKSWAP_CACHE", Path.home() / ".cache" / "nni_blockswap")) / "latency"
+    return expanded(os.environ.get("BLOCKSWAP_CACHE", "~/.cache/nni_blockswap")) / "latency"
 
 
 def _measured(network: RealNetwork, counted: Table, conditions: Conditions, rounds: Rounds) -> dict[str, Any]:

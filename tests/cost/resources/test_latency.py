@@ -114,6 +114,14 @@ def test_it_is_measured_once_and_again_under_other_conditions(
     assert torch.get_num_threads() == 1
 
 
+def test_the_cache_may_be_named_from_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("BLOCKSWAP_CACHE", "~/mine")
+    assert latency.folder() == tmp_path / "mine" / "latency"
+    monkeypatch.delenv("BLOCKSWAP_CACHE")
+    assert latency.folder() == tmp_path / ".cache" / "nni_blockswap" / "latency"
+
+
 def test_what_is_timed_is_what_enters_in_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BLOCKSWAP_CACHE", str(tmp_path))
     seen, chosen = set(), list[list[torch.nn.Module]]()
