@@ -1,8 +1,10 @@
-"""Any user's network: out of its wrappers, copied, and looked at for numbers that are not finite."""
+"""Any user's network: out of its wrappers, copied, laid out, and looked at for what a checkpoint cannot hold."""
 
 import copy
-from collections.abc import Container
+from collections.abc import Container, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -29,6 +31,19 @@ def copied(network: nn.Module) -> nn.Module:
     """
     held = (value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor))
     return copy.deepcopy(network, {id(value): value.detach().clone() for value in held if not value.is_leaf})
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The same network, its 4-D weights laid out with channels last: what convolutions like best on CPU and GPU."""
+    for value in (*network.parameters(), *network.buffers()):
+        if value.dim() == 4:  # nn.Module.to would also ask it of 5-D ones, which have no such layout
+            value.data = value.data.to(memory_format=torch.channels_last)
+    return network
+
+
+def not_a_tensor(state: Mapping[str, Any]) -> str | None:
+    """What a ``state_dict`` holds that is no tensor, as ``get_extra_state`` makes it; None where there is nothing."""
+    return next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
 
 
 def not_finite(network: nn.Module, among: Container[str] | None = None) -> str | None:

@@ -71,15 +71,24 @@ class NetworkSpace(BlockSpace):
         self.findings, self.points = look
         self.model = model
         self.network = make(model, model_args or {})
+        self._extra = tuple(extra)
         chosen = current_model()
-        sites = [site_of(self.network, found) for found in self.findings.sites]
-        for index, (found, site) in enumerate(zip(self.findings.sites, sites, strict=True)):
-            if chosen is None:
-                names = site.candidates((*(PAPER if site.expansion is None else MOBILE), *extra))
-                block = NetworkBlock(label(index), site, names, extract(self.network, found))
-                replace(self.network, found, block)
-            elif chosen[label(index)] != ORIGINAL:
+        if chosen is None:
+            self._enclose()
+            return
+        for index, (found, site) in enumerate(self._sites()):
+            if chosen[label(index)] != ORIGINAL:
                 replace(self.network, found, site.build(chosen[label(index)]))
+
+    def _sites(self) -> list[tuple[Found, Site]]:
+        """In forward order, as the network is before any of them is replaced."""
+        return [(found, site_of(self.network, found)) for found in self.findings.sites]
+
+    def _enclose(self) -> None:
+        """Put a shell at each site."""
+        for index, (found, site) in enumerate(self._sites()):
+            names = site.candidates((*(PAPER if site.expansion is None else MOBILE), *self._extra))
+            replace(self.network, found, NetworkBlock(label(index), site, names, extract(self.network, found)))
 
     def forward(self, *inputs: Any) -> Any:
         return self.network(*inputs)
@@ -108,6 +117,18 @@ class NetworkSpace(BlockSpace):
         network = space.network
         tell(network, input_size=space.input_size, attention_points=space.points)
         return network
+
+    @classmethod
+    def in_shells(cls, network: nn.Module, choices: Mapping[str, str], **space_args: Any) -> "NetworkSpace":
+        """``network``, what ``build`` made of ``choices`` that are all ``S``, as a space whose blocks hold these alone.
+
+        It takes the memory of the network; its blocks have labels, sites and names of the whole space.
+        """
+        with model_context(dict(choices)):
+            space = cls(**space_args)
+            space.network = network
+            space._enclose()
+        return space
 
     @classmethod
     def interface(cls, choices: Mapping[str, str], **space_args: Any) -> tuple[tuple[int, ...], Any]:

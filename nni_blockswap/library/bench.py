@@ -19,6 +19,7 @@ from nni_blockswap.library import store
 from nni_blockswap.library.fitting import LastConvolution
 from nni_blockswap.library.measuring import Error, spread
 from nni_blockswap.library.settings import LibrarySettings
+from nni_blockswap.networks import channels_last
 from nni_blockswap.seeds import derived_seed
 
 KNOWN = 1e-9
@@ -104,8 +105,7 @@ class Bench:
             initialise(candidate)
         if self.begin:
             candidate.load_state_dict(of_candidate(kept, name))
-        laid_out: nn.Module = candidate.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
-        return laid_out
+        return channels_last(candidate.to(self._device))
 
     def _seed(self, what: str) -> int:
         return derived_seed(self._settings.seed, zlib.crc32(f"{self.block.label} {what}".encode()))

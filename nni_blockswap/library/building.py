@@ -22,6 +22,7 @@ from nni_blockswap.library.school import OnProgress, School
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import load_teacher
 from nni_blockswap.library.workers import Share, shares
+from nni_blockswap.networks import channels_last
 from nni_blockswap.scoring.machine import resolve_device
 from nni_blockswap.scoring.scorer import check_fit
 from nni_blockswap.tasks import Task, make_task
@@ -105,7 +106,7 @@ def _teach(
     on_progress: OnProgress,
 ) -> None:
     device = torch.device(share.device)
-    teacher.to(device, memory_format=torch.channels_last)
+    channels_last(teacher.to(device))
     benches = [Bench(block, settings, folder, device) for block in teacher.blocks() if block.label in share.labels]
     board = folder / "tensorboard" / share.name
     School(teacher, task, lessons, settings, device, board, on_progress).teach(benches)

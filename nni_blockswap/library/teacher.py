@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from nni_blockswap.architecture import Architecture
-from nni_blockswap.blocks.network import swap_blocks
-from nni_blockswap.blocks.space import BlockSpace, input_size_of
+from nni_blockswap.architecture import Architecture, load_space
+from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.cost.table import ORIGINAL
-from nni_blockswap.errors import CheckpointError, SpaceError
+from nni_blockswap.errors import CheckpointError, ConfigError, SpaceError
 from nni_blockswap.library import store
+from nni_blockswap.networks import not_a_tensor
 from nni_blockswap.training import sources
 from nni_blockswap.training.unwrapping import load_weights, weights_of
 
@@ -35,22 +33,23 @@ def load_teacher(space: str, space_args: Mapping[str, Any], source: str | None) 
     Raises:
         CheckpointError: it cannot be read, or does not fit; or nobody says where weights are.
         SpaceError: a block of the space does not offer ``S``.
+        ConfigError: the network keeps something that is no tensor.
     """
-    network: Any = original_of(space, space_args).build()
+    original = original_of(space, space_args)
+    network: Any = original.build()
     if source is not None and source != sources.ORIGINAL:
         load_weights(network, weights_of(sources.read_source(source), network.state_dict().keys()), source)
     elif isinstance(network, BlockSpace):
         raise CheckpointError("a library learns from a trained teacher; name its checkpoint.")
     network.eval().requires_grad_(False)
-    digest = store.digest(network.state_dict())
-    return (network if isinstance(network, BlockSpace) else _in_shells(network, space_args)), digest
-
-
-def _in_shells(network: Any, space_args: Mapping[str, Any]) -> BlockSpace:
-    """A user's own network as the super-network over it, which runs the originals."""
-    example = torch.zeros(1, *input_size_of(network))
-    patterns = {name: space_args.get(name) for name in ("include", "exclude")}
-    space = swap_blocks(network, example, **patterns, extra=space_args.get("extra", ()))
-    space.select({block.label: ORIGINAL for block in space.blocks()})
-    shelled: BlockSpace = space.eval().requires_grad_(False)
-    return shelled
+    state = network.state_dict()
+    if (kept := not_a_tensor(state)) is not None:
+        raise ConfigError(
+            f"the network keeps '{kept}' (get_extra_state), and a library tells its teacher by tensors alone; make it "
+            "a buffer."
+        )
+    digest = store.digest(state)
+    if not isinstance(network, BlockSpace):  # a user's own
+        kind: Any = load_space(space)
+        network = kind.in_shells(network, original.choices, **original.space_args).eval().requires_grad_(False)
+    return network, digest

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nni_blockswap.blocks.capture import captured
 from nni_blockswap.blocks.imitation import is_norm
 from nni_blockswap.errors import ConfigError
+from nni_blockswap.networks import channels_last
 from nni_blockswap.training.attention import attention_distances
 from nni_blockswap.training.condensation import Condensation, learned
 from nni_blockswap.training.imitation import feature_distances, logit_distance
@@ -167,14 +168,6 @@ def _only_tensor(answer: object) -> Tensor:
             "tensor."
         )
     return answer
-
-
-def channels_last(network: nn.Module) -> nn.Module:
-    """The same network, its 4-D weights laid out with channels last: what convolutions like best on CPU and GPU."""
-    for value in (*network.parameters(), *network.buffers()):
-        if value.dim() == 4:  # nn.Module.to would also ask it of 5-D ones, which have no such layout
-            value.data = value.data.to(memory_format=torch.channels_last)
-    return network
 
 
 def check_attention(network: Any) -> None:

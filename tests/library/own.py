@@ -50,6 +50,35 @@ class Idle(Own):
         self.unused = nn.Linear(32, 2)
 
 
+class Listing(Own):
+    """It takes images as a list, as detectors do."""
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        return super().forward(torch.stack(images))
+
+
+class Deep(Own):
+    """Some of its weights have five dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames = nn.Conv3d(32, 32, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.second(self.first(self.stem(images)))
+        return self.head(self.frames(features[:, :, None])[:, :, 0].mean((2, 3)))
+
+
+class Keeping(Own):
+    """It keeps what is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": 0}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
 class Squares(Classification):
     """Noise in colours, 64x64; as much as is asked for."""
 

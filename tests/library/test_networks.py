@@ -7,15 +7,17 @@ import pytest
 import torch
 import torchvision
 
+import nni_blockswap as bs
 from nni_blockswap import Architecture
-from nni_blockswap.architecture import complete_args
-from nni_blockswap.errors import CheckpointError
+from nni_blockswap.architecture import NETWORK, complete_args, cost_table, named_arguments
+from nni_blockswap.errors import CheckpointError, ConfigError
 from nni_blockswap.library.assembling import assemble
 from nni_blockswap.library.building import build
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import load_teacher, original_of
 from nni_blockswap.library.watching import watch
 from nni_blockswap.training import checkpoints
+from tests.library.own import Listing, own
 
 MASK = "search_spaces.mask_rcnn:MaskRCNNSpace"
 RESNET = "search_spaces.resnet:ResNetSpace"
@@ -52,6 +54,44 @@ def test_a_teacher_may_have_torchvisions_weights(monkeypatch: pytest.MonkeyPatch
         load_teacher(RESNET, {"depth": 18, "image_size": 64}, "torchvision:resnet19")
     with pytest.raises(CheckpointError, match="name its checkpoint"):
         load_teacher(RESNET, {"depth": 18, "image_size": 64}, "original")  # it comes with none
+
+
+OWN = {"input_size": [1, 8, 8], "extra": ["W(1/2)"]}
+
+
+def test_a_teacher_of_ones_own_holds_its_originals_alone_and_the_blocks_of_the_space() -> None:
+    arguments = {"model": "tests.library.own:own", **OWN}
+    found, _ = load_teacher(NETWORK, arguments, None)
+    assert sum(map(torch.numel, found.parameters())) == sum(map(torch.numel, own().parameters()))
+    table = cost_table(NETWORK, arguments)
+    assert tuple(block.label for block in found.blocks()) == table.labels
+    assert tuple(block.names for block in found.blocks()) == table.candidates
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(found(images), own().eval()(images))
+    assert not any(weight.requires_grad for weight in found.parameters())
+
+
+def test_a_teacher_runs_on_what_swap_blocks_was_given() -> None:
+    images = [torch.rand(1, 8, 8)] * 2
+    space = bs.swap_blocks(Listing(), images)
+    arguments = named_arguments(type(space), *space.trace_args, **space.trace_kwargs)
+    found, _ = load_teacher(NETWORK, arguments, None)
+    assert [block.label for block in found.blocks()] == [block.label for block in space.blocks()]
+    assert found(images).shape == (2, 10)
+
+
+def test_weights_of_five_dimensions_are_no_obstacle(tmp_path: Path) -> None:
+    asked = LibrarySettings(space=NETWORK, space_args={"model": "tests.library.own:Deep", **OWN}, data="digits",
+                            data_options={"image_size": 8}, steps=1, batch_size=32, held_out=32,
+                            device="cpu")  # fmt: skip
+    assert build(asked, tmp_path).errors["block_00"]["W(1/2)"].value > 0
+
+
+def test_what_is_kept_and_is_no_tensor_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"keeps '_extra_state' \(get_extra_state\), and a library tells its"
+    ):
+        load_teacher(NETWORK, {"model": "tests.library.own:Keeping", **OWN}, None)
 
 
 @pytest.mark.slow  # a hundred and forty candidates of a ResNet's size
