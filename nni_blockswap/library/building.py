@@ -21,7 +21,7 @@ from nni_blockswap.library.library import ABOUT, Library, read_about, write_abou
 from nni_blockswap.library.school import OnProgress, School
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import load_teacher
-from nni_blockswap.library.workers import Share, shares
+from nni_blockswap.library.workers import Share, shares, threads_each
 from nni_blockswap.networks import channels_last
 from nni_blockswap.scoring.machine import resolve_device
 from nni_blockswap.scoring.scorer import check_fit
@@ -70,7 +70,8 @@ def _build(settings: LibrarySettings, table: Table, folder: Path, task: Task, on
     write_about(folder, about)
     here = partial(_teach, teacher, task, lessons, settings, folder)
     there = partial(teach_share, settings, folder, (digest, seen))
-    workers.teach(here, there, shares(settings, resolve_device(settings.device), table), on_progress)
+    device = resolve_device(settings.device)
+    workers.teach(here, there, shares(settings, device, table), threads_each(settings, device), on_progress)
     write_about(folder, {**about, "steps": wanted})
     library = Library.load(folder)
     library.write_errors(table)

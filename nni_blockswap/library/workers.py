@@ -1,7 +1,9 @@
 """A library's blocks in several processes: this one teaches some of them, helpers beside it the others.
 
 Blocks learn independently, so what a block's candidates learn does not depend on who else is taught, or where. On GPUs
-there is a process a GPU, on a CPU one for each of PyTorch's threads.
+there is a process a GPU, on a CPU one for each of PyTorch's threads. Each of these computes on one thread, and so does
+a single one where there could be others: sums are rounded otherwise on several threads. What lives in this process
+alone has all its threads.
 """
 
 import logging
@@ -74,6 +76,11 @@ def _places(settings: LibrarySettings, device: torch.device) -> list[str]:
     return ["cpu"] * (settings.processes or torch.get_num_threads())
 
 
+def threads_each(settings: LibrarySettings, device: torch.device) -> int:
+    """How many threads each process computes on; those of one do not depend on how many processes there are."""
+    return 1 if device.type == "cpu" and _is_everywhere(settings) else torch.get_num_threads()
+
+
 def _is_everywhere(settings: LibrarySettings) -> bool:
     """Whether other processes know network, candidates and data, which may be a script's or a notebook's own."""
     extra = settings.space_args.get("extra") or ()
@@ -85,13 +92,14 @@ Teach = Callable[[Share, OnProgress], None]
 """Teaches a share, and tells how far it is."""
 
 
-def teach(here: Teach, there: Teach, asked: Sequence[Share], on_progress: OnProgress) -> None:
+def teach(here: Teach, there: Teach, asked: Sequence[Share], count: int, on_progress: OnProgress) -> None:
     """Teach the first of the shares here, and each other one in a process of its own.
 
     Args:
         here: what teaches in this process.
         there: what teaches in another one; it can be pickled.
         asked: the shares.
+        count: the threads of each process.
         on_progress: told how far all of them are together.
 
     Raises:
@@ -99,7 +107,6 @@ def teach(here: Teach, there: Teach, asked: Sequence[Share], on_progress: OnProg
         WorkerError: a helper died.
     """
     own, *others = asked
-    count = 1 if others and own.device == "cpu" else torch.get_num_threads()  # so that it is the same for any number
     with threads(count), _helpers(there, others, count) as helpers:
         known: dict[int, Progress] = {}
 

@@ -15,7 +15,7 @@ from nni_blockswap.errors import DataError, StateError, WorkerError
 from nni_blockswap.library.building import build, teach_share
 from nni_blockswap.library.library import Library
 from nni_blockswap.library.school import OnProgress, Progress
-from nni_blockswap.library.workers import Share, shares, teach
+from nni_blockswap.library.workers import Share, shares, teach, threads_each
 from tests.conftest import WRN
 from tests.library.conftest import SPACE_ARGS, settings
 
@@ -74,6 +74,24 @@ def test_what_lives_in_this_process_alone_is_taught_by_it(own: dict[str, Any]) -
     assert len(shares(replace(settings(Path("t"), processes=4), **own), CPU, TABLE)) == 1
 
 
+def test_a_process_computes_on_one_thread_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a library that is begun with two and gone on with by one is none of either."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert [threads_each(settings(Path("t"), processes=processes), CPU) for processes in (1, 2, None)] == [1, 1, 1]
+    assert threads_each(replace(settings(Path("t")), data="loader"), CPU) == 4  # which there is no other process for
+    assert threads_each(settings(Path("t")), torch.device("cuda")) == 4
+
+
+def test_the_process_that_asks_computes_on_as_many_threads_as_its_helpers() -> None:
+    found: list[int] = []
+    teach(lambda share, told: found.append(torch.get_num_threads()), _nothing, [Share(("a",), "cpu")], 2, _ignore)
+    assert found == [2]
+
+
+def _ignore(progress: Progress) -> None:
+    pass
+
+
 def _nothing(share: Share, on_progress: OnProgress) -> None:
     on_progress(Progress(1, 1, 0.0))
 
@@ -98,13 +116,13 @@ def _ends(how: str, share: Share, on_progress: OnProgress) -> None:
 def test_the_end_of_a_helper_is_told(how: str, error: type[Exception], said: str) -> None:
     asked = [Share(("a",), "cpu"), Share(("b",), "cpu", "1")]
     with pytest.raises(error, match=said):
-        teach(_nothing, partial(_ends, how), asked, lambda progress: None)
+        teach(_nothing, partial(_ends, how), asked, 1, lambda progress: None)
 
 
 def test_a_helper_that_cannot_be_given_its_work_is_no_reason_to_wait_for_ever() -> None:
     asked = [Share(("a",), "cpu"), Share(("b",), "cpu", "1")]
     with pytest.raises(WorkerError, match="was killed by signal 9"):
-        teach(_nothing, lambda share, on_progress: None, asked, lambda progress: None)  # which cannot be pickled
+        teach(_nothing, lambda share, on_progress: None, asked, 1, lambda progress: None)  # which cannot be pickled
 
 
 def test_a_process_with_another_teacher_or_other_images_teaches_nothing(teacher: Path, tmp_path: Path) -> None:
