@@ -18,14 +18,20 @@ class Lessons:
     Args:
         task: where they come from.
         batch_size: images each.
-        held_out: images to hold out, in whole minibatches; of a small set no more than a fifth.
+        held_out: images to hold out, in whole minibatches; no more than a fifth of a set, but one minibatch at least.
         seed: of the order and of the augmentation.
 
     Raises:
-        DataError: the training set has less than two minibatches, or an image cannot be read.
+        DataError: the training set has less than two minibatches, or an image cannot be read; or a sampler gives one
+            more than once.
     """
 
     def __init__(self, task: Task, batch_size: int, held_out: int, seed: int) -> None:
+        if isinstance(task, LoaderTask) and (sampler := task.sampler_with_replacement) is not None:
+            raise DataError(
+                f"errors are measured on images that nothing learns from, and the {sampler} of data draws images more "
+                "than once; give a library a loader that draws each once, as with shuffle=True: it looks at no labels."
+            )
         self._task, self._batch_size, self._seed = task, batch_size, seed
         self._stream: Iterator[Batch] = iter(())
         self._next = 0
@@ -55,10 +61,14 @@ class Lessons:
 
     def _count(self, most: int) -> int:
         """How many there are, at most ``most``: a task does not say."""
-        self._minibatch(0, augment=False)  # raises where there is none at all
-        if isinstance(self._task, LoaderTask):
-            return sum(1 for _ in islice(self._task.minibatches(self._batch_size, seed=self._seed), most))
-        return self._bisect(most)
+        if not isinstance(self._task, LoaderTask):
+            self._minibatch(0, augment=False)  # raises where there is none at all
+            return self._bisect(most)
+        self._stream, self._next = iter(()), 0  # one pass at a time: somebody's own may share what they read
+        found = sum(1 for _ in islice(self._task.minibatches(self._batch_size, seed=self._seed), most))
+        if not found:
+            self._minibatch(0, augment=False)  # raises, and says how many there are
+        return found
 
     def _bisect(self, most: int) -> int:
         """The same where any minibatch can be had without those before it."""

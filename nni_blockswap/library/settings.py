@@ -29,7 +29,8 @@ class LibrarySettings:
         blocks: labels of those that are taught; None is all. Of a finished library a few can be given more steps.
         lr: the first learning rate, which falls to 0 as a cosine does.
         weight_decay: of AdamW.
-        held_out: training images that errors are measured on and that nothing learns from; at most a fifth of all.
+        held_out: training images that errors are measured on and that nothing learns from; at most a fifth of all, but
+            one minibatch at least.
         seed: of weights and minibatches.
         device: "auto" (a GPU if there is one), "cpu", "cuda", ...
         precision: of the convolutions, one of ``PRECISIONS``; errors are taken in float32.

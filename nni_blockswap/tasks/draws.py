@@ -79,7 +79,12 @@ def undrawn(devices: Iterable[Any] = ()) -> Iterator[None]:
 
 def drawing(batches: object) -> list[Any]:
     """Of a DataLoader, what may have a generator of its own: itself and its samplers, some of them twice."""
+    parts = (batches, *samplers(batches)) if isinstance(batches, DataLoader) else ()
+    return [part for part in parts if hasattr(part, "generator")]
+
+
+def samplers(batches: object) -> list[Any]:
+    """Of a DataLoader, what says in which order images come; some of them twice."""
     if not isinstance(batches, DataLoader):
         return []
-    parts = (batches, batches.sampler, batches.batch_sampler, getattr(batches.batch_sampler, "sampler", None))
-    return [part for part in parts if hasattr(part, "generator")]
+    return [batches.sampler, batches.batch_sampler, getattr(batches.batch_sampler, "sampler", None)]

@@ -1,5 +1,6 @@
 """Somebody's own batches of images and labels as a task, with a loss and a metric of their own."""
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import cached_property
@@ -16,7 +17,7 @@ from nni_blockswap.metric import Metric
 from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.base import fingerprint
 from nni_blockswap.tasks.classification import Classification, Labelled
-from nni_blockswap.tasks.draws import Draws
+from nni_blockswap.tasks.draws import Draws, samplers
 
 _log = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ class LoaderTask(Classification):
 
     def _batches(self, batch_size: int, seed: int) -> Iterator[Labelled]:
         """The batches that ``train`` gives under the random numbers of ``seed``, whatever is drawn in between."""
-        source = own_batches(self.train, "data", batch_size, shuffle=True)
+        source = own_batches(_unshared(self.train), "data", batch_size, shuffle=True)
         batches, draws = iter(source), Draws(source.batches, derived_seed(seed, 0))
         while True:
             with draws.drawn():
@@ -169,6 +170,13 @@ class LoaderTask(Classification):
             if batch is None:
                 return
             yield batch
+
+    @property
+    def sampler_with_replacement(self) -> str | None:
+        """The class of what draws images of ``train`` more than once; None where each comes once a pass."""
+        batches = self.train.batches if isinstance(self.train, OwnBatches) else self.train
+        drawn = (one for one in samplers(batches) if getattr(one, "replacement", False))
+        return next((type(one).__name__ for one in drawn), None)
 
     def prepare(self, batch: Labelled, *, train: bool, generator: torch.Generator | None = None) -> Labelled:
         """The batch as it is."""
@@ -288,6 +296,15 @@ def own_batches(
             f"{type(source).__name__}."
         )
     return OwnBatches(source, name)
+
+
+def _unshared(source: Any) -> Any:
+    """A DataLoader whose passes are its own: with ``persistent_workers`` they share one iterator, and processes."""
+    if not isinstance(source, DataLoader) or not source.persistent_workers:
+        return source
+    apart = copy.copy(source)
+    vars(apart).update(persistent_workers=False, _iterator=None)  # which a DataLoader lets nobody set
+    return apart
 
 
 def is_sized(batches: Any) -> bool:

@@ -1,11 +1,13 @@
 """Which images are learned from, and which are not."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from nni_blockswap.errors import DataError
 from nni_blockswap.library.lessons import Lessons
@@ -81,7 +83,7 @@ def test_a_loader_is_not_read_from_the_beginning_for_each_step() -> None:
 
     task, before = LoaderTask(Loader()), Loader.passes
     lessons = Lessons(task, 10, 20, seed=0)
-    assert Loader.passes == before + 4  # whether two begin alike, whether there is one, and how many there are
+    assert Loader.passes == before + 3  # whether two begin alike, and how many there are
     before = Loader.passes
     held_out = torch.cat([images for images, _ in lessons.measured()]).unique().tolist()
     learned = torch.cat([lessons.learned(step)[0] for step in range(18)]).unique().tolist()
@@ -100,3 +102,46 @@ def test_a_shuffling_loaders_held_out_images_are_never_learned_from() -> None:
     measured.append(torch.cat([images for images, _ in lessons.measured()]).flatten().tolist())
     assert measured[0] == measured[1]
     assert not set(measured[0]) & set(learned)
+
+
+NUMBERED = TensorDataset(torch.arange(200.0).view(200, 1, 1, 1), torch.arange(200) % 2)
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        {"sampler": WeightedRandomSampler(range(200), 200), "batch_size": 10},
+        {"sampler": RandomSampler(NUMBERED, replacement=True), "batch_size": 10},
+        {"batch_sampler": BatchSampler(WeightedRandomSampler(range(200), 200), 10, drop_last=True)},
+    ],
+)
+def test_a_sampler_that_draws_images_again_is_refused(drawn: dict[str, Any]) -> None:
+    """Held-out ones would be learned from."""
+    task = LoaderTask(DataLoader(NUMBERED, **drawn))
+    with pytest.raises(DataError, match=r"the \w*RandomSampler of data draws images more than once"):
+        Lessons(task, 10, 20, seed=0)
+    once = WeightedRandomSampler(range(1, 201), 200, replacement=False)
+    assert Lessons(LoaderTask(DataLoader(NUMBERED, 10, sampler=once)), 10, 20, seed=0).held_out == 2
+
+
+class Augmented(Dataset[Any]):
+    """Numbers, with something drawn below their point by whoever reads them."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.full((1, 1, 1), float(index)) + torch.rand(()), index % 2
+
+    def __len__(self) -> int:
+        return 200
+
+
+def test_workers_that_persist_read_each_pass_anew() -> None:
+    def loader() -> Any:
+        return DataLoader(Augmented(), 10, shuffle=True, num_workers=1, persistent_workers=True)
+
+    lessons = Lessons(LoaderTask(data := loader()), 10, 10, seed=0)
+    straight = [lessons.learned(step)[0] for step in range(10)]  # counts, on the way, how many there are
+    resumed = Lessons(LoaderTask(loader()), 10, 10, seed=0).learned(9)[0]
+    assert torch.equal(straight[9], resumed)
+    assert len(torch.cat(straight).floor().unique()) == 100
+    assert data.persistent_workers
+    assert data._iterator is None  # the user's own passes are left alone
