@@ -11,9 +11,10 @@ from nni_blockswap.blocks.network import NetworkSpace
 from nni_blockswap.blocks.site import label
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.surgery import place
+from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.library.library import Library
-from nni_blockswap.training.unwrapping import weights_of
+from nni_blockswap.training.unwrapping import load_weights, weights_of
 
 
 def assemble(architecture: Architecture, teacher: Mapping[str, Any], library: Library) -> nn.Module:
@@ -26,25 +27,35 @@ def assemble(architecture: Architecture, teacher: Mapping[str, Any], library: Li
 
     Raises:
         StateError: the library is of another space or teacher.
+        CheckpointError: the teacher's weights do not fit the space's original.
     """
     student = architecture.build()
-    furnish(student, architecture, weights_of(teacher, student.state_dict().keys()), library)
+    furnish(student, architecture, teacher, library)
     return student.eval()
 
 
 @torch.no_grad()
-def furnish(student: nn.Module, architecture: Architecture, teacher: Mapping[str, Tensor], library: Library) -> None:
+def furnish(student: nn.Module, architecture: Architecture, teacher: Mapping[str, Any], library: Library) -> None:
     """Give ``student``, a network of ``architecture``, its weights and statistics, as ``assemble`` does."""
     library.check_space(architecture.space, architecture.space_args)
-    library.check_teacher(teacher)
+    original = _as_loaded(architecture, teacher)
+    library.check_teacher(original)
     swapped = {label: branch for label, branch in branches(student, architecture).items()
                if architecture.choices[label] != ORIGINAL}  # fmt: skip
     replaced = {id(value) for branch in swapped.values() for value in branch.state_dict(keep_vars=True).values()}
     for name, value in student.state_dict(keep_vars=True).items():
         if id(value) not in replaced:
-            value.copy_(teacher[name])
+            value.copy_(original[name])
     for block, branch in swapped.items():
         branch.load_state_dict(library.weights(block, architecture.choices[block]))
+
+
+def _as_loaded(architecture: Architecture, teacher: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The teacher's weights as the space's original has them, by its names and in its types."""
+    with seeded(0):
+        original = architecture.teacher().build()
+    load_weights(original, weights_of(teacher, original.state_dict().keys()), "the teacher")
+    return original.state_dict()
 
 
 def branches(student: nn.Module, architecture: Architecture) -> dict[str, nn.Module]:

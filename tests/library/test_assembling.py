@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 
 from nni_blockswap import Architecture
-from nni_blockswap.architecture import NETWORK, cost_table
-from nni_blockswap.errors import ConfigError, StateError
+from nni_blockswap.architecture import NETWORK, complete_args, cost_table
+from nni_blockswap.errors import CheckpointError, ConfigError, StateError
 from nni_blockswap.library import store
 from nni_blockswap.library.assembling import assemble, branches
 from nni_blockswap.library.building import build
@@ -18,12 +19,13 @@ from nni_blockswap.library.library import Library
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import load_teacher
 from nni_blockswap.tasks import make_task
-from nni_blockswap.training import distillation_trial
+from nni_blockswap.training import checkpoints, distillation_trial
 from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.starting import identity, remembering, start
 from tests.conftest import WRN
 from tests.library.conftest import SPACE_ARGS, make_teacher, settings
 from tests.library.own import own
+from tests.library.test_networks import RESNET
 from trial import distill
 
 
@@ -161,3 +163,24 @@ def test_a_users_own_network_is_taught_and_put_together_in_the_same_way(tmp_path
     assert all(torch.equal(value, kept[name]) for name, value in branch.state_dict().items())
     assert torch.equal(student.get_parameter("stem.weight"), state["stem.weight"])
     assert student(images).shape == (16, 10)
+
+
+def test_a_teacher_is_known_by_what_it_is_once_it_is_loaded(teacher: Path, tmp_path: Path) -> None:
+    """Not by the names and types of its checkpoint: of torchvision's own, and of half precision."""
+    half = {name: one.half() if one.is_floating_point() else one
+            for name, one in torch.load(teacher, weights_only=True).items()}  # fmt: skip
+    torchvisions = torchvision.models.resnet18(num_classes=3).state_dict()
+    resnet = {"depth": 18, "num_classes": 3, "image_size": 32}
+    for number, (space, arguments, state) in enumerate([(WRN, SPACE_ARGS, half), (RESNET, resnet, torchvisions)]):
+        checkpoints.save(state, tmp_path / f"{number}.pt")
+        network, digest = load_teacher(space, arguments, str(tmp_path / f"{number}.pt"))
+        about = {"space": space, "space_args": complete_args(space, arguments), "teacher_digest": digest}
+        original = Architecture.from_choices(space, ["S"] * len(network.blocks()), arguments)
+        found = assemble(original, state, Library(tmp_path, about, {}, {})).state_dict()
+        assert store.digest(found) == digest
+
+
+def test_a_teacher_of_another_shape_is_told(library: Library) -> None:
+    wide = Architecture.from_choices(WRN, ["S"] * 3, {**SPACE_ARGS, "width": 2}).build().state_dict()
+    with pytest.raises(CheckpointError, match="the weights in 'the teacher' do not fit the network"):
+        assemble(Architecture.from_choices(WRN, ["S"] * 3, SPACE_ARGS), wide, library)
