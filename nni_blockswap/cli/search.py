@@ -67,7 +67,13 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="how architectures are chosen: uniform (default), additive, evolution, halving, or module:Class",
     )
-    parser.add_argument("--samples", type=int, default=1000, metavar="N", help="architectures a budget (default 1000)")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="architectures a budget (default 1000; by a library at most 20 are listed)",
+    )
     parser.add_argument(
         "--proxy",
         default="fisher",

@@ -12,6 +12,7 @@ from nni_blockswap.blocks.nni_format import from_nni
 from nni_blockswap.errors import BlockSwapError, ConfigError, shown
 from nni_blockswap.files import expanded
 from nni_blockswap.finite import is_finite
+from nni_blockswap.library.choosing import LISTED
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.methods.halving import rungs
 from nni_blockswap.scoring.settings import check_count
@@ -49,12 +50,18 @@ def read_settings(arguments: Mapping[str, Any], search_space: Any, base: Path) -
 
 
 def _check_ranked(settings: SearchSettings, students: int) -> None:
-    """Raise ConfigError where halving ranks fewer architectures than there are to be students."""
+    """Raise ConfigError where halving or a library ranks fewer architectures than there are to be students."""
     ranked, _ = rungs(settings.samples, settings.inits)[-1]
     if settings.method == "halving" and ranked < students:
         raise ConfigError(
             f"halving ranks {ranked} of {settings.samples} samples, and {students} students are asked for; "
             "raise samples."
+        )
+    listed = min(settings.samples, LISTED)
+    if settings.library is not None and listed < students:
+        raise ConfigError(
+            f"a library ranks {listed} architectures, and {students} students are asked for; lower students and "
+            f"maxTrialNumber{'' if listed == LISTED else f', or raise samples, to at most {LISTED}'}."
         )
 
 

@@ -59,3 +59,17 @@ def test_a_number_that_yaml_takes_for_text_is_told_as_it_has_to_be_written(given
     arguments = {"space": WRN, "data": "digits", "budget": "400K", **yaml.safe_load(given)}
     with pytest.raises(ConfigError, match=f"^the tuner's argument {sentence}.$"):
         read_settings(arguments, {}, Path())
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({}, "a library ranks 20 architectures, and 25 students are asked for; lower students and maxTrialNumber."),
+        ({"samples": 8}, "a library ranks 8 .* and maxTrialNumber, or raise samples, to at most 20."),
+    ],
+)
+def test_more_students_than_a_library_ranks_are_told_before_one_is_built(given: dict[str, int], sentence: str) -> None:
+    arguments = {"space": WRN, "data": "digits", "budget": "400K", "proxy": "library", "library": {"folder": "lib"}}
+    with pytest.raises(ConfigError, match=sentence):
+        read_settings({**arguments, "students": 25, **given}, {}, Path())
+    assert read_settings({**arguments, "students": 8, **given}, {}, Path())[1] == 8
