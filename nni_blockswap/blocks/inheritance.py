@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nni_blockswap.blocks.flow import tensors_in
+
 SHIFT = 1.0
 """Deviations; a ReLU lets 84 % of a normal variable pass that was lifted by one."""
 
@@ -102,9 +104,13 @@ def settle(norm: nn.Module, x: Tensor) -> None:
 
 def settle_all(branch: nn.Module, x: Tensor) -> None:
     """Let all statistics in ``branch`` be those of what comes to them from ``x``, in evaluation mode."""
-    handles = [
-        module.register_forward_pre_hook(lambda norm, inputs: settle(norm, inputs[0])) for module in branch.modules()
-    ]
+
+    def see(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        entered = next(tensors_in((inputs, named)), None)
+        if entered is not None:
+            settle(module, entered)
+
+    handles = [module.register_forward_pre_hook(see, with_kwargs=True) for module in branch.modules()]
     try:
         branch.eval()(x)
     finally:

@@ -13,13 +13,13 @@ from nni_blockswap.blocks.inheritance import settle_all
 from nni_blockswap.blocks.shells import Block
 from nni_blockswap.blocks.weights import initialise, seeded
 from nni_blockswap.cost.table import ORIGINAL
-from nni_blockswap.errors import CheckpointError
+from nni_blockswap.errors import CheckpointError, ConfigError
 from nni_blockswap.files import remove_abandoned
 from nni_blockswap.library import store
 from nni_blockswap.library.fitting import LastConvolution
 from nni_blockswap.library.measuring import Error, spread
 from nni_blockswap.library.settings import LibrarySettings
-from nni_blockswap.networks import channels_last
+from nni_blockswap.networks import channels_last, not_a_tensor
 from nni_blockswap.seeds import derived_seed
 
 KNOWN = 1e-9
@@ -95,14 +95,18 @@ class Bench:
                 self._restore(tensors, about)
 
     def close(self) -> None:
-        """Let go of the candidates."""
-        self.candidates, self._optimisers, self._begun = {}, {}, {}
+        """Let go of the candidates, and of what was gathered to fit them."""
+        self.candidates, self._optimisers, self._begun, self._fits = {}, {}, {}, []
 
     def _built(self, name: str, kept: Mapping[str, Tensor]) -> nn.Module:
         """A candidate, fresh, or with the weights of the finished file."""
         with seeded(self._seed(name)):
             candidate = self.block.site.build(name)
             initialise(candidate)
+        if (kept_apart := not_a_tensor(candidate.state_dict())) is not None:
+            raise ConfigError(
+                f"{name} keeps '{kept_apart}' (get_extra_state), and a library keeps tensors alone; make it a buffer."
+            )
         if self.begin:
             candidate.load_state_dict(of_candidate(kept, name))
         return channels_last(candidate.to(self._device))

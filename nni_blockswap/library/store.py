@@ -32,8 +32,14 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write ``tensors`` with plain values ``about`` them."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """Write ``tensors`` with plain values ``about`` them; of those that share their memory each for itself."""
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        one = tensor.detach().cpu().contiguous()
+        memory = one.untyped_storage().data_ptr()
+        plain[name] = one.clone() if memory in seen else one  # safetensors refuses to write memory twice
+        seen.add(memory)
     said, found = json.dumps(about), digest(plain)
     content = save(plain, {"about": said, "digest": found, "check": _check(said, found)})
     write_atomically(path, lambda stream: stream.write(content))

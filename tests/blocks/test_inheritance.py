@@ -197,3 +197,17 @@ def test_fresh_weights_get_the_statistics_of_what_enters() -> None:
     after = branch(x)
     torch.testing.assert_close(after.mean((0, 2, 3)), torch.zeros(16), atol=1e-4, rtol=0)
     torch.testing.assert_close(after.var((0, 2, 3)), torch.ones(16), atol=1e-3, rtol=0)
+
+
+def test_statistics_of_what_is_called_by_keyword_are_settled_too() -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(input=x)  # type: ignore[no-any-return]
+
+    branch, x = Branch(), 3 + 2 * torch.randn(4, 2, 5, 5)
+    settle_all(branch, x)
+    torch.testing.assert_close(branch.norm.running_mean, x.mean((0, 2, 3)))

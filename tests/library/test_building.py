@@ -1,6 +1,7 @@
 """What a library learns and keeps."""
 
 import csv
+import gc
 import json
 import math
 import shutil
@@ -8,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
 
 from nni_blockswap.architecture import cost_table
 from nni_blockswap.blocks.site import Site
-from nni_blockswap.errors import ConfigError
+from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.library import school, store
 from nni_blockswap.library.bench import Bench
 from nni_blockswap.library.building import build
@@ -339,3 +341,32 @@ def test_library_json_says_what_it_is(library: Library, teacher: Path) -> None:
     assert about["teacher_digest"] == store.digest(state)
     assert (about["space"], about["data"]) == (WRN, "digits")
     assert about["steps"] == {"block_00": 6, "block_01": 6, "block_02": 6}
+
+
+def test_what_is_learned_in_bfloat16_is_kept_and_measured_in_float32(
+    library: Library, teacher: Path, tmp_path: Path
+) -> None:
+    found = build(settings(teacher, precision="bf16"), tmp_path)
+    assert found.digests != library.digests
+    for label, errors in found.errors.items():
+        assert errors["COPY(1)"].value == 0
+        weights = store.read(tmp_path / f"{label}.safetensors")[0].values()
+        assert {value.dtype for value in weights if value.is_floating_point()} == {torch.float32}
+    assert mean_log(found) == pytest.approx(mean_log(library), abs=0.1)
+    with pytest.raises(StateError, match="precision was bf16, now float32"):
+        build(settings(teacher), tmp_path)
+
+
+def test_a_bench_that_is_closed_holds_nothing(teacher: Path, tmp_path: Path) -> None:
+    """Memory may have run out while its candidates began."""
+    block = load_teacher(WRN, SPACE_ARGS, str(teacher))[0].blocks()[0]
+    bench = Bench(block, settings(teacher), tmp_path, torch.device("cpu"))
+    bench.open()
+    kept = [ref(candidate) for candidate in bench.candidates.values()]
+    entered = torch.randn(4, block.site.in_channels, 8, 8)
+    with torch.no_grad():
+        bench.inherit(entered, block.branch(entered))
+    bench.gather(entered, entered)
+    bench.close()
+    gc.collect()
+    assert all(one() is None for one in kept)
