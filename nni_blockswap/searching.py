@@ -164,7 +164,7 @@ def _search_by_places(
 def _chosen(settings: SearchSettings, folder: str, table: Table, homes: Sequence[Path]) -> list[Ranking]:
     """The exact optima by a library, once it is sure that it is one of this space and data."""
     library = Library.load(folder)
-    library.check(settings.space, settings.space_args, settings.data)
+    library.check(settings.space, settings.space_args, settings.data, settings.data_options)
     return choosing.choose(library, settings.proxy, table, settings.parsed(), settings.samples, homes)
 
 

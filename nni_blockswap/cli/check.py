@@ -159,7 +159,8 @@ def _settings(config: Config) -> None:
     elif settings.library is not None:
         from nni_blockswap.library.library import Library
 
-        Library.load(settings.library).check(settings.space, settings.space_args, settings.data)
+        library = Library.load(settings.library)
+        library.check(settings.space, settings.space_args, settings.data, settings.data_options)
 
 
 def _check_teacher(source: str) -> None:

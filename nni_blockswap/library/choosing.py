@@ -42,8 +42,8 @@ def choose(
     """
     values = library.values(table, PROXIES[proxy])
     arrays = [np.array(block) for block in values]
-    of_all = {"proxy": proxy, "method": "optimum", "samples": min(count, LISTED), "library": str(library.folder),
-              "library_digest": library.digest, "candidates": table.digest}  # fmt: skip
+    of_all = {"proxy": proxy, "method": "optimum", "samples": min(count, LISTED), "library_digest": library.digest,
+              "candidates": table.digest}  # fmt: skip
     extents = [{**of_all, "budget": str(budget)} for budget in budgets]
     check_overwrites(homes, extents)
     rankings = []
@@ -51,7 +51,8 @@ def choose(
         scored = []
         for row in optima(arrays, table, budget, min(count, LISTED)):
             terms = _terms(values, row)
-            of_row: dict[str, Any] = {"seed": library.about["seed"], "block_scores": terms, **table.measured}
+            of_row: dict[str, Any] = {"library": str(library.folder), "seed": library.about["seed"],
+                                      "block_scores": terms, **table.measured}  # fmt: skip
             architecture = Architecture.from_indices(library.about["space"], library.about["space_args"], table, row)
             scored.append(architecture.scored(sum(terms), {**extent, **of_row}))
         rankings.append(Ranking.of(str(budget), scored, higher_is_better=False))

@@ -19,6 +19,7 @@ from nni_blockswap.files import read_json, write_json, write_text
 from nni_blockswap.library import store
 from nni_blockswap.library.bench import learned, of_candidate
 from nni_blockswap.library.measuring import NONE, Error
+from nni_blockswap.tasks import usual
 
 ABOUT, ERRORS, CHECK = "library.json", "errors.csv", "check"
 
@@ -32,6 +33,9 @@ KINDS = {
     "seed": int,
 }
 """What library.json holds at least."""
+
+IMAGE_OPTIONS = {"image_size"}
+"""Options of data sets that change what an image is; others choose among images, or augment them."""
 
 FLOOR = 0.01
 """Added to errors before their logarithm is taken: differences far below it say nothing, and the original's is 0."""
@@ -120,13 +124,31 @@ class Library:
                 "build one for that."
             )
 
-    def check(self, space: str, space_args: Mapping[str, Any], data: str) -> None:
-        """Raise StateError unless the library is one of this space and learned from the data set of this name."""
+    def check(
+        self, space: str, space_args: Mapping[str, Any], data: str, data_options: Mapping[str, Any] | None = None
+    ) -> None:
+        """Raise StateError unless the library is one of this space and of such data; see ``check_data``."""
         self.check_space(space, space_args)
+        self.check_data(data, data_options or {})
+
+    def check_data(self, data: str, data_options: Mapping[str, Any]) -> None:
+        """Raise StateError unless the library learned from the data set of this name, and from images of this kind.
+
+        Args:
+            data: the name.
+            data_options: what is said about the data set; options that augment images, or leave some out, may differ.
+        """
         if data != self.about["data"]:
             raise StateError(
                 f"the library in '{self.folder}' learned from {self.about['data']}, not from {data}; build one."
             )
+        for option in data_options.keys() & IMAGE_OPTIONS:
+            own = self.about.get("data_options", {}).get(option, usual(data, option))
+            if own != data_options[option]:
+                raise StateError(
+                    f"the library in '{self.folder}' learned from {data} with {option}={own}, not "
+                    f"{option}={data_options[option]}; build one."
+                )
 
     def check_teacher(self, state: Mapping[str, Tensor]) -> None:
         """Raise StateError unless it learned from the teacher of this state_dict."""
@@ -149,12 +171,25 @@ class Library:
         write_text(self.folder / ERRORS, stream.getvalue())
 
     def values(self, table: Table, form: str = "sum") -> list[list[float]]:
-        """What each candidate of each block of ``table`` adds to an architecture's score, by a form in ``FORMS``."""
+        """What each candidate of each block of ``table`` adds to an architecture's score, by a form in ``FORMS``.
+
+        Raises:
+            StateError: none of a name has learned, or its error is no finite number.
+        """
         value = FORMS[form]
         return [
-            [value(self.error(label, name).value) for name in names]
+            [value(self._finite(label, name)) for name in names]
             for label, names in zip(table.labels, table.candidates, strict=True)
         ]
+
+    def _finite(self, label: str, name: str) -> float:
+        error = self.error(label, name).value
+        if not math.isfinite(error):
+            raise StateError(
+                f"in the library in '{self.folder}' the error of {name} for {label} is {error}, by which nothing can "
+                "be chosen; leave that candidate out of the search space, or build one without it."
+            )
+        return error
 
 
 def write_about(folder: Path, about: Mapping[str, Any]) -> None:

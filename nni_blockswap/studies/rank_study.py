@@ -155,7 +155,7 @@ def _sums(
         if proxies:
             raise ConfigError(f"'{proxies[0]}' adds up a library's errors; name its folder.")
         return {}
-    library.check(settings.space, settings.space_args, settings.data)
+    library.check(settings.space, settings.space_args, settings.data, settings.data_options)
     table = cost_table(settings.space, complete_args(settings.space, settings.space_args))
     choices = [one.architecture.choices for one in trained]
     return {name: choosing.sums(library, name, table, choices) for name in proxies}

@@ -11,7 +11,7 @@ from nni_blockswap.registry import Registry
 from nni_blockswap.tasks.base import Batch, Task
 from nni_blockswap.tasks.loader import ModuleTask, is_data_module
 
-__all__ = ["TASKS", "Batch", "Task", "make_task", "metric_of"]
+__all__ = ["TASKS", "Batch", "Task", "make_task", "metric_of", "usual"]
 
 TASKS: Registry[Callable[..., Task]] = Registry(
     "data set",
@@ -52,6 +52,12 @@ def make_task(name: str, root: str | None = None, /, **options: Any) -> Task:
     except Exception as error:  # the function may be anybody's
         given = " ".join(f"{option}={value}" for option, value in options.items())[:200]
         raise ConfigError(f"the data set '{name}' cannot take the options {given}: {first_line(error)}.") from error
+
+
+def usual(name: str, option: str) -> Any:
+    """What a data set takes where ``option`` is not given; None where it has no such option, or needs it."""
+    found = inspect.signature(TASKS[name]).parameters.get(option)
+    return None if found is None or found.default is found.empty else found.default
 
 
 def _of_module(name: str, kind: Callable[..., Any]) -> Callable[..., Task]:

@@ -17,13 +17,14 @@ from nni_blockswap.cost.table import Column
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.library import choosing
 from nni_blockswap.library.library import Library
+from nni_blockswap.library.measuring import Error
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.studies.front import front
 from nni_blockswap.studies.rank_study import Trained, rank_study
 from nni_blockswap.training import checkpoints
 from tests.conftest import WRN
-from tests.library.conftest import SPACE_ARGS
+from tests.library.conftest import SPACE_ARGS, copy_of
 
 
 @pytest.mark.parametrize("proxy", ["library", "library_log"])
@@ -153,3 +154,39 @@ def test_the_commands_offer_narrowed_blocks_by_themselves(tmp_path: Path) -> Non
     assert main([*chosen, "--out", str(tmp_path / "chosen")]) == 0
     best = Architecture.load(tmp_path / "chosen" / "best.json")
     assert any(name.startswith("W(") for name in best.choices.values())
+
+
+def test_a_library_that_was_moved_chooses_into_the_same_folder(library: Library, tmp_path: Path) -> None:
+    settings = SearchSettings(
+        space=WRN, space_args=SPACE_ARGS, data="digits", budgets=["40%"], samples=2, proxy="library",
+        library=str(library.folder),
+    )  # fmt: skip
+    (before,) = search(settings, tmp_path / "out")
+    moved = copy_of(library, tmp_path / "moved")
+    (again,) = search(replace(settings, library=str(moved)), tmp_path / "out")
+    assert [one.id for one in again] == [one.id for one in before]
+    assert again.best.provenance["library"] == str(moved)
+
+
+def test_an_error_that_is_no_number_is_told_and_can_be_left_out(library: Library) -> None:
+    wrong = {**library.errors, "block_01": {**library.errors["block_01"], "B(2)": Error(math.nan, 0.0)}}
+    diverged = replace(library, errors=wrong)
+    table = cost_table(WRN, SPACE_ARGS)
+    for proxy in choosing.PROXIES:
+        with pytest.raises(
+            StateError, match=r"the error of B\(2\) for block_01 is nan, by which nothing can be chosen"
+        ):
+            choosing.choose(diverged, proxy, table, [Budget.parse("40%").capped()], 1)
+    without = table.narrowed({"block_01": [name for name in library.errors["block_01"] if name != "B(2)"]})
+    assert len(choosing.choose(diverged, "library", without, [Budget.parse("40%").capped()], 1)) == 1
+
+
+def test_images_of_another_size_are_told(library: Library) -> None:
+    plain = {"space": WRN, "space_args": SPACE_ARGS, "data": "digits", "budgets": ["40%"], "proxy": "library"}
+    plain |= {"library": str(library.folder), "samples": 1}
+    with pytest.raises(StateError, match="learned from digits with image_size=8, not image_size=16; build one"):
+        search(SearchSettings(**plain, data_options={"image_size": 16}))
+    for same in ({"image_size": 8}, {"held_out": 90}, {}):
+        search(SearchSettings(**plain, data_options=same))
+    usual = replace(library, about={**library.about, "data_options": {}})  # 16, where nobody says
+    usual.check_data("digits", {"image_size": 16})

@@ -88,9 +88,7 @@ def test_weights_of_five_dimensions_are_no_obstacle(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_and_is_no_tensor_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"keeps '_extra_state' \(get_extra_state\), and a library tells its"
-    ):
+    with pytest.raises(ConfigError, match=r"keeps '_extra_state' \(get_extra_state\), and a library tells its"):
         load_teacher(NETWORK, {"model": "tests.library.own:Keeping", **OWN}, None)
 
 

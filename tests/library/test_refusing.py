@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nni_blockswap.architecture import NETWORK, cost_table
 from nni_blockswap.errors import CheckpointError, ConfigError, StateError
@@ -14,6 +15,7 @@ from nni_blockswap.files import locked
 from nni_blockswap.library import building, store
 from nni_blockswap.library.building import build
 from nni_blockswap.library.library import Library, read_about, write_about
+from nni_blockswap.tasks import make_task
 from tests.conftest import WRN
 from tests.library.conftest import SPACE_ARGS, copy_of, make_teacher, settings
 
@@ -175,3 +177,28 @@ def test_an_unfinished_or_damaged_library_is_refused(library: Library, tmp_path:
     block.unlink()
     with pytest.raises(StateError, match="block_01 is missing; run its command again"):
         Library.load(tmp_path)
+
+
+def test_other_images_of_the_same_name_are_refused(
+    library: Library, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_task("digits", image_size=8)
+    draw = task.minibatch
+
+    def inverted(*given: Any, **named: Any) -> Any:
+        images, labels = draw(*given, **named)
+        return -images, labels
+
+    monkeypatch.setattr(task, "minibatch", inverted)
+    monkeypatch.setattr(building, "make_task", lambda *given, **named: task)
+    with pytest.raises(StateError, match=r"another library \(data_fingerprint was \w+, now \w+\)"):
+        build(settings(teacher), library.folder)
+
+
+def test_tensors_that_share_their_memory_are_kept_each_for_itself(tmp_path: Path) -> None:
+    """As tied weights do, and views of one tensor."""
+    whole = torch.arange(6.0)
+    tensors = {"one": whole, "other": whole, "part": whole[2:4]}
+    store.write(tmp_path / "x.safetensors", tensors, {})
+    found, _ = store.read(tmp_path / "x.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
