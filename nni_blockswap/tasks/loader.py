@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from nni_blockswap.blocks.digest import digest_of_function
 from nni_blockswap.errors import DataError, TooFewError, first_line
-from nni_blockswap.metric import Metric
+from nni_blockswap.metric import ACCURACY, UNKNOWN, Metric
 from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.base import fingerprint
 from nni_blockswap.tasks.classification import Classification, Labelled
@@ -94,7 +94,7 @@ class LoaderTask(Classification):
     knows_all_classes = False
     """It has seen one batch."""
     judge: Judge | None = None
-    """How the metric is computed where it is not accuracy."""
+    """How the metric is computed where it is neither accuracy nor the loss."""
     _is_repeatable = False
     """Whether two passes were seen to begin alike."""
 
@@ -104,6 +104,8 @@ class LoaderTask(Classification):
         if labels is None:
             raise DataError("data gives no batch.")
         self.num_classes = int(labels.max()) + 1 if _are_classes(labels) else 0  # as far as the first batch tells
+        if self.judge is None and self.metric in (ACCURACY, UNKNOWN):
+            self.metric = usual_metric(labels)
 
     def train_loader(self, batch_size: int, *, seed: int = 0, workers: int = 0) -> Any:
         """Batches to learn from; a Dataset's are shuffled, the last, incomplete one dropped."""
@@ -201,9 +203,15 @@ class LoaderTask(Classification):
 
 
 class LossTask(LoaderTask):
-    """The same with a loss of the user's own: of the network's outputs and the labels."""
+    """The same with a loss of the user's own: of the network's outputs and the labels.
+
+    Judged, where nothing else is said, as ``usual_metric`` has it. A metric of one's own is a pair of class attributes:
+    ``metric``, and ``judge`` as a ``staticmethod``.
+    """
 
     loss_name = "own_loss"
+    metric = UNKNOWN
+    """Of the class: the labels decide."""
 
     def __init__(self, train: Any, loss: Loss, val: Any = None) -> None:
         super().__init__(train, val)
@@ -313,6 +321,21 @@ def is_sized(batches: Any) -> bool:
         return isinstance(batches, Sized) and len(batches) >= 0
     except TypeError:
         return False
+
+
+def usual_metric(labels: Tensor, outputs: Tensor | None = None) -> Metric:
+    """Accuracy where labels are classes, else the loss.
+
+    Args:
+        labels: classes are whole numbers, one an image (N,) or one a position (N, H, W).
+        outputs: the network's, where they are known: (N, classes) or (N, classes, ...), a label for each.
+    """
+    if labels.is_floating_point():
+        return BY_LOSS
+    if outputs is None:
+        return ACCURACY if labels.dim() != 2 else BY_LOSS
+    of_classes = outputs.dim() > 1 and outputs.shape[1] > 1 and labels.shape[1:] == outputs.shape[2:]
+    return ACCURACY if of_classes else BY_LOSS
 
 
 def _are_classes(labels: Tensor) -> bool:

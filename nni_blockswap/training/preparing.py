@@ -19,7 +19,6 @@ from nni_blockswap.networks import copied, not_a_tensor, unwrapped
 from nni_blockswap.tasks.base import fingerprint
 from nni_blockswap.tasks.draws import drawing, undrawn
 from nni_blockswap.tasks.loader import (
-    BY_LOSS,
     Judge,
     LoaderTask,
     Loss,
@@ -29,6 +28,7 @@ from nni_blockswap.tasks.loader import (
     is_sized,
     loaders_of,
     own_batches,
+    usual_metric,
 )
 from nni_blockswap.training.attention import attention_distances
 from nni_blockswap.training.machine import training_device
@@ -129,7 +129,7 @@ def task_of(
     if recipe.warmup and not is_sized(batches[0]):
         raise ConfigError("warmup counts epochs, and train does not say how many batches it has; leave it out.")
     classes = outputs.shape[1] if outputs.dim() > 1 else 1
-    judged, judge = _metric(batches[1].first()[1], outputs) if metric is None else _own_metric(metric)
+    judged, judge = (usual_metric(batches[1].first()[1], outputs), None) if metric is None else _own_metric(metric)
     if metric is not None and judged.key in RESERVED:
         raise ConfigError(f"a result has a '{judged.key}' already; give your metric another name.")
     train, val = batches
@@ -148,12 +148,6 @@ def _own_metric(metric: object) -> tuple[Metric, Judge]:
     raise ConfigError(
         "metric is a pair of a name (or Metric) and a function of outputs and labels, as in metric=('error', my_error)."
     )
-
-
-def _metric(labels: Tensor, outputs: Tensor) -> tuple[Metric, None]:
-    """Accuracy, where labels are classes of the outputs; else the loss."""
-    of_classes = outputs.dim() > 1 and outputs.shape[1] > 1 and labels.shape[1:] == outputs.shape[2:]
-    return (ACCURACY if of_classes and not labels.is_floating_point() else BY_LOSS), None
 
 
 def _try(task: LoaderTask, student: nn.Module, batches: OwnBatches) -> None:

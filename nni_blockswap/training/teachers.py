@@ -95,7 +95,8 @@ def find_teacher(
     teacher = Teacher(network, network.attention_points, evaluate(ImageTraining(network, task, plan.recipe), machine))
     judged = f"validation {task.metric} {task.metric.show(teacher.figure)}"
     say(f"teacher: {original.params:,} parameters, {judged}, from '{source}'.")
-    if task.metric == ACCURACY and is_first_process() and teacher.figure < HARDLY / task.num_classes:
+    is_told = task.metric == ACCURACY and task.num_classes > 0  # of labels at every position nobody knows how many
+    if is_told and is_first_process() and teacher.figure < HARDLY / task.num_classes:
         say("warning: that is hardly better than guessing, and what a student learns from it is no better.")
     return teacher
 

@@ -19,10 +19,10 @@ from torch.utils.data import (
 )
 
 from nni_blockswap.errors import DataError
-from nni_blockswap.metric import ACCURACY, Metric
+from nni_blockswap.metric import ACCURACY, UNKNOWN, Metric
 from nni_blockswap.tasks import loader
 from nni_blockswap.tasks.classification import Classification
-from nni_blockswap.tasks.loader import BY_LOSS, LoaderTask, LossTask, is_sized, own_batches
+from nni_blockswap.tasks.loader import BY_LOSS, LoaderTask, LossTask, is_sized, own_batches, usual_metric
 
 IMAGES, LABELS = torch.arange(20.0).view(10, 2, 1, 1), torch.arange(10)
 DATASET = TensorDataset(IMAGES, LABELS)
@@ -116,6 +116,48 @@ def test_loss_and_metric_are_the_users_or_cross_entropy_and_accuracy() -> None:
     assert own.criterion(outputs, labels).item() == own.loss(torch.nn.Identity(), (outputs, labels)).item() == 4
     own.metric = BY_LOSS
     assert own.figures(outputs, labels) == {}
+
+
+class Squared(LossTask):
+    metric = Metric("squared error", higher_is_better=False, is_share=False)
+    judge = staticmethod(torch.nn.functional.mse_loss)
+
+
+@pytest.mark.parametrize(
+    ("labels", "metric"),
+    [
+        (LABELS, ACCURACY),
+        (LABELS.view(10, 1, 1), ACCURACY),  # a class at every position
+        (LABELS.float(), BY_LOSS),
+        (LABELS.float().view(10, 1), BY_LOSS),
+        (LABELS.view(10, 1), BY_LOSS),
+    ],
+)
+def test_a_task_is_judged_by_accuracy_where_labels_are_classes_and_else_by_its_loss(
+    labels: torch.Tensor, metric: Metric
+) -> None:
+    data, loss = TensorDataset(IMAGES, labels), torch.nn.functional.mse_loss
+    assert LossTask(data, loss, data).metric == LoaderTask(data).metric == metric
+    task = Squared(data, loss, data)
+    assert task.metric == Squared.metric
+    assert task.figures(torch.ones(4, 1), torch.zeros(4, 1)) == {"squared_error": 1.0}
+    assert LossTask.metric == UNKNOWN  # for whoever asks before there are labels
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "metric"),
+    [
+        ((4, 3), torch.arange(4), ACCURACY),
+        ((4, 3, 2), torch.ones(4, 2).long(), ACCURACY),
+        ((4, 1), torch.arange(4), BY_LOSS),  # one number an image
+        ((4, 3), torch.ones(4, 3).long(), BY_LOSS),  # a yes or no for each of three
+        ((4,), torch.arange(4), BY_LOSS),
+    ],
+)
+def test_a_networks_outputs_say_whether_whole_numbers_are_their_classes(
+    outputs: tuple[int, ...], labels: torch.Tensor, metric: Metric
+) -> None:
+    assert usual_metric(labels, torch.zeros(outputs)) == metric
 
 
 def test_a_search_can_tell_a_loss_of_ones_own() -> None:

@@ -23,6 +23,8 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import TrainingError
 from nni_blockswap.files import read_json
+from nni_blockswap.results.trial import read_result
+from nni_blockswap.tasks.loader import BY_LOSS, LossTask
 from nni_blockswap.training import options
 from nni_blockswap.training.checkpoints import read
 from nni_blockswap.training.classification import ImageTraining
@@ -286,3 +288,25 @@ def test_a_network_that_comes_with_its_weights_teaches_with_them_and_its_student
     assert bool((from_it.weights == 0.25).all())
     assert "the student starts from fresh weights" in capsys.readouterr().out
     assert not (tmp_path / "teachers").exists()
+
+
+def numbers(root: str | None) -> LossTask:
+    """Ten numbers an image, which are no classes."""
+    images = torch.linspace(-1, 1, 32).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    data = torch.utils.data.TensorDataset(images, images.mean((2, 3)).expand(-1, 10))
+    return LossTask(data, torch.nn.functional.mse_loss, data)
+
+
+def test_numbers_are_learned_from_a_teacher_and_judged_by_the_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"model": f"{__name__}:made", "input_size": [1, 8, 8]}
+    Architecture.from_choices("nni_blockswap.blocks.network:NetworkSpace", ["G(2)"], own).save(tmp_path / "a.json")
+    arguments = ["--data", f"{__name__}:numbers", "--epochs", "1", "--batch-size", "16", "--beta", "1", "--lr", "0.01"]
+    student = ["--architecture", str(tmp_path / "a.json"), "--teacher", "original", "--out", str(tmp_path / "out")]
+    run_here(monkeypatch, [*student, *arguments])
+    result = read_result(tmp_path / "out" / "result.json")
+    assert result["metric"] == BY_LOSS.recorded()
+    assert result["loss"] > 0
+    assert "accuracy" not in result
+    assert "parameters, validation loss" in capsys.readouterr().out
