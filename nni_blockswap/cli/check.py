@@ -116,10 +116,12 @@ def _limits(config: Config) -> Iterator[Fault]:
             fatal=False,
         )
     gpus = config.service.get("trialGpuNumber", content.get("trialGpuNumber"))
-    if gpus and config.service.get("maxTrialNumberPerGpu", 1) == 1 and config.platform == "local":
+    is_alone = config.service.get("maxTrialNumberPerGpu", 1) == 1
+    if gpus and (is_alone or not config.service.get("useActiveGpu")) and config.platform == "local":
         yield Fault(
-            f"trialGpuNumber is {gpus}, which NNI cannot schedule on a machine with as many GPUs, and fills its memory "
-            "trying; leave it out (trials use the GPU all the same), or add maxTrialNumberPerGpu: 2 to trainingService."
+            f"trialGpuNumber is {gpus}, which NNI cannot schedule on a machine with as many GPUs, nor where all are in "
+            "use, and fills its memory trying; leave it out (trials use the GPU all the same), or add "
+            "maxTrialNumberPerGpu: 2 and useActiveGpu: true to trainingService."
         )
 
 
@@ -161,6 +163,31 @@ def _settings(config: Config) -> None:
 
         library = Library.load(settings.library)
         library.check(settings.space, settings.space_args, settings.data, settings.data_options)
+
+
+def _taught(config: Config) -> Iterator[Fault]:
+    """Candidates that a library is taught and that the search space keeps from being chosen."""
+    from nni_blockswap.architecture import cost_table, with_space
+    from nni_blockswap.blocks.nni_format import from_nni
+    from nni_blockswap.experiment.classargs import argument_faults
+
+    if not isinstance(config.arguments.get("library"), dict) or argument_faults(config.arguments):
+        return  # which others tell
+    with contextlib.suppress(BlockSwapError):
+        arguments = with_space(config.arguments)
+        table, listed = cost_table(arguments["space"], arguments.get("space_args")), from_nni(config.search_space())
+        left_out = [
+            f"{name} of {label}"
+            for label, names in zip(table.labels, table.candidates, strict=True)
+            for name in names
+            if name not in listed.get(label, names)
+        ]
+        if left_out:
+            yield Fault(
+                f"the library teaches {len(left_out)} candidates that the search space file does not list, and that "
+                f"are never chosen, as {left_out[-1]}; blockswap space --json writes one that lists all.",
+                fatal=False,
+            )
 
 
 def _check_teacher(source: str) -> None:
@@ -251,7 +278,7 @@ def _machines(config: Config) -> Iterator[Fault]:
         yield Fault(str(error))
 
 
-CHECKS = (_fields, _limits, _tuner, _search, _trial, _machines)
+CHECKS = (_fields, _limits, _tuner, _taught, _search, _trial, _machines)
 
 
 def _attempt(action: Callable[[], object]) -> Iterator[Fault]:

@@ -153,9 +153,10 @@ class Library:
     def check_teacher(self, state: Mapping[str, Tensor]) -> None:
         """Raise StateError unless it learned from the teacher of this state_dict."""
         if store.digest(state) != self.about["teacher_digest"]:
+            own = self.about.get("teacher") or "original"  # None: the weights that the network came with
             raise StateError(
-                f"the library in '{self.folder}' learned from another teacher ('{self.about.get('teacher')}') than the "
-                "one given; give that one, or build a library from this one."
+                f"the library in '{self.folder}' learned from another teacher ('{own}') than the one given; give that "
+                "one, or build a library from this one."
             )
 
     def write_errors(self, table: Table) -> None:

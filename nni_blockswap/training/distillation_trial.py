@@ -27,8 +27,8 @@ from nni_blockswap.training.publishing import described, publish
 from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.reporting import AttentionPictures, Description, EpochReport
 from nni_blockswap.training.running import Finished, fit
-from nni_blockswap.training.sources import check_source
-from nni_blockswap.training.starting import FRESH, check_start, identity, remembering, start
+from nni_blockswap.training.sources import ORIGINAL, check_source
+from nni_blockswap.training.starting import FRESH, check_start, identity, is_of_library, remembering, start
 from nni_blockswap.training.student import COMPARISON, begin
 from nni_blockswap.training.teachers import TeacherPlan, check_fit, find_teacher, named_original
 
@@ -53,6 +53,11 @@ def check(given: argparse.Namespace) -> tuple[Recipe, Machine]:
     """The recipe and the machine in the command line. Raises ConfigError where nobody could train by it."""
     check_start(given.init)
     check_source(given.teacher)
+    if is_of_library(given.init) and given.teacher is None:  # one that is trained now would be another one
+        raise ConfigError(
+            f"--init {given.init} needs --teacher, the one that the library learned from: its checkpoint, or "
+            f"'{ORIGINAL}' where the network came with its weights."
+        )
     return _recipe(given), options.machine_from(given)
 
 

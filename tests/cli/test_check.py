@@ -50,7 +50,19 @@ def test_the_shipped_config_has_no_fault_and_lists_its_whole_space(capsys):
 
 def test_nobody_sets_trial_gpu_number():
     for path in [ROOT / "config.yml", *(ROOT / "experiments").glob("*.yml")]:
-        assert "trialGpuNumber:" not in path.read_text(), path
+        config = Config(path)
+        assert "trialGpuNumber" not in {**config.content, **config.service}, path
+
+
+def test_a_gpu_for_each_of_several_trials_as_the_experiments_say_it(written):
+    """NNI divides what a trial asks for by what a GPU takes; it schedules less than all GPUs, and none of no GPU."""
+    several = {"trialConcurrency": 2, "trialGpuNumber": 1}
+    service = {"platform": "local", "maxTrialNumberPerGpu": 2, "useActiveGpu": True}
+    found = find_faults(written(**several, trainingService=service))
+    assert ["trialConcurrency is 2; above 1" in fault.sentence and not fault.fatal for fault in found] == [True]
+    for lacking in ({"maxTrialNumberPerGpu": 1}, {"useActiveGpu": False}):
+        found = find_faults(written(**several, trainingService={**service, **lacking}))
+        assert ["NNI cannot schedule" in fault.sentence for fault in found if fault.fatal] == [True], lacking
 
 
 @pytest.mark.parametrize(

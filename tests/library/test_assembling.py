@@ -133,8 +133,20 @@ def test_what_is_not_given_suits_a_student_that_starts_from_a_library() -> None:
 
     assert recipe("--init", "teacher") == recipe() == Recipe()
     warm = replace(Recipe(), beta=0.0, kd=1.0, lr=0.03, schedule="cosine_steps")
-    assert recipe("--init", "library=lib") == warm
-    assert recipe("--lr", "0.1", "--init", "library=lib", "--beta", "5") == replace(warm, lr=0.1, beta=5.0)
+    library = ["--init", "library=lib", "--teacher", "original"]
+    assert recipe(*library) == warm
+    assert recipe("--lr", "0.1", *library, "--beta", "5") == replace(warm, lr=0.1, beta=5.0)
+
+
+def test_a_librarys_student_is_told_that_it_lacks_its_teacher_before_one_is_trained(
+    library: Library, tmp_path: Path
+) -> None:
+    Architecture.from_choices(WRN, ["W(1/2)", "S", "G(4)"], SPACE_ARGS).save(tmp_path / "best.json")
+    command = ["--architecture", f"{tmp_path}/best.json", "--init", f"library={library.folder}", "--data", "digits"]
+    command += ["--out", str(tmp_path / "student"), "--teacher-dir", str(tmp_path / "teachers")]
+    with pytest.raises(ConfigError, match=r"--init library=.* needs --teacher, the one that the library learned from"):
+        distillation_trial.run(distill.parser().parse_args(command))
+    assert not (tmp_path / "teachers").exists()
 
 
 def test_a_teacher_may_come_in_a_wrapper(library: Library, teacher: Path) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
+from nni_blockswap.architecture import cost_table
+from nni_blockswap.blocks.nni_format import to_nni
 from nni_blockswap.cli.check import find_faults
 from nni_blockswap.library.library import Library
-from tests.conftest import WRN
+from tests.conftest import SMALL, WRN
 from tests.library.conftest import SPACE_ARGS
 
 BUILT_FIRST = {"folder": "made", "teacher": {"epochs": 1}}
@@ -92,6 +94,19 @@ def test_the_teacher_of_the_tuners_library_is_below_the_code_directory(
     assert missing == f"there is no checkpoint '{tmp_path / 'mine.pt'}' of a teacher for the library."
     (tmp_path / "mine.pt").touch()
     assert told(named, "library=made", "mine.pt") == []
+
+
+@pytest.mark.parametrize("listed", [[], ["W(1/2)"]])
+def test_what_is_taught_and_never_chosen_is_a_warning(listed: list[str], tmp_path: Path) -> None:
+    arguments = {"space": WRN, "space_args": {**SMALL, "extra": ["W(1/2)"]}, "library": BUILT_FIRST, "budget": "60%"}
+    arguments |= {"data": "digits", "data_options": {"image_size": 8}, "proxy": "library"}
+    tuner = {"className": "nni_blockswap.tuner.BlockSwapTuner", "codeDirectory": ".", "classArgs": arguments}
+    choices = to_nni(cost_table(WRN, {**SMALL, "extra": listed}))
+    (tmp_path / "config.yml").write_text(yaml.safe_dump({"tuner": tuner, "searchSpace": choices}))
+    found = [fault for fault in find_faults(tmp_path / "config.yml") if "never chosen" in fault.sentence]
+    assert not any(fault.fatal for fault in found)
+    said = "the library teaches 3 candidates that the search space file does not list, and that are never chosen, as W"
+    assert [fault.sentence[: len(said)] for fault in found] == ([] if listed else [said])
 
 
 def test_the_folder_has_to_be_named(told: Told) -> None:
