@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "errors", "files", "finite", "networks", "seeds", "metric", "key_values", "trust", "registry", "processes",
-    "exporting", "cost", "architecture", "methods", "blocks", "tasks", "scoring", "results",
+    "errors", "files", "finite", "networks", "seeds", "metric", "key_values", "data_options", "trust", "registry",
+    "processes", "exporting", "cost", "architecture", "methods", "blocks", "tasks", "scoring", "results",
     "conversation", "training.checkpoints", "training.sources", "training.ranges", "training.unwrapping",
     "library",
     "searching", "own", "training.attention", "experiment.students", "studies", "experiment", "training",

@@ -11,6 +11,7 @@ learned from it, ``--init library=DIR``. The same command in the same folder goe
 
 import argparse
 
+from nni_blockswap.data_options import DETECTION
 from nni_blockswap.training import detection_trial, options
 from nni_blockswap.training.program import main
 from nni_blockswap.training.recipe import DetectionRecipe
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_start(command)
     detection_trial.add_comparison(command)
     options.add_space(command)
-    options.add_data(command, default="coco")
+    options.add_data(command, DETECTION, default="coco")
     options.add_detection_recipe(command)
     options.add_machine(command, auto="32-true, as boxes need it")
     return command

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nni_blockswap.data_options import add_data_set
 from nni_blockswap.errors import ConfigError, SpaceError
 from nni_blockswap.key_values import add_key_values, key_values
 from nni_blockswap.trust import distrust, packages_in
@@ -72,11 +73,7 @@ def add_search_space_file(parser: argparse.ArgumentParser) -> None:
 
 def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """The data set."""
-    parser.add_argument(
-        "--data", required=required, metavar="NAME", help="data set: digits, cifar10, image-folder, imagenet, coco, ..."
-    )
-    parser.add_argument("--data-root", metavar="DIR", help="folder of the data set")
-    add_key_values(parser, "--data-option", about="options of the data set")
+    add_data_set(parser, required=required)
 
 
 def add_score_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

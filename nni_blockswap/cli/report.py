@@ -1,4 +1,6 @@
-"""Compare the trials of experiments: error against parameters by method, and a table with MACs and latency.
+"""Compare classifiers judged by accuracy, of experiments: error against parameters by method, and a table.
+
+Of detectors there is --table 4 alone.
 
 Writes OUT/report.md and .csv, OUT/report.png (the paper's Figure 3) and OUT/trials.csv, a row a trial. With --table or
 --figure it writes that instead: OUT/table_2.md and .csv, the run's figures beside the paper's; OUT/mixing.png, ...

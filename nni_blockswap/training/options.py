@@ -1,10 +1,12 @@
 """The command line that the trials share: a recipe, a data set, a machine."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
+from nni_blockswap.data_options import CLASSIFICATION, add_data_set
 from nni_blockswap.key_values import add_key_values, key_values
 from nni_blockswap.training.attention import Mode
 from nni_blockswap.training.machine import PRECISIONS, Machine
@@ -43,14 +45,9 @@ class StudentParser(argparse.ArgumentParser):
             self.set_defaults(**before)
 
 
-def add_data(parser: argparse.ArgumentParser, default: str = "cifar10") -> None:
+def add_data(parser: argparse.ArgumentParser, names: Sequence[str] = CLASSIFICATION, default: str = "cifar10") -> None:
     """Options that name a data set."""
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data", default=default, help="data set: digits, cifar10, cifar100, image-folder, imagenet, coco"
-    )
-    data.add_argument("--data-root", metavar="DIR", help="folder that holds the data set")
-    add_key_values(data, "--data-option", about="options of the data set")
+    add_data_set(parser.add_argument_group("data"), names, default=default)
 
 
 def add_teacher_folder(parser: argparse.ArgumentParser) -> None:
@@ -102,23 +99,19 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     default = Recipe()
     recipe = parser.add_argument_group("recipe (defaults: section 5 of the paper)")
     _add_optimisation(recipe, default)
-    recipe.add_argument(
-        "--schedule",
-        choices=SCHEDULES,
-        default=default.schedule,
-        help="cosine: from epoch to epoch; cosine_steps: from step to step; step: /10 at the milestones",
-    )
+    schedules = "cosine: from epoch to epoch; cosine_steps: from step to step; step: /10 at the milestones"
+    _add(recipe, "--schedule", default.schedule, schedules, choices=SCHEDULES)
     recipe.add_argument(
         "--milestones", type=int, nargs="*", default=[], metavar="EPOCH", help="of --schedule step; none: every 30"
     )
-    recipe.add_argument("--warmup", type=float, default=0.0, metavar="EPOCHS", help="linear warm-up of the rate")
-    recipe.add_argument("--label-smoothing", type=float, default=0.0, metavar="SHARE", help="spread over all classes")
+    _add(recipe, "--warmup", default.warmup, "linear warm-up of the rate", type=float, metavar="EPOCHS")
+    _add(recipe, "--label-smoothing", default.label_smoothing, "spread over all classes", type=float, metavar="SHARE")
     taught = parser.add_argument_group("what is imitated, each with its weight; all 0: no teacher")
-    taught.add_argument("--beta", type=float, default=default.beta, help="weight of attention transfer")
-    taught.add_argument("--attention", choices=get_args(Mode), default=default.attention, help="form of the distance")
-    taught.add_argument("--kd", type=float, default=0.0, help="weight of logit distillation")
-    taught.add_argument("--temperature", type=float, default=default.temperature, help="of logit distillation")
-    taught.add_argument("--features", type=float, default=0.0, help="weight of feature matching")
+    _add(taught, "--beta", default.beta, "weight of attention transfer", type=float)
+    _add(taught, "--attention", default.attention, "form of the distance", choices=get_args(Mode))
+    _add(taught, "--kd", default.kd, "weight of logit distillation", type=float)
+    _add(taught, "--temperature", default.temperature, "of logit distillation", type=float)
+    _add(taught, "--features", default.features, "weight of feature matching", type=float)
 
 
 def add_detection_recipe(parser: argparse.ArgumentParser) -> None:
@@ -126,31 +119,32 @@ def add_detection_recipe(parser: argparse.ArgumentParser) -> None:
     default = DetectionRecipe()
     recipe = parser.add_argument_group("recipe (defaults: torchvision's reference for Mask R-CNN)")
     _add_optimisation(recipe, default)
-    recipe.add_argument(
-        "--milestones",
-        type=int,
-        nargs="*",
-        default=default.milestones,
-        help="epochs after which the rate is divided by 10",
-    )
-    recipe.add_argument(
-        "--warmup", type=int, default=default.warmup, metavar="STEPS", help="linear warm-up of the rate"
-    )
+    milestones = "epochs after which the rate is divided by 10"
+    _add(recipe, "--milestones", default.milestones, milestones, type=int, nargs="*", metavar="EPOCH")
+    _add(recipe, "--warmup", default.warmup, "linear warm-up of the rate", type=int, metavar="STEPS")
 
 
 def _add_optimisation(recipe: Any, default: Optimisation) -> None:
-    recipe.add_argument("--epochs", type=int, default=default.epochs)
-    recipe.add_argument("--batch-size", type=int, default=default.batch_size, help="images a step, over all processes")
-    recipe.add_argument("--lr", type=float, default=default.lr, help="largest learning rate; it grows with the batch")
-    recipe.add_argument("--optimizer", choices=OPTIMIZERS, default=default.optimizer)
-    recipe.add_argument("--momentum", type=float, default=default.momentum, help="of SGD; AdamW's first beta")
+    _add(recipe, "--epochs", default.epochs, "passes over the training set", type=int)
+    _add(recipe, "--batch-size", default.batch_size, "images a step, over all processes", type=int)
+    _add(recipe, "--lr", default.lr, "largest learning rate; scale it with the batch size yourself", type=float)
+    _add(recipe, "--optimizer", default.optimizer, "of the weights", choices=OPTIMIZERS)
+    _add(recipe, "--momentum", default.momentum, "of SGD; AdamW's first beta", type=float)
     recipe.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
-    recipe.add_argument("--weight-decay", type=float, default=default.weight_decay)
+    _add(recipe, "--weight-decay", default.weight_decay, "L2 penalty of SGD; AdamW's decoupled one", type=float)
     recipe.add_argument("--clip", type=float, metavar="NORM", help="clip gradients to this norm")
     recipe.add_argument("--accumulate", type=int, default=1, metavar="PARTS", help="compute a batch in so many parts")
     recipe.add_argument("--ema", type=float, metavar="DECAY", help="judge and keep a moving average of the weights")
-    recipe.add_argument("--patience", type=int, metavar="EPOCHS", help="stop after so many without a better one")
-    recipe.add_argument("--seed", type=int, default=default.seed)
+    recipe.add_argument(
+        "--patience", type=int, metavar="EPOCHS", help="stop after so many without a better one; the last one is kept"
+    )
+    _add(recipe, "--seed", default.seed, "of weights, order and augmentation", type=int)
+
+
+def _add(group: Any, name: str, default: Any, about: str, **how: Any) -> None:
+    """An option whose help tells its default."""
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    group.add_argument(name, default=default, help=f"{about} (default {shown})", **how)
 
 
 def add_machine(parser: argparse.ArgumentParser, auto: str = "bf16-mixed on a GPU that has it") -> None:
