@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from nni_blockswap.blocks.network import swap_blocks
     from nni_blockswap.cost.budget import Budget
     from nni_blockswap.exporting import export
+    from nni_blockswap.library.assembling import assemble
+    from nni_blockswap.library.library import Library
     from nni_blockswap.own import build_library, search
     from nni_blockswap.scoring.proxies.fisher import fisher_information
     from nni_blockswap.searching import SearchSettings
@@ -25,7 +27,9 @@ __all__ = [
     "BlockSwapStrategy",
     "BlockSwapTuner",
     "Budget",
+    "Library",
     "SearchSettings",
+    "assemble",
     "attention_transfer_loss",
     "build_library",
     "distill",
@@ -41,7 +45,9 @@ _HOMES = {
     "BlockSwapStrategy": "strategy",
     "BlockSwapTuner": "tuner",
     "Budget": "cost.budget",
+    "Library": "library.library",
     "SearchSettings": "searching",
+    "assemble": "library.assembling",
     "attention_transfer_loss": "training.attention",
     "build_library": "own",
     "distill": "training.distilling",

@@ -9,14 +9,21 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import pytest
+import torch
 
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.site import FAMILIES
-from nni_blockswap.cli import parser
+from nni_blockswap.cli import main, parser
+from nni_blockswap.experiment.service import ended
+from nni_blockswap.experiment.students import identity, result_of
 from nni_blockswap.methods import METHODS
 from nni_blockswap.scoring.proxies import PROXIES
+from nni_blockswap.studies.trials import read_trials
+from tests.conftest import SMALL, WRN
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
@@ -40,6 +47,31 @@ def test_the_python_of_a_page_runs(page: Path, own: None) -> None:
     names: dict[str, Any] = {"__name__": f"docs_{page.stem}"}
     for block in blocks:
         exec(compile(block, str(page), "exec"), names)
+
+
+def test_a_trial_of_ones_own_leaves_what_its_readers_want(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The script as it stands, given what the tuner hands out; NNI itself is left out."""
+    (script,) = re.findall(r"^```py\n(.*?)^```", (ROOT / "docs/own_network.md").read_text(), re.DOTALL | re.MULTILINE)
+    handed_out = Architecture.from_choices(WRN, ["B(2)", "S", "G(4)"], SMALL).scored(2.0, {}).to_parameters(1)
+    batches = [(torch.rand(16, 1, 8, 8), torch.arange(16) % 10)]
+    reports: list[Any] = []
+    data, link = ModuleType("my_data"), ModuleType("nni")
+    vars(data).update(train=batches, val=batches)
+    vars(link).update(get_next_parameter=lambda: {**handed_out, "method": "blockswap", "variant": "60%", "seed": 3})
+    vars(link).update(report_intermediate_result=reports.append, report_final_result=reports.append)
+    monkeypatch.setitem(sys.modules, "my_data", data)
+    monkeypatch.setitem(sys.modules, "nni", link)
+    monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path))
+    exec(compile(script, "train_mine.py", "exec"), {"__name__": "__main__"})
+
+    ((folder, result),) = ended(tmp_path)
+    name = f"{handed_out['architecture_id']} blockswap 60% 3"
+    assert identity(result) == name
+    assert result_of({}, reports[-1]) == (name, result["accuracy"])  # whatever NNI records beside it
+    assert reports[:-1] == pytest.approx([*reports[:-2], result["accuracy"]])
+    (trial,) = read_trials([tmp_path])
+    assert (trial.method, trial.seed, trial.error) == ("blockswap", 3, pytest.approx(100 - 100 * result["accuracy"]))
+    assert main(["export", str(folder), "--out", str(tmp_path / "out"), "--format", "safetensors"]) == 0
 
 
 def lines(text: str) -> Iterator[str]:

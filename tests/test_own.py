@@ -509,6 +509,9 @@ def test_a_library_of_a_network_that_a_program_holds(tmp_path: Path) -> None:
     assert {name: by[name] for name in usual} == usual
     swapped = {label: name for label, name in best.choices.items() if name != "S"}
     assert swapped
+    in_hand = bs.assemble(best, model.state_dict(), bs.Library.load(folder))  # for a training loop of one's own
+    for weight, trained in zip(in_hand.parameters(), student.parameters(), strict=True):
+        assert torch.allclose(weight, trained, atol=1e-6)
     learned = [value for label, name in swapped.items() for value in library.weights(label, name).values()]
     own = list(model.parameters())
     for weight in student.parameters():

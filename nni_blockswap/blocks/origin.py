@@ -63,8 +63,9 @@ def _held(model: str) -> nn.Module:
     if model not in _live:
         raise SpaceError(
             f"the network '{model}' lives in the process that called swap_blocks, while it is one of the last {HELD} "
-            "that it was called with; for nnictl, and for other processes, give the import path of a function that "
-            "returns it: --model my_package.nets:make."
+            "that it was called with; in another one call swap_blocks with the same network, weights and arguments "
+            "first, or, as nnictl needs it, give the import path of a function that returns it: --model "
+            "my_package.nets:make."
         )
     return _live[model][0]
 

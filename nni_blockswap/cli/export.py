@@ -44,7 +44,9 @@ def run(options: argparse.Namespace) -> int:
     out = Path(options.out)
     missing = [best / name for name in (ARCHITECTURE, WEIGHTS, RESULT) if not (best / name).is_file()]
     if missing:
-        raise StateError(f"the best trial's '{missing[0]}' is missing; run the trial again.")
+        in_python = "; or, where distill wrote the folder, export its student in Python: nni_blockswap.export(...)"
+        remedy = f"run the trial again{in_python if missing[0].name == ARCHITECTURE else ''}."
+        raise StateError(f"the best trial's '{missing[0]}' is missing; {remedy}")
     try:
         check_archive(best / WEIGHTS)
     except ValueError as error:

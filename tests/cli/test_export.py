@@ -110,6 +110,17 @@ def trial(folder, accuracy=0.9, substitute="B(2)"):
     return student
 
 
+@pytest.mark.parametrize(("lacking", "is_told"), [("architecture.json", True), ("weights.pt", False)])
+def test_what_distill_wrote_from_python_is_exported_there(lacking, is_told, tmp_path, capsys):
+    trial(tmp_path / "student")
+    (tmp_path / "student" / lacking).unlink()
+    assert main(["export", str(tmp_path / "student"), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"{lacking}' is missing; run the trial again" in said
+    assert ("where distill wrote the folder, export its student in Python: nni_blockswap.export(" in said) is is_told
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("above", [False, True])
 def test_export_and_report_take_any_folder_that_a_trial_wrote(above, tmp_path, capsys):
     student = trial(tmp_path / "runs" / "student")
