@@ -14,7 +14,7 @@ from tests.fuzz.harness import run_blockswap, run_trial
 from trial import distill
 
 FEW, MANY = 3, 250
-"""Inputs a test: in the everyday suite, and in the slow one, which tries 2,000 and more in all."""
+"""Inputs a test: in the everyday suite, and in the slow one, which tries more than 4,500 in all."""
 
 
 @pytest.fixture(params=[FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
