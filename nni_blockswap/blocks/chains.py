@@ -12,6 +12,7 @@ from nni_blockswap.blocks.conditions import is_depthwise, is_pointwise, keeps_si
 from nni_blockswap.blocks.flow import Call, Flow, convolutions, under
 from nni_blockswap.blocks.found import Found, Kind
 from nni_blockswap.blocks.imitation import activation_near, norm_near
+from nni_blockswap.blocks.narrowing import is_narrowable, layers
 
 Chain = Sequence[Call]
 """Steps each of which takes what the one before gives, and alone does so."""
@@ -158,11 +159,18 @@ class Chains:
             padding=main.padding,
             dilation=main.dilation,
             bias=convs[-1].bias is not None,
-            middle_bias=convs[0].bias is not None,
             padding_mode=main.padding_mode,
             norm=norm,
             activation=activation_near(self._network, self._flow, begin, end, norm),
+            rigid=next(
+                (call.path or str(call.function) for call in chain[1:-1] if not self._is_narrowable(call)), None
+            ),
         )
+
+    def _is_narrowable(self, call: Call) -> bool:
+        if call.function is not None or self._is_convolution(call):
+            return True
+        return all(is_narrowable(layer, call.in_shape[1:]) for layer in layers(self._network.get_submodule(call.path)))
 
     def _block(self, paths: Sequence[str]) -> str:
         """The largest module around an inverted residual that holds no other convolution and is no mere sequence."""

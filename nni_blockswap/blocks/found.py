@@ -4,8 +4,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nni_blockswap.blocks.flow import under
-
 Kind = Literal["conv", "branch", "inverted"]
 
 
@@ -54,9 +52,6 @@ class Found:
     bias: bool
     """Whether the last convolution has one."""
 
-    middle_bias: bool
-    """Whether the first one has one."""
-
     padding_mode: str
 
     norm: str | None
@@ -65,15 +60,13 @@ class Found:
     activation: str | None
     """Path of an activation to imitate, or ``"ReLU()"`` where the network calls a function; None: ``norm`` has it."""
 
+    rigid: str | None
+    """The first step between the convolutions that cannot have fewer channels, such as a shuffle."""
+
     @property
     def parts(self) -> tuple[str, ...]:
         """Paths of the original modules that make up the chain, in forward order."""
         return tuple(step for step in self.steps if not is_function(step))
-
-    @property
-    def middle_norm(self) -> bool:
-        """Whether ``norm`` is between the convolutions."""
-        return self.norm is not None and any(under(self.norm, part) for part in self.parts[1:-1])
 
     @property
     def in_channels(self) -> int:

@@ -79,7 +79,7 @@ def norm_like(network: nn.Module, site: Found) -> Callable[[int], nn.Module] | N
     if site.norm is None:
         return None
     original = network.get_submodule(site.norm)
-    return lambda channels: _resized(original, channels)
+    return lambda channels: resized(original, channels)
 
 
 def activation_like(network: nn.Module, site: Found) -> nn.Module:
@@ -92,7 +92,8 @@ def activation_like(network: nn.Module, site: Found) -> nn.Module:
     return nn.PReLU() if isinstance(original, nn.PReLU) else copy.deepcopy(original)
 
 
-def _resized(original: nn.Module, channels: int) -> nn.Module:
+def resized(original: nn.Module, channels: int) -> nn.Module:
+    """A normalisation like ``original`` for ``channels`` of them, as ``norm_like`` makes it."""
     norm = copy.deepcopy(original)
     for name, tensor in (*original.named_parameters(recurse=False), *original.named_buffers(recurse=False)):
         shape = (channels,) if tensor.dim() else ()

@@ -17,18 +17,20 @@ SHIFT = 1.0
 """Deviations; a ReLU lets 84 % of a normal variable pass that was lifted by one."""
 
 
-def importance(first: Tensor, last: Tensor, norm: Any) -> Tensor:
+def importance(first: Tensor, last: Tensor, norm: Any, rectified: bool = True) -> Tensor:
     """How much each of N inner channels can matter to what leaves the branch: (N,).
 
         I_i = sqrt(E[relu(gamma_i z + beta_i)^2]) ||last_i||    with z normal; without a norm    ||first_i|| ||last_i||
 
     What BN lets out has the scale gamma and the shift beta, whatever the weights before it are, and the mean square of
-    a normal variable behind a ReLU is (gamma^2 + beta^2) Phi(beta / gamma) + beta gamma phi(beta / gamma).
+    a normal variable behind a ReLU is (gamma^2 + beta^2) Phi(beta / gamma) + beta gamma phi(beta / gamma); without one
+    it is gamma^2 + beta^2.
 
     Args:
         first: weights (N, C_in, k, k) of the first convolution.
         last: weights (C_out, N, k, k) of the second one.
         norm: what normalises between them; one without a scale lets all channels out alike. None where nothing does.
+        rectified: whether an activation follows it.
     """
     after: Tensor = last.transpose(0, 1).flatten(1).norm(dim=1)
     if norm is None:
@@ -37,6 +39,8 @@ def importance(first: Tensor, last: Tensor, norm: Any) -> Tensor:
     if first_norm(norm) is None:
         return after
     scale, shift = norm.weight.abs().clamp_min(1e-12), norm.bias
+    if not rectified:
+        return torch.hypot(scale, shift) * after
     ratio = shift / scale
     below = torch.special.ndtr(ratio)
     density = torch.exp(-(ratio**2) / 2) / math.sqrt(2 * math.pi)

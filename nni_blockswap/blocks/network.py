@@ -16,6 +16,7 @@ from nni_blockswap.blocks.finding import find
 from nni_blockswap.blocks.flow import under
 from nni_blockswap.blocks.found import Findings, Found, reasons
 from nni_blockswap.blocks.imitation import activation_like, norm_like
+from nni_blockswap.blocks.narrowing import layers, narrow
 from nni_blockswap.blocks.origin import example_of, hold, image_size, make, repeated
 from nni_blockswap.blocks.points import attention_points
 from nni_blockswap.blocks.pricing import price
@@ -206,6 +207,7 @@ def swap_blocks(
 def site_of(network: nn.Module, found: Found) -> Site:
     """What a substitute has to take over at ``found``, normalisation and activation of the network's own kind."""
     norm, activation = norm_like(network, found), activation_like(network, found)
+    original = layers(extract(network, found))
     same = tuple(step * (size - 1) // 2 for size, step in zip(found.kernel, found.dilation, strict=True))
     return Site(
         found.in_channels,
@@ -221,8 +223,8 @@ def site_of(network: nn.Module, found: Found) -> Site:
         activation=lambda: copy.deepcopy(activation),
         expansion=Fraction(found.middle_channels, found.in_channels) if found.kind == "inverted" else None,
         middle_channels=found.middle_channels if found.kind == "branch" else None,
-        middle_bias=found.middle_bias,
-        middle_norm=found.middle_norm,
+        narrow=partial(narrow, original) if found.kind == "branch" and found.rigid is None else None,
+        rigid=found.rigid,
     )
 
 

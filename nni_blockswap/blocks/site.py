@@ -34,8 +34,9 @@ class Site:
         activation: makes its activation.
         expansion: of an inverted residual, the width inside over ``in_channels``; None elsewhere.
         middle_channels: width between the convolutions of a residual branch; None where it is ``out_channels``.
-        middle_bias: whether the first of these has a bias.
-        middle_norm: whether something normalises between them.
+        narrow: makes the original branch with a number of channels inside, all else as it is there, its weights fresh;
+            None where it is S as the paper has it.
+        rigid: what stands between the original's convolutions and cannot have fewer channels; None where nothing does.
     """
 
     in_channels: int
@@ -51,8 +52,8 @@ class Site:
     activation: Callable[[], nn.Module] = _relu
     expansion: Fraction | None = None
     middle_channels: int | None = None
-    middle_bias: bool = False
-    middle_norm: bool = True
+    narrow: Callable[[int], nn.Module] | None = None
+    rigid: str | None = None
 
     def __str__(self) -> str:
         """Its widths, ``64-128``."""

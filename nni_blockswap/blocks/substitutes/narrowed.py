@@ -4,7 +4,8 @@ Of a branch of two convolutions, N channels between them, M = max(8, 8 round(r N
 
     k x k conv to M, BN, ReLU, k x k conv to C_out        k^2 M (C_in + C_out) weights
 
-Biases and BN are there where the original has them.
+All else is as in the original: strides, dilations and biases, what stands between the convolutions and in which order,
+squeeze-and-excitation, too, narrowed with them. Where that cannot be, as with a shuffle of channels, no W(r) fits.
 
 All convolutions are dense and wide in multiples of 8, so that time falls with MACs. W(1) is S.
 
@@ -21,15 +22,14 @@ import math
 import re
 from collections import OrderedDict
 from fractions import Fraction
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nni_blockswap.blocks.imitation import is_norm
-from nni_blockswap.blocks.inheritance import copy_bias, dense_convolutions, importance
+from nni_blockswap.blocks.inheritance import copy_bias, dense_convolutions
+from nni_blockswap.blocks.narrowing import take_over
 from nni_blockswap.blocks.site import Site
-from nni_blockswap.blocks.substitutes.paper import PAPERS, Conv, conv_module
+from nni_blockswap.blocks.substitutes.paper import PAPERS, Conv, conv_module, stacked
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import SpaceError
 
@@ -53,7 +53,7 @@ class Narrowed:
         """The one spelling of the branch that ``name`` means at ``site``.
 
         Raises:
-            SpaceError: it is more than the original, or that is an inverted residual.
+            SpaceError: it is more than the original, or that is an inverted residual, or cannot have fewer channels.
 
         Example:
             >>> NARROWED.canonical("W(1/8)", Site(32, 32)), NARROWED.canonical("W(1)", Site(32, 32))
@@ -65,7 +65,7 @@ class Narrowed:
         return ORIGINAL if width == site.inside else f"W({Fraction(width, site.inside)})"
 
     def build(self, name: str, site: Site) -> nn.Module:
-        """The branch: ``conv1, bn1, relu1, conv2``, or at a convolution alone ``conv1, conv2``."""
+        """The branch: ``conv1, bn1, relu1, conv2``, in the original's order, or at a convolution alone two of them."""
         width = _width(name, site)
         if width == site.inside:
             return PAPERS.build(ORIGINAL, site)
@@ -73,12 +73,9 @@ class Narrowed:
         if site.convolutions == 1:
             last = conv_module(Conv(width, site.out_channels), site, site.bias)
             return nn.Sequential(OrderedDict(conv1=conv_module(first, site), conv2=last))
-        layers: OrderedDict[str, nn.Module] = OrderedDict(conv1=conv_module(first, site, site.middle_bias))
-        if site.middle_norm:
-            layers["bn1"] = site.norm(width)
-        layers["relu1"] = site.activation()
-        second = Conv(width, site.out_channels, site.kernel, spatial=True)
-        return nn.Sequential(layers | OrderedDict(conv2=conv_module(second, site, site.bias)))
+        if site.narrow is not None:
+            return site.narrow(width)
+        return stacked((first, Conv(width, site.out_channels, site.kernel, spatial=True)), site)
 
     @torch.no_grad()
     def inherit(self, branch: nn.Module, original: nn.Module, entered: Tensor) -> bool:
@@ -86,32 +83,11 @@ class Narrowed:
         own, theirs = (dense_convolutions(module) for module in (branch, original))
         if len(own) == 2 and len(theirs) == 1:
             _factorise(own, theirs[0])
-        elif len(own) == len(theirs) == 2 and theirs[0].out_channels == theirs[1].in_channels:
-            _narrow(own, theirs, _norm(branch), _norm(original))
-        else:
-            return False
-        return True
+            return True
+        return take_over(branch, original)
 
 
 NARROWED = Narrowed()
-
-
-def _narrow(own: list[nn.Conv2d], theirs: list[nn.Conv2d], norm: Any, their_norm: Any) -> None:
-    """Copy the slices of what is kept: of both convolutions, their biases, scale, shift and statistics."""
-    channels = importance(theirs[0].weight, theirs[1].weight, their_norm)
-    kept = channels.topk(own[0].out_channels).indices.sort().values
-    own[0].weight.copy_(theirs[0].weight[kept])
-    own[1].weight.copy_(theirs[1].weight[:, kept])
-    copy_bias(own[0], theirs[0], kept)
-    copy_bias(own[1], theirs[1])
-    if norm is not None and their_norm is not None:
-        before = their_norm.state_dict()
-        norm.load_state_dict({name: value[kept] if value.dim() else value for name, value in before.items()})
-
-
-def _norm(branch: nn.Module) -> nn.Module | None:
-    """What normalises in it, with a scale or without one."""
-    return next(filter(is_norm, branch.modules()), None)
 
 
 def _factorise(own: list[nn.Conv2d], original: nn.Conv2d) -> None:
@@ -139,6 +115,11 @@ def _width(name: str, site: Site) -> int:
     width = max(STEP, STEP * math.floor(share * site.inside / STEP + Fraction(1, 2)))
     if width >= site.inside:
         return site.inside
+    if site.rigid is not None:
+        raise SpaceError(
+            f"'{name}' does not fit here: '{site.rigid}', between the original's convolutions, mixes its channels and "
+            "cannot have fewer."
+        )
     kernel = site.kernel if isinstance(site.kernel, tuple) else (site.kernel, site.kernel)
     before, after = site.in_channels * math.prod(kernel), site.out_channels
     if site.convolutions == 1 and width * (before + after) >= before * after:

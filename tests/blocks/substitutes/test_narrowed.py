@@ -131,6 +131,9 @@ def test_importance_is_the_size_of_what_passes_the_relu() -> None:
     draws = torch.randn(1_000_000, 1, generator=torch.Generator().manual_seed(0))
     assert found[0].item() == pytest.approx(0.5**0.5)
     torch.testing.assert_close(found, (scale * draws + shift).relu().square().mean(0).sqrt(), rtol=0.02, atol=0.005)
+    with torch.no_grad():
+        plain = importance(first, last, norm, rectified=False)
+    torch.testing.assert_close(plain, (scale * draws + shift).square().mean(0).sqrt(), rtol=0.02, atol=0.005)
     torch.testing.assert_close(importance(first, last, None), first.flatten(1).norm(dim=1))
 
 

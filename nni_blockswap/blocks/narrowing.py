@@ -1,0 +1,179 @@
+"""A network's own branch with fewer channels inside: a chain of convolutions, what stands between them as it is there.
+
+The first convolution gives the inner channels, and the last one reads them. What stands between has a number for each
+of them, as a norm has, or weights that read or give all of them, as the convolutions of squeeze-and-excitation do.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nni_blockswap.blocks.imitation import is_norm, resized
+from nni_blockswap.blocks.inheritance import importance
+from nni_blockswap.blocks.weights import seeded
+from nni_blockswap.networks import copied
+
+
+def layers(branch: nn.Module) -> list[nn.Module]:
+    """What runs in it, one after the other: sequences are taken apart, and identities left out.
+
+    Example:
+        >>> layers(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sequential(nn.Identity(), nn.ReLU())))
+        [Conv2d(3, 8, kernel_size=(1, 1), stride=(1, 1)), ReLU()]
+    """
+    if type(branch).forward is nn.Sequential.forward:
+        return [layer for child in branch.children() for layer in layers(child)]
+    return [] if isinstance(branch, nn.Identity) else [branch]
+
+
+def narrow(original: Sequence[Any], width: int) -> nn.Sequential:
+    """The branch of ``layers`` ``original`` with ``width`` channels inside, its weights fresh.
+
+    Modules are called ``conv1``, ``bn1``, ``relu1``, ``conv2``, whatever their kind of norm and activation.
+    """
+    before = original[0].out_channels
+    made: OrderedDict[str, nn.Module] = OrderedDict()
+    numbers: Counter[str] = Counter()
+    for layer in original:
+        new: nn.Module
+        if isinstance(layer, nn.Conv2d):
+            inputs = layer.in_channels if layer is original[0] else width
+            outputs = layer.out_channels if layer is original[-1] else width
+            kind, new = "conv", _like(layer, inputs, outputs)
+        else:
+            kind, new = _kind(layer), _with_channels(layer, before, width)
+        numbers[kind] += 1
+        made[f"{kind}{numbers[kind]}"] = new
+    return nn.Sequential(made)
+
+
+@torch.no_grad()
+def take_over(branch: nn.Module, original: nn.Module) -> bool:
+    """Let ``branch``, the original narrowed, have its weights, for the inner channels of greatest importance.
+
+    Returns whether it did: where ``branch`` is something else it is left as it is.
+    """
+    own, theirs = layers(branch), layers(original)
+    if [_kind(layer) for layer in own] != [_kind(layer) for layer in theirs]:
+        return False
+    first, last = theirs[0], theirs[-1]
+    if not isinstance(first, nn.Conv2d) or not isinstance(last, nn.Conv2d) or len(theirs) < 2:
+        return False
+    width = len(next(own[0].parameters()))
+    if width > first.out_channels or first.out_channels != last.in_channels:
+        return False
+    kept = _most_important(theirs, width)
+    values = [_kept(layer, first, last, kept) for layer in theirs]
+    pairs = [*zip(map(_tensors, own), values, strict=True)]
+    if any([one.shape for one in mine] != [value.shape for value in taken] for mine, taken in pairs):
+        return False
+    for mine, taken in pairs:
+        for tensor, value in zip(mine, taken, strict=True):
+            tensor.copy_(value)
+    return True
+
+
+def is_narrowable(layer: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether channels can be taken from what stands between convolutions.
+
+    It gives permuted channels permuted, if its weights are permuted with them, and runs with half of them: activations
+    and squeeze-and-excitation do, shuffles do not. A norm always is.
+
+    Args:
+        layer: the module.
+        shape: (C, H, W) of what enters and leaves it.
+    """
+    if is_norm(layer):
+        return True
+    channels, half, generator = shape[0], (shape[0] + 1) // 2, torch.Generator().manual_seed(0)
+    order, x = torch.randperm(channels, generator=generator), torch.randn(1, *shape, generator=generator)
+    try:
+        with torch.no_grad(), seeded(0):
+            whole = copied(layer).cpu().eval()
+            permuted, fewer = (_with_channels(whole, channels, number) for number in (channels, half))
+            for mine, other in zip(_tensors(permuted), _tensors(whole), strict=True):
+                mine.copy_(_taken(other, channels, order))
+            expected, found = whole(x.clone())[:, order], permuted(x[:, order])
+            runs = fewer(x[:, :half].clone()).shape == (1, half, *shape[1:])
+    except Exception:  # it is anybody's
+        return False
+    return runs and torch.allclose(found, expected, 1e-3, 1e-5)
+
+
+def _kind(layer: nn.Module) -> str:
+    """What the module is called."""
+    if type(layer) in vars(nn.modules.activation).values():
+        return "relu"
+    if isinstance(layer, nn.Conv2d):
+        return "conv"
+    return "bn" if is_norm(layer) else type(layer).__name__.lower()
+
+
+def _like(conv: nn.Conv2d, inputs: int, outputs: int) -> nn.Conv2d:
+    """A convolution of other widths."""
+    return nn.Conv2d(
+        inputs,
+        outputs,
+        conv.kernel_size,  # type: ignore[arg-type]  # a pair
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        conv.dilation,  # type: ignore[arg-type]
+        bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,
+    )
+
+
+def _with_channels(module: nn.Module, before: int, after: int) -> nn.Module:
+    """A copy with ``after`` channels where ``module`` has ``before``, its weights fresh.
+
+    Those that nobody says how to draw are the original's mean everywhere.
+    """
+    known = [name for name, value in vars(module).items() if type(value) is int and value == before]
+    if is_norm(module):
+        wide = known or any(before in tensor.shape for tensor in _tensors(module))
+        return resized(module, after) if wide else copied(module)
+    made = copied(module)
+    for name, child in module.named_children():
+        setattr(made, name, _with_channels(child, before, after))
+    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        if before in tensor.shape:
+            shape = [after if size == before else size for size in tensor.shape]
+            fresh = tensor.detach().float().mean().to(tensor.dtype).expand(shape).clone()
+            setattr(made, name, nn.Parameter(fresh) if isinstance(tensor, nn.Parameter) else fresh)
+    vars(made).update(dict.fromkeys(known, after))
+    if callable(reset := getattr(made, "reset_parameters", None)):
+        reset()
+    return made
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _taken(tensor: Tensor, channels: int, kept: Tensor) -> Tensor:
+    """Those ``kept`` of the channels, along every axis that has one for each."""
+    for axis, size in enumerate(tensor.shape):
+        if size == channels:
+            tensor = tensor.index_select(axis, kept.to(tensor.device))
+    return tensor
+
+
+def _most_important(original: Sequence[Any], width: int) -> Tensor:
+    """The inner channels to keep, in their order."""
+    norm = next((layer for layer in reversed(original) if is_norm(layer)), None)
+    rectified = norm is not original[-2] or any(
+        True for _ in norm.children()
+    )  # those of some have an activation inside
+    channels = importance(original[0].weight, original[-1].weight, norm, rectified)
+    return channels.topk(width).indices.sort().values
+
+
+def _kept(layer: Any, first: nn.Conv2d, last: nn.Conv2d, kept: Tensor) -> list[Tensor]:
+    """Weights and statistics of the original's ``layer`` that belong to the inner channels ``kept``."""
+    if layer is first or layer is last:
+        weight, bias = layer.weight, [] if layer.bias is None else [layer.bias]
+        return [weight[kept], *(one[kept] for one in bias)] if layer is first else [weight[:, kept], *bias]
+    return [_taken(tensor, first.out_channels, kept) for tensor in _tensors(layer)]

@@ -1,0 +1,164 @@
+"""A branch with fewer channels inside: what it computes, what it is made of, and what cannot be narrowed."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nni_blockswap import Architecture, swap_blocks
+from nni_blockswap.architecture import NETWORK, named_arguments
+from nni_blockswap.blocks.finding import find
+from nni_blockswap.blocks.narrowing import is_narrowable, layers, narrow, take_over
+from nni_blockswap.blocks.network import NetworkSpace
+from nni_blockswap.blocks.shells import Block
+from nni_blockswap.errors import SpaceError
+from tests.blocks.networks import Sum, conv
+from tests.cost.test_table import count_macs, count_params
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+DEAD = [0, 3, 4, 5, 9, 10, 12, 13]
+"""Of 16 inner channels, those that nobody listens to."""
+
+
+class Gate(nn.Module):
+    """Squeeze-and-excitation of 1x1 convolutions, the way between ``hidden`` wide, or of linear layers."""
+
+    def __init__(self, channels: int, hidden: int = 4, linear: bool = False) -> None:
+        super().__init__()
+        kind = (lambda *widths: nn.Linear(*widths)) if linear else (lambda *widths: nn.Conv2d(*widths, 1))
+        self.linear, self.down, self.up = linear, kind(channels, hidden), kind(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((2, 3)) if self.linear else x.mean((2, 3), keepdim=True)
+        scale = self.up(self.down(mean).relu()).sigmoid()
+        return x * (scale[:, :, None, None] if self.linear else scale)
+
+
+class Scale(nn.Module):
+    """A number a channel, as (1, C, 1, 1)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.randn(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Halved(Sum):
+    """f(x) is half as high and wide as x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.f(x) + x[:, :, ::2, ::2]
+
+
+BRANCHES: dict[str, Callable[[], list[nn.Module]]] = {
+    "norm, relu": lambda: [conv(8, 16, bias=False), nn.BatchNorm2d(16), nn.ReLU(), conv(16, 8, bias=False)],
+    "relu before norm": lambda: [conv(8, 16), nn.ReLU(), nn.BatchNorm2d(16), conv(16, 8)],
+    "norm twice": lambda: [conv(8, 16), nn.BatchNorm2d(16), nn.SiLU(), nn.BatchNorm2d(16), conv(16, 8)],
+    "no norm": lambda: [conv(8, 16), nn.ELU(0.5), conv(16, 8, bias=False)],
+    "nothing between": lambda: [conv(8, 16, bias=False), conv(16, 8)],
+    "the second strided": lambda: [conv(8, 16), nn.ReLU(), conv(16, 8, stride=2)],
+    "the first strided": lambda: [conv(8, 16, stride=2), nn.ReLU(), conv(16, 8)],
+    "the second dilated": lambda: [conv(8, 16), nn.ReLU(), conv(16, 8, dilation=2, padding=2)],
+    "the first dilated": lambda: [conv(8, 16, dilation=2, padding=2), nn.ReLU(), conv(16, 8)],
+    "the second padded otherwise": lambda: [conv(8, 16), nn.ReLU(), conv(16, 8, padding_mode="reflect")],
+    "dropout": lambda: [conv(8, 16), nn.Sequential(nn.BatchNorm2d(16), nn.GELU()), nn.Dropout(0.3), conv(16, 8)],
+    "slopes": lambda: [conv(8, 16), nn.Identity(), nn.PReLU(16), Scale(16), conv(16, 8)],
+    "excited": lambda: [conv(8, 16), nn.BatchNorm2d(16), nn.ReLU(), Gate(16), conv(16, 8)],
+    "excited by linear layers": lambda: [conv(8, 16), nn.BatchNorm2d(16), Gate(16, 8, linear=True), conv(16, 8)],
+    "excited, nothing squeezed": lambda: [conv(8, 16), nn.BatchNorm2d(16), Gate(16, 16), conv(16, 8)],
+}
+
+
+def swapped(branch: list[nn.Module]) -> Block:
+    """The one block of a network with it, all weights and statistics as after a training."""
+    torch.manual_seed(0)
+    strided = any(isinstance(layer, nn.Conv2d) and layer.stride != (1, 1) for layer in branch)
+    network = (Halved if strided else Sum)(*branch)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.normal_() if weight.dim() < 2 else weight.normal_(std=0.3)
+        network.train()(torch.randn(32, 3, 8, 8))
+    (block,) = swap_blocks(network.eval(), IMAGE, extra=["W(1/2)"]).blocks()
+    return block
+
+
+@pytest.mark.parametrize("branch", BRANCHES.values(), ids=BRANCHES.keys())
+def test_a_branch_narrowed_by_nothing_is_the_original(branch: Callable[[], list[nn.Module]]) -> None:
+    block = swapped(branch())
+    original, x = block.candidate("S"), torch.randn(4, 8, 8, 8)
+    whole = narrow(layers(original), 16)
+    assert take_over(whole, original)
+    assert torch.equal(whole.eval()(x), original(x))
+
+
+@pytest.mark.parametrize("branch", [one for name, one in BRANCHES.items() if name != "excited, nothing squeezed"])
+def test_a_branch_narrowed_by_channels_that_nobody_hears_is_the_same(branch: Callable[[], list[nn.Module]]) -> None:
+    block = swapped(branch())
+    original, x = block.candidate("S"), torch.randn(4, 8, 8, 8)
+    with torch.no_grad():
+        layers(original)[-1].get_parameter("weight")[:, DEAD] = 0
+        for layer in layers(original):
+            if isinstance(layer, Gate):
+                layer.down.weight[:, DEAD] = 0
+    narrowed = block.candidate("W(1/2)").eval()
+    assert block.site.inherit("W(1/2)", narrowed, original, x)
+    torch.testing.assert_close(narrowed(x), original(x), rtol=1e-5, atol=1e-5)
+    assert all(not tensor.shape or 16 not in tensor.shape for tensor in narrowed.state_dict().values())
+
+
+def test_the_hidden_layer_of_an_excitation_stays_as_it_is() -> None:
+    block = swapped(BRANCHES["excited"]())
+    names = {name: tuple(value.shape) for name, value in block.candidate("W(1/2)").named_parameters()}
+    assert names == {
+        "conv1.weight": (8, 8, 3, 3), "conv1.bias": (8,), "bn1.weight": (8,), "bn1.bias": (8,),
+        "gate1.down.weight": (4, 8, 1, 1), "gate1.down.bias": (4,), "gate1.up.weight": (8, 4, 1, 1),
+        "gate1.up.bias": (8,), "conv2.weight": (8, 8, 3, 3), "conv2.bias": (8,),
+    }  # fmt: skip
+
+
+def test_costs_are_those_of_the_built_network() -> None:
+    space = swap_blocks(Halved(*BRANCHES["the second strided"]()[:2], Gate(16), conv(16, 8, stride=2)), IMAGE,
+                        extra=["W(1/2)"])  # fmt: skip
+    arguments = named_arguments(NetworkSpace, *space.trace_args, **space.trace_kwargs)
+    one = Architecture.from_choices(NETWORK, ["W(1/2)"], arguments)
+    built = one.build()
+    assert (one.params, one.macs) == (count_params(built), count_macs(built, IMAGE))
+    assert one.macs == 64 * 9 * 3 * 8 + 64 * 9 * 8 * 8 + 2 * 4 * 8 + 16 * 9 * 8 * 8
+
+
+@pytest.mark.parametrize("between", [nn.ChannelShuffle(4), nn.LocalResponseNorm(3, alpha=1.0), nn.GLU(1)], ids=str)
+def test_what_mixes_channels_cannot_be_narrowed(between: nn.Module) -> None:
+    assert not is_narrowable(between, (16, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "between", [nn.GroupNorm(4, 16), nn.Softmax(1), nn.Dropout2d(), nn.PReLU(), nn.PReLU(16), Gate(16, 16)], ids=str
+)
+def test_what_takes_channels_alike_can_be_narrowed_and_draws_from_no_generator(between: nn.Module) -> None:
+    state = torch.get_rng_state()
+    assert is_narrowable(between, (16, 4, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_branch_that_shuffles_its_channels_has_no_w() -> None:
+    network = Sum(conv(8, 16), nn.ReLU(), nn.ChannelShuffle(2), conv(16, 8)).eval()
+    (site,) = find(network, IMAGE).sites
+    assert site.rigid == "f.2"
+    (block,) = swap_blocks(network, IMAGE, extra=["W(1/2)"]).blocks()
+    assert "W(1/2)" not in block.names
+    with pytest.raises(SpaceError, match=r"'W\(1/2\)' does not fit here: 'f\.2', between the original's convolutions"):
+        block.site.build("W(1/2)")
+
+
+def test_another_branch_is_told_and_nothing_is_changed() -> None:
+    original = nn.Sequential(conv(8, 16), nn.BatchNorm2d(16), nn.ReLU(), conv(16, 8))
+    for other in (nn.Sequential(conv(8, 16), nn.ReLU(), nn.BatchNorm2d(16), conv(16, 8)),
+                  nn.Sequential(conv(8, 24), nn.BatchNorm2d(24), nn.ReLU(), conv(24, 8)),
+                  nn.Sequential(conv(8, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8, kernel=5))):  # fmt: skip
+        before = {name: value.clone() for name, value in other.state_dict().items()}
+        assert not take_over(other, original)
+        assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
