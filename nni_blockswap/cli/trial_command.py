@@ -146,7 +146,7 @@ def _option_faults(trial: Any, parser: argparse.ArgumentParser, words: list[str]
         yield str(error)
     if config.platform == "local":
         try:
-            _check_start(getattr(given, "init", None), config)
+            _check_start(given, config)
         except BlockSwapError as error:
             yield str(error)
     data = getattr(given, "data", None)
@@ -170,14 +170,15 @@ def _from_its_folder(given: argparse.Namespace, config: Config) -> Iterator[str]
                 yield f"there is no checkpoint '{path}'."
 
 
-def _check_start(how: Any, config: Config) -> None:
-    """Raise BlockSwapError where a student starts from a library that is not there, or not of the search's space."""
+def _check_start(given: argparse.Namespace, config: Config) -> None:
+    """Raise BlockSwapError where a student starts from a library that is not there, or is of another space or data."""
     from nni_blockswap.architecture import with_space
     from nni_blockswap.experiment.classargs import wrong_types
+    from nni_blockswap.key_values import key_values
     from nni_blockswap.library.library import Library
     from nni_blockswap.training.starting import LIBRARY
 
-    name, _, folder = str(how).partition("=")
+    name, _, folder = str(getattr(given, "init", None)).partition("=")
     if name != LIBRARY:
         return
     if not folder:
@@ -190,6 +191,7 @@ def _check_start(how: Any, config: Config) -> None:
         library = Library.load(path)
         if "space" in arguments:
             library.check_space(arguments["space"], arguments.get("space_args", {}))
+        library.check_data(given.data, key_values(given.data_option, "--data-option"))
     except BlockSwapError as error:
         unlike = "" if of_tuner is None else f" and the tuner has that in '{of_tuner}'"
         raise StateError(f"the trial starts from the library in '{path}'{unlike}: {error}") from error

@@ -25,7 +25,7 @@ from nni_blockswap.training.recipe import DetectionRecipe
 from nni_blockswap.training.reporting import Description, EpochReport
 from nni_blockswap.training.running import Finished, fit
 from nni_blockswap.training.sources import check_source
-from nni_blockswap.training.starting import FRESH, check_start, identity, remembering, start
+from nni_blockswap.training.starting import FRESH, check_start, check_taught, identity, remembering, start
 from nni_blockswap.training.student import begin
 from nni_blockswap.training.teachers import check_fit, given_teacher
 
@@ -109,6 +109,7 @@ def _started(architecture: Architecture, recipe: DetectionRecipe, given: argpars
         network = architecture.build()
     if given.init != FRESH:  # the space's constructor has drawn fresh ones
         teacher = given_teacher(architecture.teacher(), given.teacher)
+        check_taught(given.init, given.data, options.data_options(given), teacher)
         say(f"the detector starts from {start(network, given.init, teacher, recipe.seed)}.")
     return network
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,16 @@ from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.reporting import AttentionPictures, Description, EpochReport
 from nni_blockswap.training.running import Finished, fit
 from nni_blockswap.training.sources import ORIGINAL, check_source
-from nni_blockswap.training.starting import FRESH, check_start, identity, is_of_library, remembering, start
+from nni_blockswap.training.starting import (
+    FRESH,
+    check_start,
+    check_taught,
+    identity,
+    is_of_library,
+    remembering,
+    start,
+    taught_by,
+)
 from nni_blockswap.training.student import COMPARISON, begin
 from nni_blockswap.training.teachers import TeacherPlan, check_fit, find_teacher, named_original
 
@@ -54,10 +64,11 @@ def check(given: argparse.Namespace) -> tuple[Recipe, Machine]:
     check_start(given.init)
     check_source(given.teacher)
     if is_of_library(given.init) and given.teacher is None:  # one that is trained now would be another one
-        raise ConfigError(
-            f"--init {given.init} needs --teacher, the one that the library learned from: its checkpoint, or "
-            f"'{ORIGINAL}' where the network came with its weights."
+        source = taught_by(given.init)
+        which = (
+            f"which was '{source}'" if source else f"a checkpoint, or '{ORIGINAL}' for weights that a network came with"
         )
+        raise ConfigError(f"--init {given.init} needs --teacher, the one that the library learned from, {which}.")
     return _recipe(given), options.machine_from(given)
 
 
@@ -120,7 +131,9 @@ def _prepared(
     if recipe.imitates or given.method == sparse.L1_PRUNING or given.init != FRESH:
         plan = TeacherPlan(given.teacher, Path(given.teacher_dir), recipe.of_teacher(given.teacher_epochs))
         of_the_space = architecture if given.recipe is not None else named_original(given) or architecture
-        teacher = find_teacher(of_the_space, task, options.data_options(given), plan, machine)
+        data_options = options.data_options(given)
+        is_right = partial(check_taught, given.init, given.data, data_options)
+        teacher = find_teacher(of_the_space, task, data_options, plan, machine, is_right)
         teacher.points = student.attention_points
     if teacher is not None and recipe.features:
         images, _ = task.minibatch(1, seed=recipe.seed)

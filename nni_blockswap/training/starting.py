@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.weights import initialise_layer, seeded
 from nni_blockswap.errors import ConfigError
+from nni_blockswap.tasks.loader import LoaderTask
+from nni_blockswap.training.sources import ORIGINAL
 
 Start = Callable[[nn.Module, nn.Module | None, str, int], str]
 """Sets the weights of a student, given its teacher if it has one, what stands after "=" in the option, and a seed; says
@@ -69,6 +72,37 @@ def library_digest(how: str) -> str | None:
     from nni_blockswap.library.library import Library  # NNI comes with it, and takes seconds
 
     return Library.load(folder).digest
+
+
+def taught_by(how: str) -> str | None:
+    """Where the teacher of the library that a student starts from came from; None where nobody can say."""
+    name, _, folder = how.partition("=")
+    if name != LIBRARY:
+        return None
+    from nni_blockswap.library.library import read_about
+
+    about = read_about(Path(folder))
+    return None if about is None else str(about.get("teacher") or ORIGINAL)
+
+
+def check_taught(how: str, data: str, data_options: Mapping[str, Any], teacher: nn.Module) -> None:
+    """Raise StateError where the library that a student starts from, if any, is of another teacher, or of other data.
+
+    Args:
+        how: the student starts.
+        data: name of the data set that it is trained on.
+        data_options: what is said about that.
+        teacher: the original, as its space builds it.
+    """
+    name, _, folder = how.partition("=")
+    if name != LIBRARY:
+        return
+    from nni_blockswap.library.library import Library
+
+    library = Library.load(folder)
+    library.check_teacher(teacher.state_dict())
+    if library.about["data"] != LoaderTask.name:  # of batches that a program held nobody knows what they were
+        library.check_data(data, data_options)
 
 
 def redraw(student: nn.Module, teacher: nn.Module | None, argument: str, seed: int) -> str:

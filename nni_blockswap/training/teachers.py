@@ -3,13 +3,14 @@
 import argparse
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from pytorch_lightning import Callback
+from torch import nn
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.weights import seeded
@@ -74,9 +75,17 @@ def run(given: argparse.Namespace) -> None:
 
 
 def find_teacher(
-    architecture: Architecture, task: Task, data_options: Mapping[str, Any], plan: TeacherPlan, machine: Machine
+    architecture: Architecture,
+    task: Task,
+    data_options: Mapping[str, Any],
+    plan: TeacherPlan,
+    machine: Machine,
+    check: Callable[[nn.Module], None] = lambda network: None,
 ) -> Teacher:
     """The teacher of ``architecture``, checked: it fits the space, and how good it is on the validation set is known.
+
+    Args:
+        check: raises where it is not the right one, before it is judged, which takes long.
 
     Raises:
         CheckpointError: it cannot be found, read, or does not fit.
@@ -92,6 +101,7 @@ def find_teacher(
             raise
         raise CheckpointError(f"{str(error).rstrip('.')}; delete it, and the teacher is trained anew.") from error
     check_fit(original, task)
+    check(network)
     teacher = Teacher(network, network.attention_points, evaluate(ImageTraining(network, task, plan.recipe), machine))
     judged = f"validation {task.metric} {task.metric.show(teacher.figure)}"
     say(f"teacher: {original.params:,} parameters, {judged}, from '{source}'.")

@@ -15,15 +15,15 @@ from nni_blockswap.errors import CheckpointError, ConfigError, StateError
 from nni_blockswap.library import store
 from nni_blockswap.library.assembling import assemble, branches
 from nni_blockswap.library.building import build
-from nni_blockswap.library.library import Library
+from nni_blockswap.library.library import Library, write_about
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import load_teacher
 from nni_blockswap.tasks import make_task
-from nni_blockswap.training import checkpoints, distillation_trial
+from nni_blockswap.training import checkpoints, distillation_trial, teachers
 from nni_blockswap.training.recipe import Recipe
-from nni_blockswap.training.starting import identity, remembering, start
+from nni_blockswap.training.starting import check_taught, identity, remembering, start
 from tests.conftest import WRN
-from tests.library.conftest import SPACE_ARGS, make_teacher, settings
+from tests.library.conftest import SPACE_ARGS, copy_of, make_teacher, settings
 from tests.library.own import own
 from tests.library.test_networks import RESNET
 from trial import distill
@@ -144,8 +144,11 @@ def test_a_librarys_student_is_told_that_it_lacks_its_teacher_before_one_is_trai
     Architecture.from_choices(WRN, ["W(1/2)", "S", "G(4)"], SPACE_ARGS).save(tmp_path / "best.json")
     command = ["--architecture", f"{tmp_path}/best.json", "--init", f"library={library.folder}", "--data", "digits"]
     command += ["--out", str(tmp_path / "student"), "--teacher-dir", str(tmp_path / "teachers")]
-    with pytest.raises(ConfigError, match=r"--init library=.* needs --teacher, the one that the library learned from"):
+    said = r"--init library=.* needs --teacher, the one that the library learned from, which was '.*/weights\.pt'\.$"
+    with pytest.raises(ConfigError, match=said):
         distillation_trial.run(distill.parser().parse_args(command))
+    with pytest.raises(ConfigError, match="learned from, a checkpoint, or 'original' for weights that a network"):
+        distill.check(distill.parser().parse_args(["--init", "library=nowhere"]))
     assert not (tmp_path / "teachers").exists()
 
 
@@ -196,3 +199,27 @@ def test_a_teacher_of_another_shape_is_told(library: Library) -> None:
     wide = Architecture.from_choices(WRN, ["S"] * 3, {**SPACE_ARGS, "width": 2}).build().state_dict()
     with pytest.raises(CheckpointError, match="the weights in 'the teacher' do not fit the network"):
         assemble(Architecture.from_choices(WRN, ["S"] * 3, SPACE_ARGS), wide, library)
+
+
+def test_another_teacher_is_told_before_it_is_judged(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teachers, "evaluate", lambda *_: pytest.fail("it was judged"))
+    other = make_teacher(tmp_path / "other.pt", seed=1)
+    Architecture.from_choices(WRN, ["W(1/2)", "S", "G(4)"], SPACE_ARGS).save(tmp_path / "best.json")
+    command = ["--architecture", f"{tmp_path}/best.json", "--init", f"library={library.folder}", "--data", "digits"]
+    command += ["--teacher", str(other), "--data-option", "image_size=8", "--out", f"{tmp_path}/student"]
+    with pytest.raises(StateError, match="learned from another teacher"):
+        distillation_trial.run(distill.parser().parse_args(command))
+
+
+def test_a_student_of_other_data_does_not_start_from_it(library: Library, teacher: Path, tmp_path: Path) -> None:
+    original, _ = load_teacher(WRN, SPACE_ARGS, str(teacher))
+    how = f"library={library.folder}"
+    with pytest.raises(StateError, match="learned from digits, not from cifar10; build one"):
+        check_taught(how, "cifar10", {}, original)
+    check_taught(how, "digits", {"image_size": 8, "held_out": 90}, original)
+    check_taught("teacher", "cifar10", {}, original)
+    of_a_program = copy_of(library, tmp_path / "own")
+    write_about(of_a_program, {**library.about, "data": "loader"})
+    check_taught(f"library={of_a_program}", "cifar10", {}, original)

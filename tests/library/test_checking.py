@@ -11,7 +11,7 @@ import yaml
 from nni_blockswap.architecture import cost_table
 from nni_blockswap.blocks.nni_format import to_nni
 from nni_blockswap.cli.check import find_faults
-from nni_blockswap.library.library import Library
+from nni_blockswap.library.library import Library, write_about
 from tests.conftest import SMALL, WRN
 from tests.library.conftest import SPACE_ARGS
 
@@ -114,3 +114,9 @@ def test_the_folder_has_to_be_named(told: Told) -> None:
         assert told(BUILT_FIRST, init) == [
             "a student starts from a library in a folder, --init library=DIR; name it.",
         ]
+
+
+def test_one_of_other_data_is_told_of_the_trial(library: Library, told: Told, tmp_path: Path) -> None:
+    write_about(copied(library, tmp_path / "other"), {**library.about, "data": "cifar10"})
+    (fault,) = told(BUILT_FIRST, "library=other")
+    assert fault.endswith(f"the library in '{tmp_path / 'other'}' learned from cifar10, not from digits; build one.")
