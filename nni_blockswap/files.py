@@ -14,6 +14,12 @@ from filelock import FileLock, Timeout
 
 from nni_blockswap.errors import ConfigError, StateError, first_line
 
+LOCK = ".lock"
+"""In a folder that one process at a time writes to."""
+
+AT_ONCE, FOREVER = 0.1, -1.0
+"""Seconds to wait for a lock: as good as none, and as many as it takes."""
+
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object], mode: int = 0o666) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``.
@@ -49,20 +55,29 @@ def copy_atomically(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, patience: float, otherwise: str) -> Iterator[None]:
-    """Hold ``folder``, which is made, for one at a time. The lock is the operating system's: it falls with the process.
+def locked(
+    path: Path, patience: float = FOREVER, otherwise: str = "", waiting: Callable[[], object] = lambda: None
+) -> Iterator[None]:
+    """Hold the lock ``path``, its folder made, for one at a time.
+
+    It is the operating system's: it falls with the process.
 
     Args:
         patience: seconds to wait for whoever holds it.
         otherwise: what to say where that took too long.
+        waiting: called before the wait, where somebody does hold it.
 
     Raises:
         StateError: somebody else holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
     try:
-        lock.acquire(timeout=patience)
+        try:
+            lock.acquire(timeout=AT_ONCE)
+        except Timeout:
+            waiting()
+            lock.acquire(timeout=patience)
     except Timeout:
         raise StateError(otherwise) from None
     try:

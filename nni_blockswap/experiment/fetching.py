@@ -17,11 +17,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from nni_blockswap.errors import MachineError
 from nni_blockswap.experiment.machines import RemoteMachine, connected, machines_of, run
-from nni_blockswap.files import write_atomically
+from nni_blockswap.files import locked, write_atomically
 from nni_blockswap.results.trial import RESULT, WORD, link_curves
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ def fetch(folder: Path) -> list[str]:
     if not machines:
         return []
     faults = []
-    with FileLock(folder / ".fetching"):  # curves are appended to, and by one process at a time
+    with locked(folder / ".fetching"):  # curves are appended to, and by one process at a time
         for machine in machines:
             try:
                 _fetch_from(machine, folder)

@@ -13,7 +13,7 @@ from nni_blockswap.architecture import complete_args, table_of_blocks
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import ConfigError, StateError
-from nni_blockswap.files import locked
+from nni_blockswap.files import LOCK, locked
 from nni_blockswap.library import workers
 from nni_blockswap.library.bench import Bench
 from nni_blockswap.library.lessons import Lessons
@@ -57,7 +57,7 @@ def build(
     example = task.minibatch(1, seed=0, augment=False)
     check_fit(settings.space, complete_args(settings.space, settings.space_args), task, example)
     taken = f"another process builds the library in '{folder}'; wait for its end, or choose another folder."
-    with locked(folder, PATIENCE, taken):
+    with locked(folder / LOCK, PATIENCE, taken):
         return _build(settings, table, folder, task, on_progress)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.errors import ConfigError, StateError
-from nni_blockswap.files import locked, read_json, write_json
+from nni_blockswap.files import LOCK, locked, read_json, write_json
 from nni_blockswap.scoring.proxies import Score
 
 PATIENCE = 60.0
@@ -44,7 +44,7 @@ class Journal:
         taken = f"another search is at work in '{folder}'; wait for its end, or choose another output folder."
         try:
             with ExitStack() as hold:
-                hold.enter_context(locked(folder, PATIENCE, taken))
+                hold.enter_context(locked(folder / LOCK, PATIENCE, taken))
                 _check_identity(folder, plain)
                 self._read(folder / "scores.jsonl")
                 self._stream = (folder / "scores.jsonl").open("a", encoding="utf-8")

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from nni_blockswap.errors import BlockSwapError, StateError
-from nni_blockswap.files import copy_atomically, read_json, write_json
+from nni_blockswap.files import FOREVER, copy_atomically, locked, read_json, write_json
 from nni_blockswap.results.trial import EPOCHS, EXTENDED, GIVEN, RUN, SETTINGS, WEIGHTS
 from nni_blockswap.training import checkpoints
 from nni_blockswap.training.checkpoints import BEST, LAST
@@ -53,8 +51,10 @@ def occupied(out: Path, settings: Mapping[str, Any], assumed: Mapping[str, Any])
     if not is_first_process():  # the first one holds it
         yield _run_of(settings_in(out))
         return
-    out.mkdir(parents=True, exist_ok=True)
-    with _held(out):
+    taken = f"another process is training in '{out}'"
+    refused = f"{taken}; wait until it has ended, or give this one a folder of its own."
+    patience = FOREVER if under_nni() else PATIENCE
+    with locked(out / LOCK, patience, refused, lambda: say(f"{taken}; waiting for it.")):
         kept = _claimed(out, settings, assumed)
         write_json(out / SETTINGS, kept)
         try:
@@ -133,23 +133,3 @@ def _claimed(out: Path, settings: Mapping[str, Any], assumed: Mapping[str, Any])
 
 def _run_of(settings: Mapping[str, Any]) -> Run:
     return Run(settings[RUN], (settings.get(EXTENDED) or [settings[EPOCHS]])[0])
-
-
-@contextmanager
-def _held(out: Path) -> Iterator[None]:
-    lock = FileLock(out / LOCK)
-    try:
-        lock.acquire(timeout=0.1)
-    except Timeout:
-        say(f"another process is training in '{out}'; waiting for it.")
-        try:
-            lock.acquire(timeout=-1 if under_nni() else PATIENCE)
-        except Timeout:
-            raise StateError(
-                f"another process is training in '{out}'; wait until it has ended, or give this one a folder of its "
-                "own."
-            ) from None
-    try:
-        yield
-    finally:
-        lock.release()

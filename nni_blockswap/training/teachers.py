@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pytorch_lightning import Callback
 from torch import nn
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import CheckpointError, ConfigError
+from nni_blockswap.files import locked
 from nni_blockswap.metric import ACCURACY
 from nni_blockswap.results.trial import ARCHITECTURE, WEIGHTS
 from nni_blockswap.scoring import scorer as scoring
@@ -146,28 +146,11 @@ def trained_teacher(
         return path
     if not is_first_process():
         raise CheckpointError(f"the teacher '{path}' should have been trained by the first process.")
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    with _waiting_for(path.with_suffix(".lock")):
+    lock, taken = path.with_suffix(".lock"), "another trial is training the teacher; waiting for it."
+    with locked(lock, waiting=lambda: say(taken)):
         if not path.exists():
             _train(original, task, plan.recipe, machine, path, callbacks)
     return path
-
-
-class _waiting_for:  # noqa: N801  # reads as a phrase
-    """A file lock that says so when it has to wait."""
-
-    def __init__(self, path: Path) -> None:
-        self._lock = FileLock(path)
-
-    def __enter__(self) -> None:
-        try:
-            self._lock.acquire(timeout=0.1)
-        except Timeout:
-            say("another trial is training the teacher; waiting for it.")
-            self._lock.acquire()
-
-    def __exit__(self, *exception: object) -> None:
-        self._lock.release()
 
 
 def _train(

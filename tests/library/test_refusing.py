@@ -11,7 +11,7 @@ import torch
 
 from nni_blockswap.architecture import NETWORK, cost_table
 from nni_blockswap.errors import CheckpointError, ConfigError, StateError
-from nni_blockswap.files import locked
+from nni_blockswap.files import LOCK, locked
 from nni_blockswap.library import building, store
 from nni_blockswap.library.building import build
 from nni_blockswap.library.library import Library, read_about, write_about
@@ -32,7 +32,7 @@ def test_blocks_without_their_librarys_identity_are_not_taken_for_another_one(
 
 def test_two_do_not_build_one_library_at_once(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "PATIENCE", 0.05)
-    with locked(tmp_path, 1.0, "held"), pytest.raises(StateError, match="another process builds the library"):
+    with locked(tmp_path / LOCK, 1.0, "held"), pytest.raises(StateError, match="another process builds the library"):
         build(settings(teacher), tmp_path)
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import CheckpointError
+from nni_blockswap.files import locked
 from nni_blockswap.tasks import make_task
 from nni_blockswap.training import teachers
 from nni_blockswap.training.checkpoints import read
@@ -180,8 +181,8 @@ def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
     lock = tmp_path / "teacher.lock"
     holder = os.fork()
     if holder == 0:
-        teachers._waiting_for(lock).__enter__()
-        os.kill(os.getpid(), signal.SIGKILL)
+        with locked(lock):
+            os.kill(os.getpid(), signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(holder, 0)[1]) == -signal.SIGKILL
     assert lock.exists()
     FileLock(lock).acquire(timeout=5).lock.release()
