@@ -8,7 +8,7 @@ from typing import Any
 from nni_blockswap.cli.terminal import Lines, spell_time
 from nni_blockswap.errors import StateError
 from nni_blockswap.experiment.fetching import fetch
-from nni_blockswap.experiment.service import CHECKPOINT, Experiment
+from nni_blockswap.experiment.service import CHECKPOINT, Experiment, curves
 from nni_blockswap.files import read_json
 from nni_blockswap.metric import Metric
 from nni_blockswap.results.trial import metric_in
@@ -84,11 +84,11 @@ class Follower:
 
     def _show_epoch(self, trials: list[dict[str, Any]]) -> None:
         running = [trial for trial in trials if trial["status"] == "RUNNING"]
-        curves = self._experiment.curves() if running else {}
+        found = curves(self._experiment.metrics()) if running else {}
         told = [
             f"{name_of(trial)}: epoch {len(curve)}, {self._judged(curve[-1])}"
             for trial in running
-            if (curve := curves.get(trial["trialJobId"]))
+            if (curve := found.get(trial["trialJobId"]))
         ]
         if told:
             self._lines.update("; ".join(told))

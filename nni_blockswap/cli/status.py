@@ -6,7 +6,7 @@ Without an ID: every experiment that runs on this machine, started by nnictl or 
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,15 @@ from typing import Any
 from nni_blockswap.cli.following import OVER, last_line, name_of, reason, result_of, search_text
 from nni_blockswap.cli.terminal import Lines, spell_time
 from nni_blockswap.errors import StateError
-from nni_blockswap.experiment.service import CHECKPOINT, Experiment, experiment_folder, known_experiments, results
+from nni_blockswap.experiment.service import (
+    CHECKPOINT,
+    Experiment,
+    curves,
+    experiment_folder,
+    known_experiments,
+    paces,
+    results,
+)
 from nni_blockswap.experiment.students import Student, read
 from nni_blockswap.files import read_json
 from nni_blockswap.metric import Metric, judged
@@ -57,8 +65,9 @@ def look(identity: str | None) -> tuple[list[str], bool]:
         return list(_at_rest(identity, known.get(identity, {}))), True
     if not running:
         return ["No experiment is running; nnictl experiment list --all names those that were."], True
-    told = [line for experiment in running.values() for line in _at_work(experiment)]
-    return told, all(experiment.get("check-status")["status"] in ENDED for experiment in running.values())
+    states = [experiment.get("check-status") for experiment in running.values()]
+    told = [line for found in zip(running.values(), states, strict=True) for line in _at_work(*found)]
+    return told, all(state["status"] in ENDED for state in states)
 
 
 def _running(entry: dict[str, Any]) -> Experiment | None:
@@ -71,20 +80,20 @@ def _running(entry: dict[str, Any]) -> Experiment | None:
         return None
 
 
-def _at_work(experiment: Experiment) -> Iterator[str]:
-    """Lines about a running one."""
-    state, profile = experiment.get("check-status"), experiment.get("experiment")
-    settings = profile.get("params", {})
+def _at_work(experiment: Experiment, state: Mapping[str, Any]) -> Iterator[str]:
+    """Lines about a running one, of which NNI's manager says that its state is ``state``."""
+    settings = experiment.get("experiment").get("params", {})
     named = settings.get("experimentName") or "experiment"
     yield f"{experiment.id}  {named}  {state['status']}  http://localhost:{experiment.port}"
     yield f"  search: {search_text(experiment.folder)}"
-    curves, paces, trials = experiment.curves(), experiment.paces(), experiment.trials()
+    metrics, trials = experiment.metrics(), experiment.trials()
+    curve_of, pace_of = curves(metrics), paces(metrics)
     metric = _metric(settings)
     for trial in trials:
         metric = metric_in(experiment.trial_folder(trial["trialJobId"]), metric)
     for trial in trials:
         identity = trial["trialJobId"]
-        told = _trial(experiment, trial, metric, curves.get(identity, []), paces.get(identity))
+        told = _trial(experiment, trial, metric, curve_of.get(identity, []), pace_of.get(identity))
         yield f"  {name_of(trial)}: {told}"
     if state["status"] == "ERROR":
         yield f"  fault: {reason(experiment.folder, state['errors'])}"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterable, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -68,25 +69,32 @@ class Experiment:
         """All trials, in the order of their start."""
         return sorted(self.get("trial-jobs"), key=lambda trial: int(trial.get("sequenceId", 0)))
 
-    def curves(self) -> dict[str, list[float]]:
-        """Intermediate results so far, by trial."""
-        found: dict[str, dict[int, float]] = {}
-        for metric in self.get("metric-data?type=PERIODICAL"):
-            value = json.loads(json.loads(metric["data"]))
-            value = value["default"] if isinstance(value, dict) else value
-            found.setdefault(metric["trialJobId"], {})[int(metric["sequence"])] = float(value)
-        return {trial: [values[epoch] for epoch in sorted(values)] for trial, values in found.items()}
-
-    def paces(self) -> dict[str, float]:
-        """Seconds from one intermediate result to the next, by trial: of those that have two."""
-        times: dict[str, list[float]] = {}
-        for metric in self.get("metric-data?type=PERIODICAL"):
-            times.setdefault(metric["trialJobId"], []).append(metric["timestamp"] / 1e3)
-        return {trial: (max(found) - min(found)) / (len(found) - 1) for trial, found in times.items() if len(found) > 1}
+    def metrics(self) -> list[dict[str, Any]]:
+        """The intermediate results so far of all trials, for ``curves`` and ``paces``."""
+        found: list[dict[str, Any]] = self.get("metric-data?type=PERIODICAL")
+        return found
 
     def trial_folder(self, trial: str) -> Path:
         """Where a trial writes."""
         return next(self.folder.glob(f"environments/*/trials/{trial}"), self.folder)
+
+
+def curves(metrics: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Intermediate results so far, by trial."""
+    found: dict[str, dict[int, float]] = {}
+    for metric in metrics:
+        value = json.loads(json.loads(metric["data"]))
+        value = value["default"] if isinstance(value, dict) else value
+        found.setdefault(metric["trialJobId"], {})[int(metric["sequence"])] = float(value)
+    return {trial: [values[epoch] for epoch in sorted(values)] for trial, values in found.items()}
+
+
+def paces(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds from one intermediate result to the next, by trial: of those that have two."""
+    times: dict[str, list[float]] = {}
+    for metric in metrics:
+        times.setdefault(metric["trialJobId"], []).append(metric["timestamp"] / 1e3)
+    return {trial: (max(found) - min(found)) / (len(found) - 1) for trial, found in times.items() if len(found) > 1}
 
 
 def folder_of(name: str) -> Path:

@@ -9,6 +9,7 @@ from nni_blockswap.cli.terminal import Lines
 from nni_blockswap.errors import StateError
 from nni_blockswap.files import write_json
 from nni_blockswap.metric import ACCURACY, Metric
+from tests.cli.metrics import periodical
 
 
 class FakeExperiment:
@@ -25,8 +26,8 @@ class FakeExperiment:
     def trials(self):
         return self._trials
 
-    def curves(self):
-        return self._curves
+    def metrics(self):
+        return periodical(self._curves)
 
     def trial_folder(self, trial):
         return self.folder / trial

@@ -322,8 +322,8 @@ def test_the_web_service_is_understood_and_asked_without_a_proxy(monkeypatch):
             found = service.Experiment(server.server_address[1])
             assert (found.id, found.folder) == ("abc", Path("/logs/abc"))
             assert [trial["trialJobId"] for trial in found.trials()] == ["t0", "t1"]
-            assert found.curves() == {"t0": [0.5, 0.75]}
-            assert found.paces() == {"t0": 40.0}
+            assert service.curves(found.metrics()) == {"t0": [0.5, 0.75]}
+            assert service.paces(found.metrics()) == {"t0": 40.0}
         finally:
             server.shutdown()
             thread.join()

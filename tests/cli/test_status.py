@@ -14,6 +14,7 @@ from nni_blockswap.errors import StateError
 from nni_blockswap.experiment.students import Students
 from nni_blockswap.files import write_json
 from nni_blockswap.metric import Metric
+from tests.cli.metrics import periodical
 from tests.conftest import SMALL, WRN
 
 
@@ -34,11 +35,8 @@ class FakeExperiment:
     def trials(self) -> list[dict[str, Any]]:
         return self._trials
 
-    def curves(self) -> dict[str, list[float]]:
-        return {"t1": [0.5, 0.75]}
-
-    def paces(self) -> dict[str, float]:
-        return {"t1": 20.0}
+    def metrics(self) -> list[dict[str, Any]]:
+        return periodical({"t1": [0.5, 0.75]}, pace=20.0)
 
     def trial_folder(self, trial: str) -> Path:
         return self.folder / trial

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from nni_blockswap.cli import main
-from nni_blockswap.experiment.service import Experiment, nnictl, results
+from nni_blockswap.experiment.service import Experiment, curves, nnictl, results
 from nni_blockswap.experiment.students import read
 from nni_blockswap.files import read_json
 from nni_blockswap.training import teachers
@@ -91,7 +91,7 @@ def test_three_students_on_two_machines_stopped_resumed_and_done(
     assert main(["check", str(config)]) == 0
     running = started("create", "--config", str(config))
     try:
-        until(lambda: len(running.curves()) >= 2)
+        until(lambda: len(curves(running.metrics())) >= 2)
         nnictl("stop", running.id).communicate()
         running = started("resume", running.id)
         until(lambda: running.get("check-status")["status"] in ("DONE", "ERROR"))
