@@ -18,6 +18,7 @@ from nni_blockswap.library import choosing
 from nni_blockswap.library.library import Library
 from nni_blockswap.methods import METHODS, Method
 from nni_blockswap.methods.base import Problem
+from nni_blockswap.ranges import check_count
 from nni_blockswap.results.board import Board
 from nni_blockswap.results.journal import Journal
 from nni_blockswap.results.ranking import Ranking, check_overwrites
@@ -25,7 +26,7 @@ from nni_blockswap.scoring.engines.cpu_layers import can_compile
 from nni_blockswap.scoring.proxies import Score, make_proxy
 from nni_blockswap.scoring.proxies.combination import parts, scores_of
 from nni_blockswap.scoring.scorer import Scorer
-from nni_blockswap.scoring.settings import ScoreSettings, check_count
+from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.tasks import make_task
 
 MOST_SAMPLES = 10**7

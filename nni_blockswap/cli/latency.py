@@ -25,9 +25,10 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from nni_blockswap.architecture import Architecture
+    from nni_blockswap.ranges import check_count
     from nni_blockswap.results.tables import markdown
     from nni_blockswap.scoring.machine import resolve_device
-    from nni_blockswap.scoring.settings import LARGEST, check_count
+    from nni_blockswap.scoring.settings import LARGEST
     from nni_blockswap.studies.latency import measure
 
     check_count("--batch-size", options.batch_size, LARGEST["batch_size"])

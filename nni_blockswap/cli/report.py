@@ -49,7 +49,8 @@ def run(options: argparse.Namespace) -> int:
 
         print(draw(options.figure, folders, options.out))
     if options.table is None and options.figure is None:
-        from nni_blockswap.scoring.settings import LARGEST, check_count
+        from nni_blockswap.ranges import check_count
+        from nni_blockswap.scoring.settings import LARGEST
         from nni_blockswap.studies.report import report
 
         if options.latency_batch:

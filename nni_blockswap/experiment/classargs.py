@@ -15,7 +15,7 @@ from nni_blockswap.finite import is_finite
 from nni_blockswap.library.choosing import LISTED
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.methods.halving import rungs
-from nni_blockswap.scoring.settings import check_count
+from nni_blockswap.ranges import check_count
 from nni_blockswap.searching import SearchSettings
 from nni_blockswap.studies.comparison import Comparison
 

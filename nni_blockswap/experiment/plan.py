@@ -14,7 +14,8 @@ from nni_blockswap.errors import ConfigError, shown
 from nni_blockswap.experiment.classargs import fits, spell
 from nni_blockswap.experiment.config import Config, words_of
 from nni_blockswap.files import expanded
-from nni_blockswap.scoring.settings import ScoreSettings, check_count
+from nni_blockswap.ranges import check_count
+from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.studies.figures import FIGURES
 from nni_blockswap.studies.published import TABLES
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.scoring.settings import LARGEST, check_count
+from nni_blockswap.ranges import POSITIVE, WEIGHT, check_count
+from nni_blockswap.scoring.settings import LARGEST
 from nni_blockswap.seeds import check_seed
-from nni_blockswap.training.ranges import POSITIVE, WEIGHT
 
 PRECISIONS = ("float32", "bf16")
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nni_blockswap.errors import ConfigError, shown
+from nni_blockswap.ranges import check_count
 from nni_blockswap.seeds import check_seed
 
 LARGEST = {"batch_size": 2**20, "inits": 1000, "minibatches": 1000, "train_minibatches": 100_000, "processes": 1024}
@@ -61,11 +61,3 @@ class ScoreSettings:
             if name != "processes" or self.processes is not None:
                 check_count(name, getattr(self, name), most)
         check_seed(self.seed, "seed")
-
-
-def check_count(name: str, value: object, most: int | None = None) -> None:
-    """Raise ConfigError unless ``value`` is a whole number of at least 1, and no more than ``most``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name} is a whole number of at least 1, not {shown(value)}.")
-    if most is not None and value > most:
-        raise ConfigError(f"{name} is at most {most:,}, not {shown(value)}.")

@@ -19,9 +19,9 @@ from nni_blockswap.library.choosing import PROXIES
 from nni_blockswap.methods.base import Problem
 from nni_blockswap.methods.sampler import Sampler
 from nni_blockswap.methods.uniform import draw
+from nni_blockswap.ranges import check_count
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.scoring.proxies import PAPER
-from nni_blockswap.scoring.settings import check_count
 from nni_blockswap.searching import SearchSettings, search, table_of
 from nni_blockswap.studies.front import front, spaced
 from nni_blockswap.studies.sensitivity import one_swap

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from nni_blockswap.errors import ConfigError
+from nni_blockswap.ranges import COUNT, POSITIVE, SHARE, WEIGHT, Range, check_choice
 from nni_blockswap.seeds import check_seed
 from nni_blockswap.training.attention import Mode
-from nni_blockswap.training.ranges import COUNT, POSITIVE, SHARE, WEIGHT, Range, check_choice
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "cosine_steps", "step", "constant")

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from nni_blockswap.errors import ConfigError
+from nni_blockswap.errors import ConfigError, shown
 from nni_blockswap.finite import is_finite
 
 
@@ -43,6 +43,14 @@ SHARE = Range(from_zero=True, below=1)
 def spelled(name: str) -> str:
     """A field as the command line spells it."""
     return f"--{name.replace('_', '-')}"
+
+
+def check_count(name: str, value: object, most: int | None = None) -> None:
+    """Raise ConfigError unless ``value`` is a whole number of at least 1, and no more than ``most``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} is a whole number of at least 1, not {shown(value)}.")
+    if most is not None and value > most:
+        raise ConfigError(f"{name} is at most {most:,}, not {shown(value)}.")
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
