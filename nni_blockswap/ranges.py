@@ -1,4 +1,4 @@
-"""What numbers an option takes: whole ones or any, from where to where; never an infinite one or none at all."""
+"""What numbers a setting takes: whole ones or any, from where to where; never an infinite one or none at all."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class Range:
     """Numbers above 0, or from 0 on where ``from_zero``, and below ``below``.
 
     Example:
-        >>> Range(below=1).check("momentum", 1.5)
+        >>> Range(below=1).check("--momentum", 1.5)
         Traceback (most recent call last):
         nni_blockswap.errors.ConfigError: --momentum must be below 1, not 1.5.
     """
@@ -22,27 +22,22 @@ class Range:
     whole: bool = False
 
     def check(self, name: str, value: object) -> None:
-        """Raise ConfigError unless ``value`` is one of them; ``name`` is the option, as Python spells it."""
-        option, kind = spelled(name), "a whole number" if self.whole else "a number"
+        """Raise ConfigError unless ``value`` is one of them; ``name`` is the setting as its user spells it."""
+        kind = "a whole number" if self.whole else "a number"
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
-            raise ConfigError(f"{option} must be {kind}, not {value!r}.")
+            raise ConfigError(f"{name} must be {kind}, not {value!r}.")
         if not is_finite(value):
-            raise ConfigError(f"{option} must be finite, which {value} is not.")
+            raise ConfigError(f"{name} must be finite, which {value} is not.")
         if self.from_zero and value < 0:
-            raise ConfigError(f"{option} must not be negative, as {value} is.")
+            raise ConfigError(f"{name} must not be negative, as {value} is.")
         if not self.from_zero and value <= 0:
-            raise ConfigError(f"{option} must be above 0, not {value}.")
+            raise ConfigError(f"{name} must be above 0, not {value}.")
         if value >= self.below:
-            raise ConfigError(f"{option} must be below {self.below:g}, not {value}.")
+            raise ConfigError(f"{name} must be below {self.below:g}, not {value}.")
 
 
 COUNT, POSITIVE, WEIGHT = Range(whole=True), Range(), Range(from_zero=True)
 SHARE = Range(from_zero=True, below=1)
-
-
-def spelled(name: str) -> str:
-    """A field as the command line spells it."""
-    return f"--{name.replace('_', '-')}"
 
 
 def check_count(name: str, value: object, most: int | None = None) -> None:
@@ -56,4 +51,4 @@ def check_count(name: str, value: object, most: int | None = None) -> None:
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise ConfigError unless ``value`` is one of ``choices``."""
     if value not in choices:
-        raise ConfigError(f"{spelled(name)} is one of {', '.join(choices)}, not {value!r}.")
+        raise ConfigError(f"{name} is one of {', '.join(choices)}, not {value!r}.")

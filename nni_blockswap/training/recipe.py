@@ -64,8 +64,8 @@ class Optimisation:
         for name, allowed in self.ranges.items():
             value = getattr(self, name)
             if value is not None or name not in ("clip", "ema", "patience"):
-                allowed.check(name, value)
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+                allowed.check(f"--{name.replace('_', '-')}", value)
+        check_choice("--optimizer", self.optimizer, OPTIMIZERS)
         check_seed(self.seed, "--seed")
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise ConfigError("--nesterov is for --optimizer sgd with a --momentum above 0.")
@@ -144,8 +144,8 @@ class Recipe(Optimisation):
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", as_milestones(self.milestones))
         super().__post_init__()
-        check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("attention", self.attention, get_args(Mode))
+        check_choice("--schedule", self.schedule, SCHEDULES)
+        check_choice("--attention", self.attention, get_args(Mode))
 
     @property
     def imitates(self) -> bool:
@@ -217,5 +217,5 @@ def as_milestones(given: object) -> tuple[int, ...]:
         raise ConfigError(f"--milestones are epochs, as in (30, 60), not {given!r}.")
     milestones = tuple(given)
     for milestone in milestones:
-        COUNT.check("milestones", milestone)
+        COUNT.check("--milestones", milestone)
     return milestones

@@ -55,12 +55,12 @@ def _replaced(teacher: Path, changed: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"lr": math.inf}, "--lr must be finite, which inf is not"),
-        ({"lr": math.nan}, "--lr must be finite, which nan is not"),
-        ({"lr": 0.0}, "--lr must be above 0, not 0.0"),
-        ({"lr": "1e-2"}, "--lr must be a number, not '1e-2'"),
-        ({"weight_decay": math.inf}, "--weight-decay must be finite, which inf is not"),
-        ({"weight_decay": -0.1}, "--weight-decay must not be negative, as -0.1 is"),
+        ({"lr": math.inf}, "^lr must be finite, which inf is not"),
+        ({"lr": math.nan}, "^lr must be finite, which nan is not"),
+        ({"lr": 0.0}, "^lr must be above 0, not 0.0"),
+        ({"lr": "1e-2"}, "^lr must be a number, not '1e-2'"),
+        ({"weight_decay": math.inf}, "^weight_decay must be finite, which inf is not"),
+        ({"weight_decay": -0.1}, "^weight_decay must not be negative, as -0.1 is"),
     ],
 )
 def test_a_rate_that_is_no_number_is_refused(wrong: dict[str, Any], sentence: str, teacher: Path) -> None:
