@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser("python -m trial.detect", description=__doc__.partition("\n")[0])
     options.add_student(command)
     options.add_start(command)
-    detection_trial.add_comparison(command)
+    options.add_comparison(command)
     options.add_space(command)
     options.add_data(command, DETECTION, default="coco")
     options.add_detection_recipe(command)

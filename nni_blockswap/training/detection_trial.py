@@ -11,14 +11,13 @@ from torch import nn
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.results.trial import ARCHITECTURE
 from nni_blockswap.tasks import make_task
 from nni_blockswap.tasks.coco import Coco
 from nni_blockswap.training import options
 from nni_blockswap.training.detection import DetectionTraining
 from nni_blockswap.training.folder import occupied
 from nni_blockswap.training.machine import Machine
-from nni_blockswap.training.nni_link import NNILink, is_first_process
+from nni_blockswap.training.nni_link import NNILink
 from nni_blockswap.training.program import say
 from nni_blockswap.training.publishing import described, publish
 from nni_blockswap.training.recipe import DetectionRecipe
@@ -26,15 +25,8 @@ from nni_blockswap.training.reporting import Description, EpochReport
 from nni_blockswap.training.running import Finished, fit
 from nni_blockswap.training.sources import check_source
 from nni_blockswap.training.starting import FRESH, check_start, check_taught, identity, remembering, start
-from nni_blockswap.training.student import begin
+from nni_blockswap.training.student import announce, begin
 from nni_blockswap.training.teachers import check_fit, given_teacher
-
-
-def add_comparison(command: argparse.ArgumentParser) -> None:
-    """Options for detectors that BlockSwap's are compared to; under NNI its tuner sets them."""
-    compared = command.add_argument_group("comparison")
-    compared.add_argument("--method", help="what the result is called in a report")
-    compared.add_argument("--variant", default="", help="the method's budget or setting, for the report")
 
 
 def detector(
@@ -81,9 +73,7 @@ def run(given: argparse.Namespace, *, detectors: str, classifiers: str) -> None:
     architecture = detector(found, options.space_args(given), detectors=detectors, classifiers=classifiers)
     architecture = remembering(architecture, given.init)
     with occupied(out, _settings(architecture, recipe, given), _assumed()) as run:
-        if is_first_process():
-            architecture.save(out / ARCHITECTURE)
-        say(f"detector {architecture.id}: {architecture.params:,} parameters, {architecture.macs:,} MACs.")
+        announce("detector", architecture, out)
         task = _task(architecture, given)
         module = DetectionTraining(_started(architecture, recipe, given), task, recipe)
         report = EpochReport(link.report_epoch if link else None, module.monitor)

@@ -16,13 +16,12 @@ from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError, shown
 from nni_blockswap.results.trial import ARCHITECTURE
 from nni_blockswap.tasks import Task, make_task
-from nni_blockswap.training import options
-from nni_blockswap.training import pruning as sparse
+from nni_blockswap.training import options, pruning
 from nni_blockswap.training.classification import ImageTraining, Teacher, check_attention
 from nni_blockswap.training.condensation import deploy, learned
 from nni_blockswap.training.folder import occupied
 from nni_blockswap.training.machine import Machine
-from nni_blockswap.training.nni_link import NNILink, is_first_process
+from nni_blockswap.training.nni_link import NNILink
 from nni_blockswap.training.program import say
 from nni_blockswap.training.publishing import described, publish
 from nni_blockswap.training.recipe import Recipe
@@ -39,17 +38,13 @@ from nni_blockswap.training.starting import (
     start,
     taught_by,
 )
-from nni_blockswap.training.student import COMPARISON, begin
+from nni_blockswap.training.student import COMPARISON, announce, begin
 from nni_blockswap.training.teachers import TeacherPlan, check_fit, find_teacher, named_original
 
 
 def add_comparison(command: argparse.ArgumentParser) -> None:
     """Options for networks that BlockSwap is compared to; under NNI its tuner sets them."""
-    compared = command.add_argument_group("comparison")
-    compared.add_argument(
-        "--method", help=f"what the result is called in a report; {' and '.join(sparse.METHODS)} prune the original"
-    )
-    compared.add_argument("--variant", default="", help="the method's budget or setting, for the report")
+    compared = options.add_comparison(command, f"; {' and '.join(pruning.METHODS)} prune the original")
     compared.add_argument("--nonzero", type=int, metavar="N", help="parameters that pruning keeps")
     compared.add_argument(
         "--recipe",
@@ -78,12 +73,10 @@ def run(given: argparse.Namespace) -> None:
     recipe, machine = check(given)
     architecture = remembering(architecture, given.init)
     with occupied(out, _settings(architecture, recipe, given), _assumed()) as run:
-        if is_first_process():
-            architecture.save(out / ARCHITECTURE)
-        say(f"student {architecture.id}: {architecture.params:,} parameters, {architecture.macs:,} MACs.")
+        announce("student", architecture, out)
         task = make_task(given.data, given.data_root, **options.data_options(given))
-        given.teacher_epochs = given.teacher_epochs or run.began_with  # also where the run was made a longer one
-        student, teacher, recipe = _prepared(architecture, task, recipe, machine, given)
+        teacher_epochs = given.teacher_epochs or run.began_with  # also where the run was made a longer one
+        student, teacher, recipe = _prepared(architecture, task, recipe, teacher_epochs, machine, given)
         module = ImageTraining(student, task, recipe, teacher)
         report = EpochReport(link.report_epoch if link else None, module.monitor)
         callbacks = [report, Description(architecture, teacher), AttentionPictures()]
@@ -117,7 +110,12 @@ def _recipe(given: argparse.Namespace) -> Recipe:
 
 
 def _prepared(
-    architecture: Architecture, task: Task, recipe: Recipe, machine: Machine, given: argparse.Namespace
+    architecture: Architecture,
+    task: Task,
+    recipe: Recipe,
+    teacher_epochs: int,
+    machine: Machine,
+    given: argparse.Namespace,
 ) -> tuple[nn.Module, Teacher | None, Recipe]:
     """The network to train, its teacher, and the recipe as the method has it."""
     with seeded(recipe.seed):
@@ -128,8 +126,8 @@ def _prepared(
     if recipe.beta or recipe.features:
         check_attention(student)
     teacher = None
-    if recipe.imitates or given.method == sparse.L1_PRUNING or given.init != FRESH:
-        plan = TeacherPlan(given.teacher, Path(given.teacher_dir), recipe.of_teacher(given.teacher_epochs))
+    if recipe.imitates or given.method == pruning.L1_PRUNING or given.init != FRESH:
+        plan = TeacherPlan(given.teacher, Path(given.teacher_dir), recipe.of_teacher(teacher_epochs))
         of_the_space = architecture if given.recipe is not None else named_original(given) or architecture
         data_options = options.data_options(given)
         is_right = partial(check_taught, given.init, given.data, data_options)
@@ -141,10 +139,10 @@ def _prepared(
     if given.init != FRESH or not isinstance(student, BlockSpace):  # a space's constructor draws fresh weights itself
         said = start(student, given.init, teacher.network if teacher else None, recipe.seed)
         say(f"the student starts from {said}.")
-    if given.method in sparse.METHODS:
-        sparse.prune_student(student, given.method, given.nonzero, teacher.network if teacher else None, task, recipe)
-    if given.method == sparse.L1_PRUNING:
-        recipe = replace(recipe, lr=recipe.lr * sparse.FINE_TUNING)
+    if given.method in pruning.METHODS:
+        pruning.prune_student(student, given.method, given.nonzero, teacher.network if teacher else None, task, recipe)
+    if given.method == pruning.L1_PRUNING:
+        recipe = replace(recipe, lr=recipe.lr * pruning.FINE_TUNING)
     return student, teacher, recipe
 
 
@@ -164,8 +162,8 @@ def _conclude(
     figures = {**module.figures, f"best_{metric.key}": best, **_compared(given)}
     if teacher is not None:
         figures[f"teacher_{metric.key}"] = teacher.figure
-    if given.method in sparse.METHODS:
-        sparse.make_permanent(module.network)
+    if given.method in pruning.METHODS:
+        pruning.make_permanent(module.network)
         figures["params"] = given.nonzero
     if learned(module.evaluated):
         deploy(module.evaluated)

@@ -94,6 +94,18 @@ def add_start(parser: argparse.ArgumentParser) -> None:
     add_init(parser)
 
 
+def add_comparison(parser: argparse.ArgumentParser, methods: str = "") -> Any:
+    """The group of options for networks that BlockSwap's are compared to; under NNI its tuner sets them.
+
+    Args:
+        methods: what the help says of particular methods.
+    """
+    compared = parser.add_argument_group("comparison")
+    compared.add_argument("--method", help=f"what the result is called in a report{methods}")
+    compared.add_argument("--variant", default="", help="the method's budget or setting, for the report")
+    return compared
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Options of ``Recipe``."""
     default = Recipe()

@@ -82,9 +82,10 @@ class Description(Callback):
             return
         architecture = self._architecture
         rows = [f"| {label} | {name} |" for label, name in architecture.choices.items()]
-        costs = f"{architecture.params:,} parameters, {architecture.macs:,} MACs"
         table = "\n".join(["| block | substitute |", "|---|---|", *rows])
-        board.add_text("architecture", f"**{architecture.id}**: {architecture.space}, {costs}\n\n{table}")
+        board.add_text(
+            "architecture", f"**{architecture.id}**: {architecture.space}, {architecture.spelled_costs}\n\n{table}"
+        )
         if self._teacher is not None:
             board.add_scalar(f"val/teacher_{module.task.metric.key}", self._teacher.figure, 0)
 

@@ -13,6 +13,7 @@ from nni_blockswap.results.trial import ARCHITECTURE, link_curves
 from nni_blockswap.training import options
 from nni_blockswap.training.folder import settings_in, take_over
 from nni_blockswap.training.nni_link import NNILink, is_first_process, under_nni
+from nni_blockswap.training.program import say
 from nni_blockswap.trust import distrust, packages_in
 
 COMPARISON = ("method", "variant", "seed", "nonzero", "recipe")
@@ -42,6 +43,13 @@ def begin(given: argparse.Namespace) -> tuple[Architecture, Path, NNILink | None
     if given.architecture is None:
         raise ConfigError("--architecture FILE says what to train; 'blockswap search' writes one.")
     return Architecture.load(given.architecture, allow=given.allow), out, link
+
+
+def announce(kind: str, architecture: Architecture, out: Path) -> None:
+    """Say what ``kind`` of network is trained, and what it costs; leave it in the folder for its results."""
+    if is_first_process():
+        architecture.save(out / ARCHITECTURE)
+    say(f"{kind} {architecture.id}: {architecture.spelled_costs}.")
 
 
 def _handed_out(given: argparse.Namespace, link: NNILink) -> Architecture:
