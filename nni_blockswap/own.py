@@ -16,7 +16,8 @@ from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.searching import SearchSettings
 from nni_blockswap.tasks import TASKS, Task
-from nni_blockswap.tasks.loader import LoaderTask, Loss, LossTask, is_data_module, loaders_of
+from nni_blockswap.tasks.data_module import is_data_module, loaders_of
+from nni_blockswap.tasks.loader import LoaderTask, Loss, LossTask
 
 OWN_DATA = LoaderTask.name
 """What the data that is handed over is called."""

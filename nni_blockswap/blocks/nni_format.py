@@ -1,6 +1,6 @@
 """NNI's search space format, ``{"block_00": {"_type": "choice", "_value": ["S", ...]}, ...}``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +38,13 @@ def read_candidates(path: str | Path) -> dict[str, list[str]]:
     except (OSError, ValueError) as error:
         raise SpaceError(f"no search space can be read from '{path}': {error}.") from error
     return from_nni(content)
+
+
+def unlisted(table: Table, listed: Mapping[str, Sequence[str]]) -> list[str]:
+    """What ``table`` has and a search space, given as candidates by block, leaves out, as "W(1/2) of block_00"."""
+    return [
+        f"{name} of {label}"
+        for label, names in zip(table.labels, table.candidates, strict=True)
+        for name in names
+        if name not in listed.get(label, names)
+    ]

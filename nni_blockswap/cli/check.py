@@ -168,21 +168,15 @@ def _settings(config: Config) -> None:
 def _taught(config: Config) -> Iterator[Fault]:
     """Candidates that a library is taught and that the search space keeps from being chosen."""
     from nni_blockswap.architecture import cost_table, with_space
-    from nni_blockswap.blocks.nni_format import from_nni
+    from nni_blockswap.blocks.nni_format import from_nni, unlisted
     from nni_blockswap.experiment.classargs import argument_faults
 
     if not isinstance(config.arguments.get("library"), dict) or argument_faults(config.arguments):
         return  # which others tell
     with contextlib.suppress(BlockSwapError):
         arguments = with_space(config.arguments)
-        table, listed = cost_table(arguments["space"], arguments.get("space_args")), from_nni(config.search_space())
-        left_out = [
-            f"{name} of {label}"
-            for label, names in zip(table.labels, table.candidates, strict=True)
-            for name in names
-            if name not in listed.get(label, names)
-        ]
-        if left_out:
+        table = cost_table(arguments["space"], arguments.get("space_args"))
+        if left_out := unlisted(table, from_nni(config.search_space())):
             yield Fault(
                 f"the library teaches {len(left_out)} candidates that the search space file does not list, and that "
                 f"are never chosen, as {left_out[-1]}; blockswap space --json writes one that lists all.",

@@ -9,7 +9,7 @@ from nni_blockswap.errors import BlockSwapError, ConfigError, DataError, first_l
 from nni_blockswap.metric import UNKNOWN, Metric
 from nni_blockswap.registry import Registry
 from nni_blockswap.tasks.base import Batch, Task
-from nni_blockswap.tasks.loader import ModuleTask, is_data_module
+from nni_blockswap.tasks.data_module import ModuleTask, is_data_module
 
 __all__ = ["TASKS", "Batch", "Task", "make_task", "metric_of", "usual"]
 

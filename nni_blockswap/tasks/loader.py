@@ -1,7 +1,6 @@
 """Somebody's own batches of images and labels as a task, with a loss and a metric of their own."""
 
 import copy
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import cached_property
 from itertools import islice
@@ -18,8 +17,6 @@ from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.base import fingerprint
 from nni_blockswap.tasks.classification import Classification, Labelled
 from nni_blockswap.tasks.draws import Draws, samplers
-
-_log = logging.getLogger(__name__)
 
 Loss = Callable[[Any, Any], Tensor]
 """From a network's outputs and the labels of a batch to a scalar, the mean over the batch."""
@@ -235,51 +232,6 @@ class LossTask(LoaderTask):
     def loss(self, network: nn.Module, batch: Labelled) -> Tensor:
         """``criterion`` of the network's answers, as they are."""
         return self.criterion(network(batch[0]), batch[1])
-
-
-class ModuleTask(LoaderTask):
-    """What a LightningDataModule gives, in the batches that it makes; it may be anybody's Lightning.
-
-    Args:
-        name: its import path.
-        module: not yet set up.
-
-    Raises:
-        DataError: it cannot be set up, or gives no batches.
-    """
-
-    def __init__(self, name: str, module: Any) -> None:
-        self.name = name
-        super().__init__(*loaders_of(module))
-
-
-def is_data_module(what: Any) -> bool:
-    """Whether it is a LightningDataModule, or a class of them."""
-    return all(hasattr(what, hook) for hook in ("prepare_data", "setup", "train_dataloader", "val_dataloader"))
-
-
-def loaders_of(module: Any) -> tuple[Any, Any]:
-    """Batches to learn from and to be judged on, of a LightningDataModule.
-
-    Raises:
-        DataError: it fails.
-    """
-    hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-    owners = {hook: getattr(getattr(type(module), hook, None), "__module__", "lightning") for hook in hooks}
-    own = [hook for hook, owner in owners.items() if owner.partition(".")[0] not in ("lightning", "pytorch_lightning")]
-    if own:
-        _log.warning(
-            "the data module %s has its own %s, which is not called; what changes images and labels belongs in its "
-            "datasets or a collate_fn.",
-            type(module).__name__,
-            " and ".join(own),
-        )
-    try:
-        module.prepare_data()
-        module.setup("fit")
-        return module.train_dataloader(), module.val_dataloader()
-    except Exception as error:  # somebody else's code
-        raise DataError(f"the data module {type(module).__name__} fails: {first_line(error)}.") from error
 
 
 def own_batches(

@@ -17,6 +17,7 @@ from nni_blockswap.errors import ConfigError, DataError, first_line
 from nni_blockswap.metric import ACCURACY, Metric
 from nni_blockswap.networks import copied, not_a_tensor, unwrapped
 from nni_blockswap.tasks.base import fingerprint
+from nni_blockswap.tasks.data_module import is_data_module, loaders_of
 from nni_blockswap.tasks.draws import drawing, undrawn
 from nni_blockswap.tasks.loader import (
     Judge,
@@ -24,9 +25,7 @@ from nni_blockswap.tasks.loader import (
     Loss,
     LossTask,
     OwnBatches,
-    is_data_module,
     is_sized,
-    loaders_of,
     own_batches,
     usual_metric,
 )
