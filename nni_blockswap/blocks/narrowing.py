@@ -1,7 +1,8 @@
 """A network's own branch with fewer channels inside: a chain of convolutions, what stands between them as it is there.
 
-The first convolution gives the inner channels, and the last one reads them. What stands between has a number for each
-of them, as a norm has, or weights that read or give all of them, as the convolutions of squeeze-and-excitation do.
+The first convolution gives the inner channels, a depthwise one takes each by itself, and the last one reads them. What
+else stands between has a number for each of them, as a norm has, or weights that read or give all of them, as the
+convolutions of squeeze-and-excitation do.
 """
 
 from collections import Counter, OrderedDict
@@ -29,10 +30,16 @@ def layers(branch: nn.Module) -> list[nn.Module]:
     return [] if isinstance(branch, nn.Identity) else [branch]
 
 
-def narrow(original: Sequence[Any], width: int) -> nn.Sequential:
+def narrow(original: Sequence[Any], width: int, kernel: int | None = None) -> nn.Sequential:
     """The branch of ``layers`` ``original`` with ``width`` channels inside, its weights fresh.
 
-    Modules are called ``conv1``, ``bn1``, ``relu1``, ``conv2``, whatever their kind of norm and activation.
+    Modules are called ``conv1``, ``bn1``, ``relu1``, ``conv2``, whatever their kind of norm and activation; activations
+    of an inverted residual ``act1``, ``act2``.
+
+    Args:
+        original: as above.
+        width: inner channels.
+        kernel: of an inverted residual's depthwise convolution.
     """
     before = original[0].out_channels
     made: OrderedDict[str, nn.Module] = OrderedDict()
@@ -42,9 +49,10 @@ def narrow(original: Sequence[Any], width: int) -> nn.Sequential:
         if isinstance(layer, nn.Conv2d):
             inputs = layer.in_channels if layer is original[0] else width
             outputs = layer.out_channels if layer is original[-1] else width
-            kind, new = "conv", _like(layer, inputs, outputs)
+            kind, new = "conv", _like(layer, inputs, outputs, kernel)
         else:
             kind, new = _kind(layer), _with_channels(layer, before, width)
+            kind = "act" if kind == "relu" and kernel is not None else kind
         numbers[kind] += 1
         made[f"{kind}{numbers[kind]}"] = new
     return nn.Sequential(made)
@@ -53,6 +61,8 @@ def narrow(original: Sequence[Any], width: int) -> nn.Sequential:
 @torch.no_grad()
 def take_over(branch: nn.Module, original: nn.Module) -> bool:
     """Let ``branch``, the original narrowed, have its weights, for the inner channels of greatest importance.
+
+    A smaller depthwise kernel has the middle of the original's.
 
     Returns whether it did: where ``branch`` is something else it is left as it is.
     """
@@ -66,7 +76,7 @@ def take_over(branch: nn.Module, original: nn.Module) -> bool:
     if width > first.out_channels or first.out_channels != last.in_channels:
         return False
     kept = _most_important(theirs, width)
-    values = [_kept(layer, first, last, kept) for layer in theirs]
+    values = [_kept(layer, first, last, kept, mine) for layer, mine in zip(theirs, own, strict=True)]
     pairs = [*zip(map(_tensors, own), values, strict=True)]
     if any([one.shape for one in mine] != [value.shape for value in taken] for mine, taken in pairs):
         return False
@@ -112,8 +122,20 @@ def _kind(layer: nn.Module) -> str:
     return "bn" if is_norm(layer) else type(layer).__name__.lower()
 
 
-def _like(conv: nn.Conv2d, inputs: int, outputs: int) -> nn.Conv2d:
-    """A convolution of other widths."""
+def _like(conv: nn.Conv2d, inputs: int, outputs: int, kernel: int | None) -> nn.Conv2d:
+    """A convolution of other widths; a depthwise one of another kernel, the size of what leaves it the same."""
+    if kernel is not None and conv.groups > 1:
+        return nn.Conv2d(
+            inputs,
+            outputs,
+            kernel,
+            conv.stride,  # type: ignore[arg-type]  # a pair
+            [step * (kernel - 1) // 2 for step in conv.dilation],  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            groups=outputs,
+            bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
+        )
     return nn.Conv2d(
         inputs,
         outputs,
@@ -167,13 +189,23 @@ def _most_important(original: Sequence[Any], width: int) -> Tensor:
     rectified = norm is not original[-2] or any(
         True for _ in norm.children()
     )  # those of some have an activation inside
-    channels = importance(original[0].weight, original[-1].weight, norm, rectified)
+    first = original[0].weight
+    for conv in original[1:-1]:
+        if isinstance(conv, nn.Conv2d):
+            first = first * conv.weight.flatten(1).norm(dim=1)[:, None, None, None]
+    channels = importance(first, original[-1].weight, norm, rectified)
     return channels.topk(width).indices.sort().values
 
 
-def _kept(layer: Any, first: nn.Conv2d, last: nn.Conv2d, kept: Tensor) -> list[Tensor]:
-    """Weights and statistics of the original's ``layer`` that belong to the inner channels ``kept``."""
-    if layer is first or layer is last:
-        weight, bias = layer.weight, [] if layer.bias is None else [layer.bias]
-        return [weight[kept], *(one[kept] for one in bias)] if layer is first else [weight[:, kept], *bias]
-    return [_taken(tensor, first.out_channels, kept) for tensor in _tensors(layer)]
+def _kept(layer: Any, first: nn.Conv2d, last: nn.Conv2d, kept: Tensor, mine: Any) -> list[Tensor]:
+    """Weights and statistics of the original's ``layer`` that belong to the inner channels ``kept``, for ``mine``."""
+    if not isinstance(layer, nn.Conv2d):
+        return [_taken(tensor, first.out_channels, kept) for tensor in _tensors(layer)]
+    weight, bias = layer.weight, [] if layer.bias is None else [layer.bias]
+    if layer is last:
+        return [weight[:, kept], *bias]
+    if layer is not first:
+        begins = [(before - after) // 2 for before, after in zip(layer.kernel_size, mine.kernel_size, strict=True)]
+        (top, left), (height, width) = begins, mine.kernel_size
+        weight = weight[:, :, top : top + height, left : left + width]
+    return [weight[kept], *(one[kept] for one in bias)]

@@ -223,7 +223,7 @@ def site_of(network: nn.Module, found: Found) -> Site:
         activation=lambda: copy.deepcopy(activation),
         expansion=Fraction(found.middle_channels, found.in_channels) if found.kind == "inverted" else None,
         middle_channels=found.middle_channels if found.kind == "branch" else None,
-        narrow=partial(narrow, original) if found.kind == "branch" and found.rigid is None else None,
+        narrow=(lambda *sizes: narrow(original, *sizes)) if found.kind != "conv" and found.rigid is None else None,
         rigid=found.rigid,
     )
 

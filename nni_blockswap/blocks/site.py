@@ -34,8 +34,8 @@ class Site:
         activation: makes its activation.
         expansion: of an inverted residual, the width inside over ``in_channels``; None elsewhere.
         middle_channels: width between the convolutions of a residual branch; None where it is ``out_channels``.
-        narrow: makes the original branch with a number of channels inside, all else as it is there, its weights fresh;
-            None where it is S as the paper has it.
+        narrow: makes the original branch with a number of channels inside, and an inverted residual with a depthwise
+            kernel, all else as it is there, its weights fresh; None where it is as the paper has it.
         rigid: what stands between the original's convolutions and cannot have fewer channels; None where nothing does.
     """
 
@@ -52,7 +52,7 @@ class Site:
     activation: Callable[[], nn.Module] = _relu
     expansion: Fraction | None = None
     middle_channels: int | None = None
-    narrow: Callable[[int], nn.Module] | None = None
+    narrow: Callable[..., nn.Module] | None = None
     rigid: str | None = None
 
     def __str__(self) -> str:

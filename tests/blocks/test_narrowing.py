@@ -1,14 +1,18 @@
 """A branch with fewer channels inside: what it computes, what it is made of, and what cannot be narrowed."""
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nni_blockswap import Architecture, swap_blocks
 from nni_blockswap.architecture import NETWORK, named_arguments
 from nni_blockswap.blocks.finding import find
+from nni_blockswap.blocks.inheritance import settle_all
 from nni_blockswap.blocks.narrowing import is_narrowable, layers, narrow, take_over
 from nni_blockswap.blocks.network import NetworkSpace
 from nni_blockswap.blocks.shells import Block
@@ -162,3 +166,84 @@ def test_another_branch_is_told_and_nothing_is_changed() -> None:
         before = {name: value.clone() for name, value in other.state_dict().items()}
         assert not take_over(other, original)
         assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def mobile(kernel: int = 5, stride: int = 1, excited: bool = False, norms: bool = True, dilation: int = 1) -> nn.Module:
+    """A network of one inverted residual of expansion 4, with weights and statistics as after a training."""
+    torch.manual_seed(0)
+    norm = [nn.BatchNorm2d(32)] if norms else []
+    options: dict[str, int] = {"padding": dilation * (kernel // 2), "stride": stride, "dilation": dilation}
+    block = [
+        conv(8, 32, kernel=1, bias=not norms), *norm, nn.Hardswish(),
+        conv(32, 32, kernel, groups=32, bias=not norms, **options), *copy.deepcopy(norm), nn.ReLU6(),
+        *([Gate(32)] if excited else []), conv(32, 12, kernel=1),
+    ]  # fmt: skip
+    network = nn.Sequential(conv(3), nn.Sequential(*block))
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.normal_() if weight.dim() < 2 else weight.normal_(std=0.3)
+        network.train()(torch.randn(32, 3, 8, 8))
+    return network.eval()
+
+
+MOBILES = [{}, {"stride": 2}, {"excited": True}, {"norms": False}, {"dilation": 2}, {"excited": True, "stride": 2}]
+
+
+@pytest.mark.parametrize("options", MOBILES, ids=str)
+def test_an_inverted_residual_narrowed_by_nothing_is_the_original(options: dict[str, Any]) -> None:
+    (block,) = swap_blocks(mobile(**options), IMAGE).blocks()
+    assert block.site.narrow is not None
+    original, whole, x = block.candidate("S"), block.site.narrow(32, 5), torch.randn(4, 8, 8, 8)
+    assert take_over(whole, original)
+    assert torch.equal(whole.eval()(x), original(x))
+
+
+@pytest.mark.parametrize("options", MOBILES, ids=str)
+def test_an_inverted_residual_that_does_the_work_of_a_smaller_one_is_taken_over_whole(options: dict[str, Any]) -> None:
+    (block,) = swap_blocks(mobile(**options), IMAGE).blocks()
+    original, dead = block.candidate("S"), torch.randperm(32)[:16]
+    _, depthwise, project = (layer for layer in layers(original) if isinstance(layer, nn.Conv2d))
+    with torch.no_grad():
+        project.weight[:, dead] = 0  # nobody listens to half of the channels
+        for layer in layers(original):
+            if isinstance(layer, Gate):
+                layer.down.weight[:, dead] = 0
+    x = torch.randn(4, 8, 8, 8)
+    for name in ("MB(2,5)", "MB(2,3)"):
+        branch = block.site.build(name).eval()
+        if name == "MB(2,3)":  # nor to the outermost weights
+            with torch.no_grad():
+                depthwise.weight.copy_(F.pad(depthwise.weight[:, :, 1:4, 1:4], [1] * 4))
+            settle_all(original, x)
+        assert block.site.inherit(name, branch, original, x)
+        torch.testing.assert_close(branch(x), original(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_smaller_kernel_has_the_statistics_of_what_passes_it() -> None:
+    (block,) = swap_blocks(mobile(), IMAGE).blocks()
+    branch, x = block.site.build("MB(4,3)").eval(), torch.randn(16, 8, 8, 8)
+    assert block.site.inherit("MB(4,3)", branch, block.candidate("S"), x)
+    passed = branch[:4](x)
+    torch.testing.assert_close(branch.get_submodule("bn2").running_mean, passed.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_smaller_inverted_residuals_keep_names_and_excitation_and_costs_are_those_of_the_built_network() -> None:
+    space = swap_blocks(mobile(excited=True), IMAGE)
+    (block,) = space.blocks()
+    names = [name for name, _ in block.candidate("MB(2,3)").named_children()]
+    assert names == ["conv1", "bn1", "act1", "conv2", "bn2", "act2", "gate1", "conv3"]
+    one = Architecture.from_choices(NETWORK, ["MB(2,3)"], named_arguments(NetworkSpace, *space.trace_args,
+                                                                          **space.trace_kwargs))  # fmt: skip
+    built = one.build()
+    assert (one.params, one.macs) == (count_params(built), count_macs(built, IMAGE))
+    assert one.macs == 64 * (9 * 3 * 8 + 8 * 16 + 9 * 16 + 16 * 12) + 2 * 4 * 16
+
+
+def test_what_cannot_be_narrowed_goes_from_a_smaller_inverted_residual_which_begins_fresh() -> None:
+    network = mobile()
+    network[1].insert(6, nn.ChannelShuffle(2))
+    (block,) = swap_blocks(network, IMAGE).blocks()
+    branch, original = block.candidate("MB(2,3)"), block.candidate("S")
+    assert block.site.rigid is not None
+    assert [type(layer) for layer in branch].count(nn.ChannelShuffle) == 0
+    assert not block.site.inherit("MB(2,3)", branch, original, torch.randn(2, 8, 8, 8))

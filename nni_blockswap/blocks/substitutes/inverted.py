@@ -3,8 +3,9 @@
     1x1 convolution to e N channels, norm, act, depthwise k x k convolution with the stride, norm, act, 1x1 convolution
 
 Only what is smaller than the original fits: e and k at most its own, and not both the same. Dilation, padding mode, the
-norm after the last convolution, and the shortcut are the network's own; the padding is the one that keeps the size. A
-squeeze-and-excitation of the original's goes.
+norm after the last convolution, and the shortcut are the network's own; the padding is the one that keeps the size.
+What else stands between the convolutions is as in the original, such as a squeeze-and-excitation before the last one,
+narrowed with them; where something cannot be narrowed, all but norms and activations goes.
 
 Source: Sandler et al., *MobileNetV2: Inverted Residuals and Linear Bottlenecks*, CVPR 2018, section 3.3.
 """
@@ -13,8 +14,11 @@ import re
 from collections import OrderedDict
 from dataclasses import replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from nni_blockswap.blocks.inheritance import settle_all
+from nni_blockswap.blocks.narrowing import layers, take_over
 from nni_blockswap.blocks.site import Site
 from nni_blockswap.blocks.substitutes.paper import Conv, conv_module
 from nni_blockswap.cost.table import ORIGINAL
@@ -45,9 +49,11 @@ class Inverted:
         _read(name, site)
         return _plain(name)
 
-    def build(self, name: str, site: Site) -> nn.Sequential:
+    def build(self, name: str, site: Site) -> nn.Module:
         expansion, kernel = _read(name, site)
         inner = expansion * site.in_channels
+        if site.narrow is not None:
+            return site.narrow(inner, kernel)
         sized = replace(site, padding=None)  # the original's would be that of its larger kernel
         depthwise = conv_module(Conv(inner, inner, kernel, site.stride, inner, spatial=True), sized)
         layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -57,8 +63,25 @@ class Inverted:
         )  # fmt: skip
         return nn.Sequential(layers)
 
+    @torch.no_grad()
+    def inherit(self, branch: nn.Module, original: nn.Module, entered: Tensor) -> bool:
+        """Take over the inner channels of greatest importance, and the middle of a larger depthwise kernel.
+
+        What passes the middle alone has other statistics than what passes the whole, so they are taken anew.
+        """
+        if not take_over(branch, original):
+            return False
+        own, theirs = ([conv.kernel_size for conv in _convolutions(one)] for one in (branch, original))
+        if own != theirs:
+            settle_all(branch, entered)
+        return True
+
 
 INVERTED = Inverted()
+
+
+def _convolutions(branch: nn.Module) -> list[nn.Conv2d]:
+    return [layer for layer in layers(branch) if isinstance(layer, nn.Conv2d)]
 
 
 def _plain(name: str) -> str:
