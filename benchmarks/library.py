@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import pruned  # noqa: E402
 from benchmarks.library_table import Result, table  # noqa: E402
 from benchmarks.machine import processor  # noqa: E402
-from nni_blockswap.architecture import Architecture, cost_table  # noqa: E402
+from nni_blockswap.architecture import Architecture  # noqa: E402
 from nni_blockswap.blocks.site import find_family  # noqa: E402
 from nni_blockswap.blocks.substitutes.narrowed import NARROWED, WIDTHS  # noqa: E402
 from nni_blockswap.blocks.weights import seeded  # noqa: E402
@@ -49,6 +49,7 @@ from nni_blockswap.library.library import Library  # noqa: E402
 from nni_blockswap.library.school import Progress  # noqa: E402
 from nni_blockswap.library.settings import LibrarySettings  # noqa: E402
 from nni_blockswap.searching import SearchSettings, search  # noqa: E402
+from nni_blockswap.spaces import cost_table  # noqa: E402
 from nni_blockswap.tasks import make_task  # noqa: E402
 from nni_blockswap.training import checkpoints, teachers  # noqa: E402
 from nni_blockswap.training.classification import ImageTraining, Teacher  # noqa: E402

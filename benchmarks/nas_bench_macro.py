@@ -34,7 +34,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.nas_bench_macro_space import NAMES  # noqa: E402
-from nni_blockswap.architecture import cost_table  # noqa: E402
 from nni_blockswap.errors import DataError  # noqa: E402
 from nni_blockswap.files import write_text  # noqa: E402
 from nni_blockswap.library import choosing  # noqa: E402
@@ -44,6 +43,7 @@ from nni_blockswap.results.tables import markdown, write_csv  # noqa: E402
 from nni_blockswap.scoring.proxies.combination import is_high_good, parts, scores_of  # noqa: E402
 from nni_blockswap.scoring.settings import ScoreSettings  # noqa: E402
 from nni_blockswap.searching import score  # noqa: E402
+from nni_blockswap.spaces import cost_table  # noqa: E402
 from nni_blockswap.studies.rank_study import bootstrap_interval  # noqa: E402
 
 SPACE = "benchmarks.nas_bench_macro_space:NasBenchMacroSpace"

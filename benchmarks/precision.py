@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import processor  # noqa: E402
-from nni_blockswap.architecture import cost_table  # noqa: E402
 from nni_blockswap.cost.budget import Budget  # noqa: E402
 from nni_blockswap.files import write_text  # noqa: E402
 from nni_blockswap.methods.sampler import Sampler  # noqa: E402
@@ -32,6 +31,7 @@ from nni_blockswap.scoring.engines import Measure, choose  # noqa: E402
 from nni_blockswap.scoring.proxies import make_proxy  # noqa: E402
 from nni_blockswap.scoring.scorer import Scorer  # noqa: E402
 from nni_blockswap.scoring.settings import ScoreSettings  # noqa: E402
+from nni_blockswap.spaces import cost_table  # noqa: E402
 from nni_blockswap.tasks import make_task  # noqa: E402
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"

@@ -22,12 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.rank_quality import PUBLISHED, command, draw, noise, parser, score_settings, train_all  # noqa: E402
-from nni_blockswap.architecture import Architecture, complete_args  # noqa: E402
+from nni_blockswap.architecture import Architecture  # noqa: E402
 from nni_blockswap.files import write_text  # noqa: E402
 from nni_blockswap.results.tables import markdown  # noqa: E402
 from nni_blockswap.scoring.proxies import Score  # noqa: E402
 from nni_blockswap.scoring.settings import ScoreSettings  # noqa: E402
 from nni_blockswap.searching import score  # noqa: E402
+from nni_blockswap.spaces import complete_args  # noqa: E402
 from nni_blockswap.studies.rank_study import Trained, bootstrap_interval, spearman  # noqa: E402
 
 DRAWS = 5

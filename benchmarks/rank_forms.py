@@ -27,11 +27,12 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.rank_causes import spelled  # noqa: E402
 from benchmarks.rank_quality import PUBLISHED, command, draw, learn, parser, score_settings, taught_by, train, trial  # noqa: E402
-from nni_blockswap.architecture import Architecture, cost_table  # noqa: E402
+from nni_blockswap.architecture import Architecture  # noqa: E402
 from nni_blockswap.files import read_json, write_json, write_text  # noqa: E402
 from nni_blockswap.library.assembling import assemble  # noqa: E402
 from nni_blockswap.library.library import Library  # noqa: E402
 from nni_blockswap.results.tables import markdown  # noqa: E402
+from nni_blockswap.spaces import cost_table  # noqa: E402
 from nni_blockswap.tasks import make_task  # noqa: E402
 from nni_blockswap.training import checkpoints  # noqa: E402
 from nni_blockswap.training.classification import ImageTraining  # noqa: E402

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from nni_blockswap.architecture import Architecture, complete_args, cost_table  # noqa: E402
+from nni_blockswap.architecture import Architecture  # noqa: E402
 from nni_blockswap.cost.budget import Budget  # noqa: E402
 from nni_blockswap.files import read_json, write_text  # noqa: E402
 from nni_blockswap.library import choosing  # noqa: E402
@@ -41,6 +41,7 @@ from nni_blockswap.methods.sampler import Sampler  # noqa: E402
 from nni_blockswap.results.tables import write_png  # noqa: E402
 from nni_blockswap.scoring.proxies import PROXIES  # noqa: E402
 from nni_blockswap.scoring.settings import ScoreSettings  # noqa: E402
+from nni_blockswap.spaces import complete_args, cost_table  # noqa: E402
 from nni_blockswap.studies.rank_study import Correlation, Trained, rank_study, scatter, table  # noqa: E402
 
 SPACE = "search_spaces.wide_resnet:WideResNetSpace"

@@ -36,7 +36,6 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import processor, wait, write_section  # noqa: E402
 from benchmarks.precision import SPACE  # noqa: E402
-from nni_blockswap.architecture import ALWAYS, cost_table, load_space  # noqa: E402
 from nni_blockswap.blocks.space import BlockSpace  # noqa: E402
 from nni_blockswap.cost.budget import Budget  # noqa: E402
 from nni_blockswap.methods.sampler import Sampler  # noqa: E402
@@ -46,6 +45,7 @@ from nni_blockswap.scoring.machine import autocast  # noqa: E402
 from nni_blockswap.scoring.proxies import make_proxy  # noqa: E402
 from nni_blockswap.scoring.scorer import Scorer  # noqa: E402
 from nni_blockswap.scoring.settings import ScoreSettings  # noqa: E402
+from nni_blockswap.spaces import ALWAYS, cost_table, load_space  # noqa: E402
 from nni_blockswap.tasks import make_task  # noqa: E402
 from search_spaces.wide_resnet import WideResNetSpace  # noqa: E402
 

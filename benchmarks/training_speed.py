@@ -39,10 +39,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import processor, wait, write_section  # noqa: E402
 from benchmarks.precision import SPACE  # noqa: E402
-from nni_blockswap.architecture import Architecture, cost_table  # noqa: E402
+from nni_blockswap.architecture import Architecture  # noqa: E402
 from nni_blockswap.blocks.weights import seeded  # noqa: E402
 from nni_blockswap.cost.budget import Budget  # noqa: E402
 from nni_blockswap.methods.sampler import Sampler  # noqa: E402
+from nni_blockswap.spaces import cost_table  # noqa: E402
 from nni_blockswap.tasks import Task, make_task  # noqa: E402
 from nni_blockswap.training.classification import ImageTraining, Teacher  # noqa: E402
 from nni_blockswap.training.machine import Machine  # noqa: E402

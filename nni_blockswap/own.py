@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from nni_blockswap import searching
-from nni_blockswap.architecture import named_arguments
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.conversation import OnProgress, Progress
 from nni_blockswap.errors import ConfigError
@@ -15,6 +14,7 @@ from nni_blockswap.library.library import Library
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.searching import SearchSettings
+from nni_blockswap.spaces import named_arguments
 from nni_blockswap.tasks import TASKS, Task
 from nni_blockswap.tasks.data_module import is_data_module, loaders_of
 from nni_blockswap.tasks.loader import LoaderTask, Loss, LossTask

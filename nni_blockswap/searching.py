@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import nni_blockswap
-from nni_blockswap.architecture import Architecture, table_of_blocks
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.conversation import OnProgress, Scoring, converse, mean_of
 from nni_blockswap.cost.budget import Budget, known_resource
 from nni_blockswap.cost.table import Indices, Table
@@ -27,6 +27,7 @@ from nni_blockswap.scoring.proxies import Score, make_proxy
 from nni_blockswap.scoring.proxies.combination import parts, scores_of
 from nni_blockswap.scoring.scorer import Scorer
 from nni_blockswap.scoring.settings import ScoreSettings
+from nni_blockswap.spaces import table_of_blocks
 from nni_blockswap.tasks import make_task
 
 MOST_SAMPLES = 10**7

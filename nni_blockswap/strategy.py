@@ -11,11 +11,12 @@ from nni.nas.execution import ExecutionEngine
 from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace, SimplifiedModelSpace
 from nni.nas.strategy.base import Strategy
 
-from nni_blockswap.architecture import Architecture, load_space, named_arguments
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.conversation import Progress
 from nni_blockswap.errors import BlockSwapError, ConfigError, SpaceError
 from nni_blockswap.experiment.classargs import argument_faults, read_settings
 from nni_blockswap.searching import search
+from nni_blockswap.spaces import load_space, named_arguments
 
 PERIOD = 10.0
 """Seconds between two lines about how far the search is."""

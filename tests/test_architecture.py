@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from nni_blockswap import Architecture
-from nni_blockswap.architecture import load_space, named_arguments
 from nni_blockswap.errors import SpaceError
+from nni_blockswap.spaces import load_space, named_arguments
 from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import SMALL, WRN
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.conversation import Progress
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.errors import BlockSwapError, ConfigError, ScoreError, StateError
@@ -22,6 +22,7 @@ from nni_blockswap.scoring.proxies import Score
 from nni_blockswap.scoring.scorer import Scorer
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.searching import SearchSettings, make_method, score, search, table_of
+from nni_blockswap.spaces import cost_table
 from nni_blockswap.tasks import make_task
 from tests.conftest import SMALL, WRN
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from nni_blockswap import Architecture
-from nni_blockswap.architecture import complete_args
 from nni_blockswap.cli import main
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.library.library import write_about
+from nni_blockswap.spaces import complete_args
 from nni_blockswap.trust import distrust
 from tests.conftest import SMALL, WRN
 

@@ -167,9 +167,9 @@ def _settings(config: Config) -> None:
 
 def _taught(config: Config) -> Iterator[Fault]:
     """Candidates that a library is taught and that the search space keeps from being chosen."""
-    from nni_blockswap.architecture import cost_table, with_space
     from nni_blockswap.blocks.nni_format import from_nni, unlisted
     from nni_blockswap.experiment.classargs import argument_faults
+    from nni_blockswap.spaces import cost_table, with_space
 
     if not isinstance(config.arguments.get("library"), dict) or argument_faults(config.arguments):
         return  # which others tell
@@ -195,12 +195,12 @@ def _check_teacher(source: str) -> None:
 
 def _search(config: Config) -> Iterator[Fault]:
     """Space, substitutes, budget, data and the machine: what the search would stumble over."""
-    from nni_blockswap.architecture import with_space
     from nni_blockswap.experiment.classargs import wrong_types
     from nni_blockswap.library.choosing import PROXIES
     from nni_blockswap.methods import METHODS
     from nni_blockswap.scoring.machine import resolve_device, resolve_precision
     from nni_blockswap.scoring.proxies.combination import parts
+    from nni_blockswap.spaces import with_space
 
     wrong = wrong_types(config.arguments)  # they have been reported; what is right is looked at all the same
     try:
@@ -226,10 +226,10 @@ def _search(config: Config) -> Iterator[Fault]:
 
 def _affordable(arguments: Mapping[str, Any], config: Config) -> None:
     """Raise BlockSwapError where no architecture is within the budget."""
-    from nni_blockswap.architecture import cost_table
     from nni_blockswap.blocks.nni_format import from_nni
     from nni_blockswap.cost.budget import Budget
     from nni_blockswap.methods.sampler import Sampler
+    from nni_blockswap.spaces import cost_table
 
     budget = Budget.parse(arguments["budget"], arguments.get("tolerance"), arguments.get("at_most", False))
     budget = budget.capped() if arguments.get("library") else budget

@@ -79,8 +79,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _with_widths(space: dict[str, Any]) -> dict[str, Any]:
     """The space with W(r) beside its own candidates, where it takes further ones and nobody says which."""
-    from nni_blockswap.architecture import complete_args
     from nni_blockswap.blocks.substitutes.narrowed import WIDTHS
+    from nni_blockswap.spaces import complete_args
 
     given = space["space_args"]
     if "extra" in given or "extra" not in complete_args(space["space"], given):

@@ -33,7 +33,7 @@ def space_of(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: neither a space nor a model is named, where one has to be; or a space twice.
     """
-    from nni_blockswap.architecture import with_space
+    from nni_blockswap.spaces import with_space
 
     if options.space is not None and options.named is not None:
         raise ConfigError(f"the space is named twice, '{options.named}' and '{options.space}'; name it once.")
@@ -124,8 +124,8 @@ def of_library(given: dict[str, Any], folder: str | None) -> dict[str, Any]:
     """
     if folder is None:
         return given
-    from nni_blockswap.architecture import cost_table  # NNI comes with it, and takes seconds
     from nni_blockswap.library.library import Library, read_about
+    from nni_blockswap.spaces import cost_table  # NNI comes with it, and takes seconds
 
     about: Mapping[str, Any] | None = read_about(Path(folder))
     if about is None:

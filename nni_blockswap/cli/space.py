@@ -20,10 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the space."""
-    from nni_blockswap.architecture import cost_table
     from nni_blockswap.blocks.nni_format import read_candidates, to_nni
     from nni_blockswap.cost.budget import Budget
     from nni_blockswap.methods.sampler import Sampler
+    from nni_blockswap.spaces import cost_table
 
     budgets = [Budget.parse(text, options.tolerance, options.at_most) for text in options.budget]
     resources = [name for budget in budgets for name in budget.resources]

@@ -172,10 +172,10 @@ def _from_its_folder(given: argparse.Namespace, config: Config) -> Iterator[str]
 
 def _check_start(given: argparse.Namespace, config: Config) -> None:
     """Raise BlockSwapError where a student starts from a library that is not there, or is of another space or data."""
-    from nni_blockswap.architecture import with_space
     from nni_blockswap.experiment.classargs import wrong_types
     from nni_blockswap.key_values import key_values
     from nni_blockswap.library.library import Library
+    from nni_blockswap.spaces import with_space
     from nni_blockswap.training.starting import LIBRARY
 
     name, _, folder = str(getattr(given, "init", None)).partition("=")
@@ -217,9 +217,9 @@ def _is_made(path: Path, config: Config) -> bool:
 
 def _check_data(given: argparse.Namespace, recipe: Any, config: Config) -> None:
     """Raise BlockSwapError where the trial cannot train a network of the search on its data."""
-    from nni_blockswap.architecture import with_space
     from nni_blockswap.experiment.classargs import wrong_types
     from nni_blockswap.key_values import key_values
+    from nni_blockswap.spaces import with_space
     from nni_blockswap.tasks import make_task
     from nni_blockswap.training.running import check_batches
 

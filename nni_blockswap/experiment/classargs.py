@@ -7,7 +7,6 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from nni_blockswap.architecture import cost_table, with_space
 from nni_blockswap.blocks.nni_format import from_nni
 from nni_blockswap.errors import BlockSwapError, ConfigError, shown
 from nni_blockswap.files import expanded
@@ -17,6 +16,7 @@ from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.methods.halving import rungs
 from nni_blockswap.ranges import check_count
 from nni_blockswap.searching import SearchSettings
+from nni_blockswap.spaces import cost_table, with_space
 from nni_blockswap.studies.comparison import Comparison
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_blockswap.architecture import Architecture, load_space
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.network import NetworkSpace
 from nni_blockswap.blocks.site import label
 from nni_blockswap.blocks.space import BlockSpace
@@ -14,6 +14,7 @@ from nni_blockswap.blocks.surgery import place
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.library.library import Library
+from nni_blockswap.spaces import load_space
 from nni_blockswap.training.unwrapping import load_weights, weights_of
 
 

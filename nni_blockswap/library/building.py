@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 import nni_blockswap
-from nni_blockswap.architecture import complete_args, table_of_blocks
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import ConfigError, StateError
@@ -25,6 +24,7 @@ from nni_blockswap.library.workers import Share, shares, threads_each
 from nni_blockswap.networks import channels_last
 from nni_blockswap.scoring.machine import resolve_device
 from nni_blockswap.scoring.scorer import check_fit
+from nni_blockswap.spaces import complete_args, table_of_blocks
 from nni_blockswap.tasks import Task, make_task
 
 PATIENCE = 10.0

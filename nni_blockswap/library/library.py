@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from nni_blockswap.architecture import complete_args
 from nni_blockswap.cost.table import ORIGINAL, Table
 from nni_blockswap.errors import StateError
 from nni_blockswap.files import read_json, write_json, write_text
 from nni_blockswap.library import store
 from nni_blockswap.library.bench import learned, of_candidate
 from nni_blockswap.library.measuring import NONE, Error
+from nni_blockswap.spaces import complete_args
 from nni_blockswap.tasks import usual
 
 ABOUT, ERRORS, CHECK = "library.json", "errors.csv", "check"

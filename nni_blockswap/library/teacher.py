@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nni_blockswap.architecture import Architecture, load_space
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import CheckpointError, ConfigError, SpaceError
 from nni_blockswap.library import store
 from nni_blockswap.networks import not_a_tensor
+from nni_blockswap.spaces import load_space
 from nni_blockswap.training import sources
 from nni_blockswap.training.unwrapping import load_weights, weights_of
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.files import write_atomically
 from nni_blockswap.results.ranking import Ranking
+from nni_blockswap.spaces import cost_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

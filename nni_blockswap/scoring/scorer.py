@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from nni_blockswap.architecture import NETWORK, complete_args, cost_table, load_space
 from nni_blockswap.blocks.origin import is_live
 from nni_blockswap.blocks.space import BlockSpace, is_of_detector
 from nni_blockswap.blocks.weights import seeded
@@ -26,6 +25,7 @@ from nni_blockswap.scoring.proxies.fisher import FisherPotential
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.scoring.workers import Workers
 from nni_blockswap.seeds import derived_seed
+from nni_blockswap.spaces import NETWORK, complete_args, cost_table, load_space
 from nni_blockswap.tasks import Batch, Task
 from nni_blockswap.tasks.classification import Classification
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nni_blockswap.architecture import Architecture, complete_args, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.conversation import Progress
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.errors import BlockSwapError, ConfigError, SpaceError, shown
@@ -23,6 +23,7 @@ from nni_blockswap.ranges import check_count
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.scoring.proxies import PAPER
 from nni_blockswap.searching import SearchSettings, search, table_of
+from nni_blockswap.spaces import complete_args, cost_table
 from nni_blockswap.studies.front import front, spaced
 from nni_blockswap.studies.sensitivity import one_swap
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from nni_blockswap.architecture import NETWORK, Architecture
+from nni_blockswap.architecture import Architecture
+from nni_blockswap.spaces import NETWORK
 from nni_blockswap.studies.latency import Latency
 from nni_blockswap.studies.trials import REDUCED, TEACHER, Point, Trial
 

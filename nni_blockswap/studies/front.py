@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nni_blockswap.architecture import Architecture, complete_args
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.conversation import OnProgress
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.cost.resources import unit_of
@@ -26,6 +26,7 @@ from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.results.tables import write_csv, write_png
 from nni_blockswap.scoring.proxies.combination import is_high_good, parts, scores_of
 from nni_blockswap.searching import SearchSettings, score, search, table_of
+from nni_blockswap.spaces import complete_args
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

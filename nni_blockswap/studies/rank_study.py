@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import permutation_test, rankdata
 
-from nni_blockswap.architecture import Architecture, complete_args, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.conversation import Progress
 from nni_blockswap.errors import ConfigError, DataError
 from nni_blockswap.files import write_text
@@ -25,6 +25,7 @@ from nni_blockswap.results.tables import markdown, write_csv, write_png
 from nni_blockswap.scoring.proxies.combination import is_high_good, parts, scores_of
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.searching import score
+from nni_blockswap.spaces import complete_args, cost_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

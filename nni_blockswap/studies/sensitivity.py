@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nni_blockswap.architecture import Architecture, cost_table, table_of_blocks
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.conversation import Progress
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.files import write_text
 from nni_blockswap.results.tables import markdown, write_csv, write_png
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.searching import score
+from nni_blockswap.spaces import cost_table, table_of_blocks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -25,10 +25,11 @@ from benchmarks.nas_bench_macro import (
     report,
 )
 from benchmarks.nas_bench_macro_space import NAMES, NasBenchMacroSpace, Nothing, TaughtMacroSpace
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import DataError, SpaceError
 from nni_blockswap.scoring.proxies import make_proxy
 from nni_blockswap.scoring.settings import ScoreSettings
+from nni_blockswap.spaces import cost_table
 from tests.scoring.test_proxies import Anything
 
 PUBLISHED = """arch,mean_acc,std,params,flops

@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks import rank_quality
 from benchmarks.rank_quality import REPEATED, SEEDS, SPACE, draw, noise, report, taught_by, train, train_all
-from nni_blockswap.architecture import complete_args
 from nni_blockswap.files import write_json
+from nni_blockswap.spaces import complete_args
 from nni_blockswap.studies.rank_study import Trained, correlate
 
 ARGUMENTS = complete_args(SPACE, {"depth": 16, "width": 1})

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_blockswap import Architecture, swap_blocks
-from nni_blockswap.architecture import NETWORK, named_arguments
 from nni_blockswap.blocks.finding import find
 from nni_blockswap.blocks.inheritance import settle_all
 from nni_blockswap.blocks.narrowing import is_narrowable, layers, narrow, take_over
 from nni_blockswap.blocks.network import NetworkSpace
 from nni_blockswap.blocks.shells import Block
 from nni_blockswap.errors import SpaceError
+from nni_blockswap.spaces import NETWORK, named_arguments
 from tests.blocks.networks import Sum, conv
 from tests.cost.test_table import count_macs, count_params
 

@@ -12,11 +12,11 @@ import torchvision
 from torch import Tensor, nn
 
 from nni_blockswap import Architecture, export, search, swap_blocks
-from nni_blockswap.architecture import NETWORK, cost_table, named_arguments, with_space
 from nni_blockswap.blocks.network import NetworkSpace
 from nni_blockswap.blocks.space import input_size_of
 from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import BlockSwapError, SpaceError
+from nni_blockswap.spaces import NETWORK, cost_table, named_arguments, with_space
 from nni_blockswap.tasks.coco import Coco
 from tests.blocks.networks import NETWORKS, OWN, Network, PreActivation, Twice, conv, tensors
 from tests.cost.test_table import count_macs, count_params

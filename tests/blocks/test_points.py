@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from nni_blockswap.architecture import NETWORK, Architecture
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.points import attention_points, equal_points, shared_points
 from nni_blockswap.errors import ConfigError, SpaceError
+from nni_blockswap.spaces import NETWORK
 from search_spaces.resnet import ResNetSpace
 from tests.conftest import SMALL, WRN
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nni_blockswap.architecture import cost_table
 from nni_blockswap.blocks.nni_format import to_nni
 from nni_blockswap.cli import main
 from nni_blockswap.cli.check import find_faults
 from nni_blockswap.cli.trial_command import command_faults
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.files import read_json
+from nni_blockswap.spaces import cost_table
 
 ROOT = Path(__file__).parents[2]
 

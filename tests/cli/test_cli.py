@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.cli import library, main, search, show
 from nni_blockswap.cli.search import add_arguments, settings_of
 from nni_blockswap.searching import SearchSettings
+from nni_blockswap.spaces import cost_table
 from tests.conftest import SMALL, WRN
 
 SPACE_ARGS = [f"--space-arg={name}={value}" for name, value in {**SMALL, "image_size": 16}.items()]

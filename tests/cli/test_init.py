@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nni_blockswap.architecture import NETWORK, Architecture, cost_table, with_space
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.cli import main
 from nni_blockswap.cli.check import find_faults
 from nni_blockswap.experiment.config import Config
+from nni_blockswap.spaces import NETWORK, cost_table, with_space
 
 
 def test_what_is_written_has_no_fault_and_builds(

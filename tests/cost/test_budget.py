@@ -4,10 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nni_blockswap.architecture import cost_table
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.cost.table import Column, Table
 from nni_blockswap.errors import BudgetError
+from nni_blockswap.spaces import cost_table
 from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import SMALL, WRN
 

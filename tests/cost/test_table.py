@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import SpaceError
+from nni_blockswap.spaces import cost_table
 from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import SMALL, WRN
 

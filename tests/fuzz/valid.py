@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from nni_blockswap.architecture import cost_table
 from nni_blockswap.blocks.nni_format import to_nni
+from nni_blockswap.spaces import cost_table
 from tests.conftest import SMALL, WRN
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,6 @@ import torch
 import torchvision
 
 from nni_blockswap import Architecture
-from nni_blockswap.architecture import NETWORK, complete_args, cost_table
 from nni_blockswap.errors import CheckpointError, ConfigError, StateError
 from nni_blockswap.library import store
 from nni_blockswap.library.assembling import assemble, branches
@@ -18,6 +17,7 @@ from nni_blockswap.library.building import build
 from nni_blockswap.library.library import Library, write_about
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import load_teacher
+from nni_blockswap.spaces import NETWORK, complete_args, cost_table
 from nni_blockswap.tasks import make_task
 from nni_blockswap.training import checkpoints, distillation_trial, teachers
 from nni_blockswap.training.recipe import Recipe

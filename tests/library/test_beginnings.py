@@ -8,9 +8,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from nni_blockswap import Architecture, build_library, swap_blocks
-from nni_blockswap.architecture import NETWORK, named_arguments
 from nni_blockswap.blocks.network import NetworkSpace
 from nni_blockswap.library.bench import Bench
+from nni_blockswap.spaces import NETWORK, named_arguments
 from tests.blocks.networks import Sum, conv
 from tests.cost.test_table import count_macs, count_params
 from tests.library.conftest import settings

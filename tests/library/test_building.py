@@ -14,7 +14,6 @@ from weakref import ref
 import pytest
 import torch
 
-from nni_blockswap.architecture import cost_table
 from nni_blockswap.blocks.site import Site
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.library import school, store
@@ -25,6 +24,7 @@ from nni_blockswap.library.lessons import Lessons
 from nni_blockswap.library.library import Library
 from nni_blockswap.library.measuring import Error
 from nni_blockswap.library.teacher import load_teacher
+from nni_blockswap.spaces import cost_table
 from nni_blockswap.tasks import make_task
 from tests.conftest import WRN
 from tests.library.conftest import SPACE_ARGS, copy_of, settings

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from nni_blockswap.architecture import cost_table
 from nni_blockswap.blocks.nni_format import to_nni
 from nni_blockswap.cli.check import find_faults
 from nni_blockswap.library.library import Library, write_about
+from nni_blockswap.spaces import cost_table
 from tests.conftest import SMALL, WRN
 from tests.library.conftest import SPACE_ARGS
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from nni_blockswap import Architecture, SearchSettings, search
-from nni_blockswap.architecture import cost_table
 from nni_blockswap.cli import main
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.cost.table import Column
@@ -20,6 +19,7 @@ from nni_blockswap.library.library import Library
 from nni_blockswap.library.measuring import Error
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.scoring.settings import ScoreSettings
+from nni_blockswap.spaces import cost_table
 from nni_blockswap.studies.front import front
 from nni_blockswap.studies.rank_study import Trained, rank_study
 from nni_blockswap.training import checkpoints

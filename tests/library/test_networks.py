@@ -9,13 +9,13 @@ import torchvision
 
 import nni_blockswap as bs
 from nni_blockswap import Architecture
-from nni_blockswap.architecture import NETWORK, complete_args, cost_table, named_arguments
 from nni_blockswap.errors import CheckpointError, ConfigError
 from nni_blockswap.library.assembling import assemble
 from nni_blockswap.library.building import build
 from nni_blockswap.library.settings import LibrarySettings
 from nni_blockswap.library.teacher import load_teacher, original_of
 from nni_blockswap.library.watching import watch
+from nni_blockswap.spaces import NETWORK, complete_args, cost_table, named_arguments
 from nni_blockswap.training import checkpoints
 from tests.library.own import Listing, own
 

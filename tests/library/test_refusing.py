@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from nni_blockswap.architecture import NETWORK, cost_table
 from nni_blockswap.errors import CheckpointError, ConfigError, StateError
 from nni_blockswap.files import LOCK, locked
 from nni_blockswap.library import building, store
 from nni_blockswap.library.building import build
 from nni_blockswap.library.library import Library, read_about, write_about
+from nni_blockswap.spaces import NETWORK, cost_table
 from nni_blockswap.tasks import make_task
 from tests.conftest import WRN
 from tests.library.conftest import SPACE_ARGS, copy_of, make_teacher, settings

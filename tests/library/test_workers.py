@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from nni_blockswap.architecture import cost_table
 from nni_blockswap.errors import DataError, StateError, WorkerError
 from nni_blockswap.library.building import build, teach_share
 from nni_blockswap.library.library import Library
 from nni_blockswap.library.school import OnProgress, Progress
 from nni_blockswap.library.workers import Share, shares, teach, threads_each
+from nni_blockswap.spaces import cost_table
 from tests.conftest import WRN
 from tests.library.conftest import SPACE_ARGS, settings
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nni_blockswap.architecture import NETWORK
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError, DataError
 from nni_blockswap.scoring.engines.plain import measure
@@ -20,6 +19,7 @@ from nni_blockswap.scoring.machine import autocast, resolve_device, resolve_prec
 from nni_blockswap.scoring.proxies import PROXIES, Score, make_proxy, mean_score
 from nni_blockswap.scoring.scorer import Scorer, check_fit
 from nni_blockswap.scoring.settings import ScoreSettings
+from nni_blockswap.spaces import NETWORK
 from nni_blockswap.tasks import make_task
 from nni_blockswap.tasks.classification import Classification, Labelled
 from nni_blockswap.tasks.loader import LoaderTask

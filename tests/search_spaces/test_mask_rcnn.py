@@ -13,7 +13,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.shells import Block
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import SpaceError
@@ -23,6 +23,7 @@ from nni_blockswap.scoring.engines.links import links
 from nni_blockswap.scoring.proxies import make_proxy
 from nni_blockswap.scoring.scorer import Scorer
 from nni_blockswap.scoring.settings import ScoreSettings
+from nni_blockswap.spaces import cost_table
 from nni_blockswap.tasks.coco import Coco
 from search_spaces.mask_rcnn import MaskRCNNSpace
 

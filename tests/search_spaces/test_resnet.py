@@ -9,11 +9,12 @@ import torchvision
 from nni.nas.space import model_context
 from torch import nn
 
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.capture import captured
 from nni_blockswap.blocks.substitutes.paper import PUBLISHED_EXTRA
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import SpaceError
+from nni_blockswap.spaces import cost_table
 from search_spaces.resnet import ResNetSpace
 from tests.cost.test_table import count_macs, count_params
 

@@ -12,12 +12,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import nni_blockswap as bs
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.nni_format import to_nni
 from nni_blockswap.cli import main
 from nni_blockswap.cli.check import find_faults
 from nni_blockswap.errors import BlockSwapError, ConfigError, DataError
 from nni_blockswap.files import read_json, write_json
+from nni_blockswap.spaces import cost_table
 from nni_blockswap.tasks import make_task
 from nni_blockswap.training import program
 from tests.conftest import SMALL, WRN

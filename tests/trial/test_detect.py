@@ -14,12 +14,13 @@ import pytest
 import torch
 import yaml
 
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.nni_format import read_candidates, to_nni
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError, StateError, TrainingError
 from nni_blockswap.experiment.classargs import read_settings
 from nni_blockswap.searching import search
+from nni_blockswap.spaces import cost_table
 from nni_blockswap.studies.comparison import Comparison
 from nni_blockswap.studies.published import lay_beside
 from nni_blockswap.tasks.coco import Coco

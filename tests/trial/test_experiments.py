@@ -11,9 +11,10 @@ import yaml
 from torchvision.io import write_jpeg
 from torchvision.models import resnet34
 
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.nni_format import read_candidates
 from nni_blockswap.experiment.classargs import read_settings
+from nni_blockswap.spaces import cost_table
 from nni_blockswap.training import options
 from nni_blockswap.training.program import main
 from nni_blockswap.training.recipe import Recipe

@@ -5,12 +5,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.site import Site
 from nni_blockswap.blocks.substitutes.darts import NormalCell
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.searching import score
+from nni_blockswap.spaces import cost_table
 from tests.conftest import SMALL, WRN
 
 WRN_40_2 = [(16, 32, 1), *[(32, 32, 1)] * 5, (32, 64, 2), *[(64, 64, 1)] * 5, (64, 128, 2), *[(128, 128, 1)] * 5]

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.site import Site
 from nni_blockswap.errors import SpaceError
+from nni_blockswap.spaces import cost_table
 from tests.conftest import SMALL, WRN
 
 

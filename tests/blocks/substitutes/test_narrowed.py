@@ -9,11 +9,11 @@ from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from nni_blockswap import Architecture, swap_blocks
-from nni_blockswap.architecture import cost_table
 from nni_blockswap.blocks.inheritance import dense_convolutions, importance
 from nni_blockswap.blocks.site import Site
 from nni_blockswap.blocks.substitutes.narrowed import WIDTHS
 from nni_blockswap.errors import SpaceError
+from nni_blockswap.spaces import cost_table
 from tests.blocks.networks import Sum, conv
 from tests.conftest import SMALL, WRN
 

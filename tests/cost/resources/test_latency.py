@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from nni_blockswap.architecture import Architecture, cost_table
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.cost.resources import RESOURCES, latency, timing
@@ -18,6 +18,7 @@ from nni_blockswap.errors import BudgetError
 from nni_blockswap.files import read_json, write_json
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.searching import SearchSettings, search
+from nni_blockswap.spaces import cost_table
 from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import SMALL, WRN
 
