@@ -23,6 +23,7 @@ from nni_blockswap.experiment.dispatcher import (
     tell,
 )
 from nni_blockswap.experiment.fetching import Fetcher, fetch
+from nni_blockswap.experiment.layout import ERROR, PLANNED, PROGRESS, SEARCH, STUDENTS
 from nni_blockswap.experiment.recovery import Words, allow_for, held
 from nni_blockswap.experiment.service import Experiment
 from nni_blockswap.experiment.signature import secret_of, signed
@@ -33,10 +34,6 @@ if TYPE_CHECKING:  # torch is imported when the search begins: NNI gives a tuner
     from nni_blockswap.conversation import Progress
     from nni_blockswap.library.school import Progress as Steps
     from nni_blockswap.searching import SearchSettings
-
-STUDENTS, PLANNED, PROGRESS = "students.json", "max_trials.json", "progress.json"
-ERROR, SEARCH = "error.txt", "search"
-"""Files, and the folder of the search, in an experiment's checkpoint folder."""
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from typing import Any
 from nni_blockswap.cli.terminal import Lines, spell_time
 from nni_blockswap.errors import StateError
 from nni_blockswap.experiment.fetching import fetch
-from nni_blockswap.experiment.service import CHECKPOINT, Experiment, curves
+from nni_blockswap.experiment.layout import CHECKPOINT, ERROR, PROGRESS, STUDENTS
+from nni_blockswap.experiment.service import Experiment, curves
 from nni_blockswap.files import read_json
 from nni_blockswap.metric import Metric
 from nni_blockswap.results.trial import metric_in
@@ -103,10 +104,10 @@ def search_text(folder: Path) -> str:
     from nni_blockswap.conversation import Progress
 
     checkpoint = folder / CHECKPOINT
-    if (checkpoint / "students.json").exists():
+    if (checkpoint / STUDENTS).exists():
         return SEARCHED
-    if (checkpoint / "progress.json").exists():
-        told = read_json(checkpoint / "progress.json")
+    if (checkpoint / PROGRESS).exists():
+        told = read_json(checkpoint / PROGRESS)
         if "what" in told:
             return f"its {told['what']}, {told['done']}/{told['total']} steps, {spell_time(told['seconds_left'])} left"
         return candidates(Progress(**told))
@@ -115,7 +116,7 @@ def search_text(folder: Path) -> str:
 
 def reason(folder: Path, errors: list[str]) -> str:
     """Why an experiment failed: the tuner's own sentence; where it could not say one, the last of its traceback."""
-    told, crashed = folder / CHECKPOINT / "error.txt", folder / "log" / "nnictl_stderr.log"
+    told, crashed = folder / CHECKPOINT / ERROR, folder / "log" / "nnictl_stderr.log"
     if told.exists():
         return last_line(told)
     found = f"{errors[0] if errors else 'no reason given'} {last_line(crashed)} (see '{crashed.parent}')"

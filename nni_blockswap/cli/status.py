@@ -14,15 +14,8 @@ from typing import Any
 from nni_blockswap.cli.following import OVER, last_line, name_of, reason, result_of, search_text
 from nni_blockswap.cli.terminal import Lines, spell_time
 from nni_blockswap.errors import StateError
-from nni_blockswap.experiment.service import (
-    CHECKPOINT,
-    Experiment,
-    curves,
-    experiment_folder,
-    known_experiments,
-    paces,
-    results,
-)
+from nni_blockswap.experiment.layout import CHECKPOINT, ERROR, STUDENTS
+from nni_blockswap.experiment.service import Experiment, curves, experiment_folder, known_experiments, paces, results
 from nni_blockswap.experiment.students import Student, read
 from nni_blockswap.files import read_json
 from nni_blockswap.metric import Metric, judged
@@ -139,12 +132,12 @@ def _at_rest(identity: str, entry: dict[str, Any]) -> Iterator[str]:
     """Lines about one that does not run, from its files."""
     folder = experiment_folder(identity)
     yield f"{identity}  {entry.get('experimentName') or 'experiment'}  not running"
-    if (folder / CHECKPOINT / "error.txt").exists():
-        yield f"  fault: {last_line(folder / CHECKPOINT / 'error.txt')}"
+    if (folder / CHECKPOINT / ERROR).exists():
+        yield f"  fault: {last_line(folder / CHECKPOINT / ERROR)}"
     yield f"  search: {search_text(folder)}"
     ended = results(folder)
     with suppress(OSError, ValueError):
-        for student in read(folder / CHECKPOINT / "students.json"):
+        for student in read(folder / CHECKPOINT / STUDENTS):
             yield f"  student {student.name}: {_student(student, *ended.get(student.id, (None, {})))}"
     yield f"  All of it: {folder}; nnictl resume {identity} goes on, nnictl view {identity} shows it."
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from nni_blockswap.errors import StateError
 from nni_blockswap.experiment.config import Config
-from nni_blockswap.experiment.service import CHECKPOINT, results
+from nni_blockswap.experiment.layout import CHECKPOINT, STUDENTS
+from nni_blockswap.experiment.service import results
 from nni_blockswap.experiment.students import LOST, SUCCEEDED, Student, read
 from nni_blockswap.metric import Metric, judged
 
@@ -18,7 +19,7 @@ MEASURED = 20
 def print_students(folder: Path, config: Config) -> bool:
     """Print what is known of each student in an experiment's folder; whether every one of them came to an end."""
     try:
-        students = read(folder / CHECKPOINT / "students.json")[: config.content.get("maxTrialNumber")]
+        students = read(folder / CHECKPOINT / STUDENTS)[: config.content.get("maxTrialNumber")]
     except OSError:
         return False  # the search failed, and the person has been told why
     ended = results(folder)

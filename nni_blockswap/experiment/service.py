@@ -17,8 +17,6 @@ from nni_blockswap.experiment.students import identity
 from nni_blockswap.files import expanded, read_json
 from nni_blockswap.results.trial import read_result, results_below
 
-CHECKPOINT = "checkpoint"
-
 PATIENCE = 120.0
 """Seconds for NNI's manager to answer on a busy machine; one that is gone refuses at once."""
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.errors import StateError
+from nni_blockswap.experiment.layout import CHECKPOINT, SECRET
 from nni_blockswap.files import write_atomically
 
-SECRET, SIGNATURE = "secret", "signature"
+SIGNATURE = "signature"
 
 
 def secret_of(checkpoint: Path) -> str:
@@ -46,7 +47,7 @@ def is_signed(parameters: Mapping[str, Any], trial: Path) -> bool:
     Raises:
         StateError: that tuner signs, and did not sign these.
     """
-    path = trial.parents[3] / "checkpoint" / SECRET if len(trial.parents) > 3 else None
+    path = trial.parents[3] / CHECKPOINT / SECRET if len(trial.parents) > 3 else None
     if path is None or not path.exists():
         return False
     bare = {name: value for name, value in parameters.items() if name != SIGNATURE}
