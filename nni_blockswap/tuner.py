@@ -78,22 +78,20 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         Raises:
             NoMoreTrialError: all have one, or the search failed.
         """
-        self._dispatcher = dispatcher = getattr(kwargs.get("st_callback"), "__self__", None)
+        self._dispatcher = getattr(kwargs.get("st_callback"), "__self__", None)
         try:
             if self._chosen is None:
-                self._chosen = self._earlier_students() or self._search(dispatcher)
+                self._chosen = self._earlier_students() or self._search()
             if os.environ.get("NNI_MODE") == "resume":
                 self._make_up_for_lost_trials(self._chosen)
-            parameters = self._chosen.next(self._rerun(dispatcher))
+            parameters = self._chosen.next(self._rerun())
         except StoppedError:
             raise
         except BlockSwapError as error:
-            self._give_up(str(error), dispatcher)
+            self._give_up(str(error))
         except Exception as error:  # anything else would leave the experiment RUNNING for ever
             _log.exception("The search failed.")
-            self._give_up(
-                f"the search failed unexpectedly, {type(error).__name__}: {error}; see dispatcher.log.", dispatcher
-            )
+            self._give_up(f"the search failed unexpectedly, {type(error).__name__}: {error}; see dispatcher.log.")
         self._fetch()
         if parameters is None:
             raise NoMoreTrialError("every selected student has its trial")
@@ -150,9 +148,9 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
             self._fetcher = Fetcher(self._experiment(), _log.warning)
             self._fetcher.start()
 
-    def _rerun(self, dispatcher: Any) -> list[str]:
+    def _rerun(self) -> list[str]:
         """The students of the trials that NNI itself starts again, after a resume, and of those that run."""
-        recorded = [identity(entry) for entry in getattr(dispatcher, "recovered_trial_params", {}).values()]
+        recorded = [identity(entry) for entry in getattr(self._dispatcher, "recovered_trial_params", {}).values()]
         port = manager_port()
         if recorded and port is not None:
             if self._fetcher is None:  # which began where is told by their folders
@@ -178,7 +176,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
             if port is not None and planned.exists():
                 allow_for(list(chosen), read_json(planned), Experiment(port))
 
-    def _search(self, dispatcher: Any) -> Students:
+    def _search(self) -> Students:
         """Search, and select the best."""
         share_cores()
         restore_gpus()
@@ -189,7 +187,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         base = code_directory()
         settings, count = read_settings(self._settings, self._search_space, base)
         _log.info("Searching: %s", settings)
-        watch = _Watch(self._folder() / PROGRESS, dispatcher)
+        watch = _Watch(self._folder() / PROGRESS, self._dispatcher)
         if isinstance(self._settings.get("library"), Mapping):
             from nni_blockswap.training.schooling import LibraryPlan, prepare
 
@@ -225,14 +223,14 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         if planned is not None:
             write_json(self._folder() / PLANNED, planned)
 
-    def _give_up(self, sentence: str, dispatcher: Any) -> NoReturn:
+    def _give_up(self, sentence: str) -> NoReturn:
         """End the experiment with status ERROR, and let the person who started it see why."""
         _log.error("%s", sentence)
         with suppress(OSError):
             write_text(self._folder() / ERROR, sentence + "\n")
         tell(sentence)
-        if dispatcher is not None:
-            dispatcher.report_error(sentence)
+        if self._dispatcher is not None:
+            self._dispatcher.report_error(sentence)
         raise NoMoreTrialError(sentence)
 
     def _folder(self) -> Path:
