@@ -1,4 +1,4 @@
-"""Fisher potential of many candidates on one chain of blocks, fast. The plain way is ``proxies/fisher.py``.
+"""Fisher potential of many candidates on one chain of blocks, fast. The plain way is ``engines/plain.py``.
 
 Classifiers are mostly chains, images -> stem -> link_0 -> ... -> link_n -> head -> loss, in which a link, a block or
 a part of the network with blocks inside, sees nothing but what the one before gives. Some of the links feed the head,
@@ -23,7 +23,7 @@ from torch import Tensor
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.scoring.engines.base import Measure, Work
 from nni_blockswap.scoring.engines.feeding import added, entering, head_gradients
-from nni_blockswap.scoring.engines.links import links
+from nni_blockswap.scoring.engines.links import links, shared
 from nni_blockswap.scoring.engines.sparse import prepare_head
 from nni_blockswap.scoring.machine import autocast, keep_freed_memory
 from nni_blockswap.scoring.proxies import Score, mean_score
@@ -177,10 +177,9 @@ class FisherChain:
 
     def _forward(self, names: Sequence[tuple[str, ...]]) -> None:
         """Run the links from the first whose substitutes are others than last time."""
-        same = [step.names == wanted for step, wanted in zip(self._steps, names, strict=False)]
-        shared = same.index(False) if False in same else len(same)
-        del self._steps[shared:]
-        for link, wanted in zip(self._links[shared:], names[shared:], strict=True):
+        kept = shared([step.names for step in self._steps], names)
+        del self._steps[kept:]
+        for link, wanted in zip(self._links[kept:], names[kept:], strict=True):
             for block, name in zip(link.blocks, wanted, strict=True):
                 block.select(name)
             x = self._steps[-1].out.detach().requires_grad_() if self._steps else self._stems[self._at]

@@ -1,4 +1,4 @@
-"""``fast_fisher`` on a GPU: each link is recorded once under its substitutes; a candidate is a replay of recordings.
+"""``chain`` on a GPU: each link is recorded once under its substitutes; a candidate is a replay of recordings.
 
 A candidate of WRN-40-2 is about a thousand kernels of some microseconds each: launched one by one, the GPU waits for
 Python. But a link under its substitutes always does the same to tensors of the same shapes. Its forward and backward
@@ -23,7 +23,7 @@ from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.scoring.engines.base import Measure, Work
 from nni_blockswap.scoring.engines.chain import CHAIN, FisherChain, backward, measuring
 from nni_blockswap.scoring.engines.feeding import entering, head_gradients
-from nni_blockswap.scoring.engines.links import links
+from nni_blockswap.scoring.engines.links import links, shared
 from nni_blockswap.scoring.machine import autocast
 from nni_blockswap.scoring.proxies import Score
 from nni_blockswap.scoring.proxies.fisher import OfFisherInformation, fisher_information
@@ -63,10 +63,10 @@ def start(
     return measuring(chain, proxy, len(batches), device, precision)
 
 
-Step = Callable[[Any], Any]
+Recorded = Callable[[Any], Any]
 """One recording; it takes what the one before it gave."""
 Replay = Callable[[], object]
-Record = Callable[[int, Sequence[Step]], Sequence[Replay]]
+Record = Callable[[int, Sequence[Recorded]], Sequence[Replay]]
 """From a place, whose recordings may share memory, and steps that follow each other, to a replay of each step."""
 
 TOLERANCE = 0.05
@@ -110,9 +110,7 @@ class GraphedFisherChain:
             self._batch[1].copy_(self._labels[index])
             self._names, self._at = [], index
         names = [tuple(choices[block.label] for block in link.blocks) for link in self._links]
-        same = [before == wanted for before, wanted in zip(self._names, names, strict=False)]
-        shared = same.index(False) if False in same else len(same)
-        for position in range(shared, len(names)):
+        for position in range(shared(self._names, names), len(names)):
             self._pair(position, names[position])[0]()
         self._head()
         for position in reversed(range(len(names))):
@@ -171,7 +169,7 @@ class CudaRecorder:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pools: dict[int, Any] = {}
 
-    def __call__(self, place: int, steps: Sequence[Step]) -> list[Replay]:
+    def __call__(self, place: int, steps: Sequence[Recorded]) -> list[Replay]:
         pool = self._pools.setdefault(place, torch.cuda.graph_pool_handle())
         here = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(here)

@@ -122,6 +122,17 @@ def _are_linked(row: Sequence[_Call]) -> bool:
     return all(call.x is not None for call in row) and all(one.out is other.x for one, other in pairwise(row))
 
 
+def shared(before: Sequence[tuple[str, ...]], wanted: Sequence[tuple[str, ...]]) -> int:
+    """How many links, from the first on, are to run the substitutes that they ran before.
+
+    Example:
+        >>> shared([("S",), ("B(2)",), ("S",)], [("S",), ("S",), ("S",)])
+        1
+    """
+    same = [one == other for one, other in zip(before, wanted, strict=False)]
+    return same.index(False) if False in same else len(same)
+
+
 def few(batch: Batch) -> Batch:
     """Two images of ``batch``: enough to see how a network runs."""
     images, targets = batch
