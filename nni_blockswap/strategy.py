@@ -25,10 +25,11 @@ _log = logging.getLogger("nni.blockswap")
 
 
 class BlockSwapStrategy(Strategy):  # type: ignore[misc]  # NNI is not typed
-    """Searches once by Fisher potential, then submits the best students, best first, and waits for their results.
+    """Searches once, then submits the best students, best first, and waits for their results.
 
-    The space is the experiment's. It runs with the sequential and the training-service engine, the latter with the
-    simplified model format (NNI's raw format cannot be sent to a trial).
+    Scores are Fisher potential unless the setting ``proxy`` is another. The space is the experiment's. It runs with the
+    sequential and the training-service engine, the latter with the simplified model format (NNI's raw format cannot be
+    sent to a trial).
 
     Args:
         students: how many of the best to submit; the experiment's budget may allow fewer.

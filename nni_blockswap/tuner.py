@@ -99,7 +99,7 @@ class BlockSwapTuner(Tuner):  # type: ignore[misc]  # NNI is not typed
         return signed(parameters, secret_of(self._folder()))
 
     def receive_trial_result(self, parameter_id: int, parameters: Any, value: Any, **kwargs: Any) -> None:
-        """Note a student's accuracy."""
+        """Note what a student reached, in the metric that it is judged by."""
         self.import_data([{"parameter": parameters or {}, "value": value}])  # NNI's "no more" overwrites some by ""
 
     def trial_end(self, parameter_id: int, success: bool, **kwargs: Any) -> None:

@@ -40,7 +40,8 @@ class MaskRCNNSpace(MaskRCNN, BlockSpace):  # type: ignore[misc]  # NNI is not t
         box_batch_size_per_image: proposals of an image that train the heads; most of a step's time goes to them.
         frozen_bn: normalise with fixed statistics, scale and shift, which are no parameters then.
         trainable_layers: how many of layer4, layer3, layer2, layer1 and the stem are trained, from the last.
-        extra: substitutes to offer beside the paper's, for example ``substitutes.PUBLISHED_EXTRA``.
+        extra: substitutes to offer beside the paper's, for example
+            ``nni_blockswap.blocks.substitutes.paper.PUBLISHED_EXTRA``.
 
     Raises:
         SpaceError: no such depth, not 0 to 5 trainable layers, or a size that is none.

@@ -30,7 +30,8 @@ class ResNetSpace(ResNet, BlockSpace):  # type: ignore[misc]  # NNI is not typed
         num_classes: outputs of the classifier.
         image_size: side of a (square) image.
         late_width: multiplier of the last three stages' widths; with 0.5 depth 18 is the paper's ResNet-18-0.5.
-        extra: substitutes to offer beside the paper's, for example ``substitutes.PUBLISHED_EXTRA``.
+        extra: substitutes to offer beside the paper's, for example
+            ``nni_blockswap.blocks.substitutes.paper.PUBLISHED_EXTRA``.
 
     Raises:
         SpaceError: no such depth.

@@ -21,7 +21,8 @@ class WideResNetSpace(BlockSpace):
         num_classes: outputs of the classifier.
         in_channels: channels of an image.
         image_size: side of a (square) image.
-        extra: substitutes to offer beside the paper's, for example ``substitutes.PUBLISHED_EXTRA``.
+        extra: substitutes to offer beside the paper's, for example
+            ``nni_blockswap.blocks.substitutes.paper.PUBLISHED_EXTRA``.
 
     Raises:
         SpaceError: ``depth`` is not 6n + 4.

@@ -1,4 +1,8 @@
-"""What a trial runs: ``python -m trial.distill`` trains a student, ``python -m trial.teacher`` its teacher."""
+"""What a trial runs.
+
+``python -m trial.distill`` trains a student, ``python -m trial.teacher`` its teacher, ``python -m trial.detect`` a
+detector.
+"""
 
 import os
 import warnings

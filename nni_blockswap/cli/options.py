@@ -98,7 +98,7 @@ def add_score_options(parser: argparse.ArgumentParser, *, required: bool = True)
 
 
 def score_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Fields of ``search.ScoreSettings`` from the options above and ``--space``."""
+    """Fields of ``scoring.settings.ScoreSettings`` from the options above and ``--space``."""
     return {
         **space_of(options),
         "data": options.data,

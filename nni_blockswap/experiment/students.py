@@ -30,7 +30,7 @@ class Student:
             ``comparison.contestants`` adds.
         state: ``waiting``, ``running``, ``succeeded``, ``failed`` where it cannot be trained, or ``lost`` where its
             trials were ended from outside: ``nnictl resume`` tries again.
-        accuracy: the trial's final result, or None.
+        accuracy: the trial's final result in the metric that it is judged by, which need not be one; None before.
     """
 
     parameters: dict[str, Any]
@@ -91,11 +91,11 @@ class Students:
                     return student.parameters
         return None
 
-    def succeeded(self, identity: str, accuracy: float) -> None:
+    def succeeded(self, identity: str, value: float) -> None:
         """Note a trial's result. It outweighs a failure: of trials side by side, NNI may name the wrong one failed."""
         with self._lock:
             if identity in self._students:
-                self._students[identity].state, self._students[identity].accuracy = SUCCEEDED, accuracy
+                self._students[identity].state, self._students[identity].accuracy = SUCCEEDED, value
                 self._save()
 
     def failed(self, identity: str) -> None:
@@ -142,7 +142,7 @@ def identity(parameters: Mapping[str, Any]) -> str:
 
 
 def result_of(parameters: Mapping[str, Any], value: Any) -> tuple[str, float]:
-    """(identity, accuracy) of a trial's final metric, a number or a mapping with ``default``.
+    """(identity, value) of a trial's final metric, a number or a mapping with ``default``.
 
     The metric's own id comes first: with trialConcurrency above 1 NNI records a trial's metric beside the parameters of
     another (microsoft/nni issues 5693 and 5726).

@@ -1,4 +1,4 @@
-"""A search in TensorBoard: best score so far, the distribution of scores, score against parameters."""
+"""A search in TensorBoard: best score so far, the distribution of scores, score against each resource."""
 
 import math
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ class Board:
         self._writer.add_histogram("search/scores", _array(self._scores), len(self._scores))
 
     def show(self, rankings: Sequence[Ranking]) -> None:
-        """Scatter plots of score against parameters and MACs, and each winner as text."""
+        """Scatter plots of score against each resource, and each winner as text."""
         if self._writer is None:
             return
         for ranking in rankings:

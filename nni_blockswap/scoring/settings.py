@@ -31,7 +31,8 @@ class ScoreSettings:
         augment: whether minibatches pass the training augmentation.
         device: "auto" (a GPU if there is one), "cpu", "cuda", ...
         precision: of the convolutions, one of ``PRECISIONS``; Fisher information is summed in float32 at least. "auto"
-            is bf16 where it is native to a CPU and known to rank as float64 does (``is_bf16_known``), else float32.
+            is bf16 where it is native to a CPU and known to rank as float64 does (``Scorer._is_bf16_known``), else
+            float32.
         processes: that score side by side on a CPU, the fast way; None is one for each of PyTorch's threads. Each holds
             a super-network and the activations of one candidate. Scores do not depend on it. A
             script's own space, in ``__main__``, is scored in one: no other process can import it.

@@ -58,7 +58,7 @@ class Optimisation:
         **dict.fromkeys(("momentum", "ema"), SHARE),
         "weight_decay": WEIGHT,
     }
-    """Of its numbers; those that may be None have none."""
+    """Of its numbers; one that may be None is not looked at where it is."""
 
     def __post_init__(self) -> None:
         for name, allowed in self.ranges.items():

@@ -1,4 +1,4 @@
-"""Teachers: from a checkpoint, from torchvision by name, or trained once and kept for every later trial."""
+"""Teachers: from a checkpoint, from torchvision or timm by name, or trained once and kept for every later trial."""
 
 import argparse
 import hashlib
