@@ -1,11 +1,9 @@
 """A library on disk: library.json, a file of weights a block, and errors.csv for people."""
 
-import csv
 import hashlib
-import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,11 @@ from torch import Tensor
 
 from nni_blockswap.cost.table import ORIGINAL, Table
 from nni_blockswap.errors import StateError
-from nni_blockswap.files import read_json, write_json, write_text
+from nni_blockswap.files import read_json, write_json
 from nni_blockswap.library import store
 from nni_blockswap.library.bench import learned, of_candidate
 from nni_blockswap.library.measuring import NONE, Error
+from nni_blockswap.results.tables import write_csv
 from nni_blockswap.spaces import complete_args
 from nni_blockswap.tasks import usual
 
@@ -161,15 +160,13 @@ class Library:
 
     def write_errors(self, table: Table) -> None:
         """Write errors.csv: block, candidate, error, standard error and what the candidate takes."""
-        stream = io.StringIO()
-        lines = csv.writer(stream, lineterminator="\n")
-        lines.writerow(["block", "candidate", "error", "standard_error", *table.columns])
+        rows: list[Sequence[object]] = [["block", "candidate", "error", "standard_error", *table.columns]]
         for block, (label, names) in enumerate(zip(table.labels, table.candidates, strict=True)):
             for index, name in enumerate(names):
                 error = self.error(label, name)
                 costs = [int(column.costs[block][index]) for column in table.columns.values()]
-                lines.writerow([label, name, f"{error.value:.6g}", f"{error.deviation:.3g}", *costs])
-        write_text(self.folder / ERRORS, stream.getvalue())
+                rows.append([label, name, f"{error.value:.6g}", f"{error.deviation:.3g}", *costs])
+        write_csv(self.folder / ERRORS, rows)
 
     def values(self, table: Table, form: str = "sum") -> list[list[float]]:
         """What each candidate of each block of ``table`` adds to an architecture's score, by a form in ``FORMS``.

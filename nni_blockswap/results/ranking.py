@@ -1,7 +1,6 @@
 """Scored architectures in order, and their files: ranking.csv, one row a candidate, and best.json."""
 
 import csv
-import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +9,8 @@ from typing import Any
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ScoreError, SpaceError, StateError
-from nni_blockswap.files import read_json, write_text
+from nni_blockswap.files import read_json
+from nni_blockswap.results.tables import write_csv
 from nni_blockswap.scoring.proxies.combination import scores_of
 
 NON_FINITE = "non-finite"
@@ -85,9 +85,7 @@ class Ranking:
 
     def save(self, folder: str | Path) -> None:
         """Write ``folder``/ranking.csv and, where a score is finite, ``folder``/best.json, each atomically."""
-        stream = io.StringIO()
-        csv.writer(stream, lineterminator="\n").writerows(self._rows())
-        write_text(Path(folder) / "ranking.csv", stream.getvalue())
+        write_csv(Path(folder) / "ranking.csv", self._rows())
         for best in self.top(1):
             best.save(Path(folder) / "best.json")
 

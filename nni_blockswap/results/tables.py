@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Row = Sequence[object]
 
 
-def write_csv(path: str | Path, rows: Sequence[Row]) -> None:
+def write_csv(path: str | Path, rows: Iterable[Row]) -> None:
     """Write ``rows``, the first of them the header."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows(rows)
