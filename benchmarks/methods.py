@@ -32,7 +32,7 @@ from benchmarks.machine import processor  # noqa: E402
 from nni_blockswap.cost.table import Indices  # noqa: E402
 from nni_blockswap.files import read_json, write_json, write_text  # noqa: E402
 from nni_blockswap.methods import METHODS  # noqa: E402
-from nni_blockswap.results.tables import markdown, write_png  # noqa: E402
+from nni_blockswap.results.tables import markdown, write_figure  # noqa: E402
 from nni_blockswap.searching import SearchSettings, make_method, score, search, table_of  # noqa: E402
 
 UNSEEN_SEED, UNSEEN_DRAWS, HALVING_DRAWS = 1_000_000, 5, 5
@@ -232,7 +232,7 @@ def draw(found: Found, curves: Curves, path: Path) -> None:
         axes.set_xscale("log")
     figure.axes[0].set_ylabel("Fisher potential, unseen draws")
     figure.axes[0].legend(fontsize=8)
-    write_png(path, figure)
+    write_figure(path, figure)
 
 
 def reached(line: Sequence[tuple[int, float]], count: int) -> float:

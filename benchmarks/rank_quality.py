@@ -38,7 +38,7 @@ from nni_blockswap.library.building import build  # noqa: E402
 from nni_blockswap.library.library import Library  # noqa: E402
 from nni_blockswap.library.settings import LibrarySettings  # noqa: E402
 from nni_blockswap.methods.sampler import Sampler  # noqa: E402
-from nni_blockswap.results.tables import write_png  # noqa: E402
+from nni_blockswap.results.tables import write_figure  # noqa: E402
 from nni_blockswap.scoring.proxies import PROXIES  # noqa: E402
 from nni_blockswap.scoring.settings import ScoreSettings  # noqa: E402
 from nni_blockswap.spaces import complete_args, cost_table  # noqa: E402
@@ -100,7 +100,7 @@ def main() -> None:
         results = ROOT / "benchmarks" / "results"
         write_text(results / f"{given.name}.md", text)
         drawn = [one for one in studies[max(DRAWS)] if one.proxy in DRAWN]
-        write_png(results / f"{given.name}.png", scatter([one.error for one in trained], drawn))
+        write_figure(results / f"{given.name}.png", scatter([one.error for one in trained], drawn))
     print(text)
 
 

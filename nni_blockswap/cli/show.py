@@ -20,18 +20,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Draw it."""
     from nni_blockswap.architecture import Architecture
-    from nni_blockswap.results.drawing import picture, preferences, text, write
+    from nni_blockswap.results.drawing import picture, preferences, text
     from nni_blockswap.results.ranking import Ranking
+    from nni_blockswap.results.tables import write_figure
 
     what = Path(options.what)
     if what.is_dir():
         out = options.out or what / "preferences.png"
-        write(out, preferences(Ranking.load(what)))
+        write_figure(out, preferences(Ranking.load(what)))
         print(out)
         return 0
     one = Architecture.load(what)
     print(text(one))
     if options.out:
-        write(options.out, picture(one))
+        write_figure(options.out, picture(one))
         print(options.out)
     return 0

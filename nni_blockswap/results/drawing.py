@@ -3,15 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.errors import ConfigError
-from nni_blockswap.files import write_atomically
 from nni_blockswap.results.ranking import Ranking
 from nni_blockswap.spaces import cost_table
 
@@ -118,14 +115,6 @@ def shares(architectures: Sequence[Architecture], names: Sequence[str]) -> NDArr
         counts = Counter(one.choices[label] for one in architectures)
         found[:, block] = [counts[name] / len(architectures) for name in names]
     return found
-
-
-def write(path: str | Path, figure: "Figure") -> None:
-    """As PNG or SVG, by the name's ending. Raises ConfigError at another ending."""
-    kind = Path(path).suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg"):
-        raise ConfigError(f"a picture's name ends in .png or .svg, and '{path}' does not.")
-    write_atomically(path, lambda stream: figure.savefig(stream, format=kind, dpi=120))
 
 
 def _order(name: str) -> tuple[str, list[int], str]:

@@ -1,4 +1,4 @@
-"""Tables and figures on disk: CSV, Markdown and PNG, each written atomically."""
+"""Tables and figures on disk: CSV, Markdown, PNG and SVG, each written atomically."""
 
 import csv
 import io
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nni_blockswap.errors import ConfigError
 from nni_blockswap.files import write_atomically, write_text
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in padded)
 
 
-def write_png(path: str | Path, figure: "Figure") -> None:
-    """Draw ``figure``."""
-    write_atomically(path, lambda stream: figure.savefig(stream, format="png", dpi=120))
+def write_figure(path: str | Path, figure: "Figure") -> None:
+    """As PNG or SVG, by the name's ending. Raises ConfigError at another ending."""
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise ConfigError(f"a picture's name ends in .png or .svg, and '{path}' does not.")
+    write_atomically(path, lambda stream: figure.savefig(stream, format=kind, dpi=120))

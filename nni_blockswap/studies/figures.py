@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import ConfigError, StateError
-from nni_blockswap.results.tables import write_png
+from nni_blockswap.results.tables import write_figure
 from nni_blockswap.studies.comparison import ONE_SWAP, RANDOM, SINGLE
 from nni_blockswap.studies.trials import Point, Trial, points, read_trials, taught
 
@@ -166,5 +166,5 @@ def draw(name: str, folders: Iterable[str | Path], out: str | Path) -> Path:
     if name not in FIGURES:
         raise ConfigError(f"there is no figure '{name}'; choose from {', '.join(FIGURES)}.")
     path = Path(out) / f"{name}.png"
-    write_png(path, FIGURES[name](read_trials(folders)))
+    write_figure(path, FIGURES[name](read_trials(folders)))
     return path

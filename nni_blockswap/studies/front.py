@@ -23,7 +23,7 @@ from nni_blockswap.errors import BudgetError
 from nni_blockswap.library import choosing
 from nni_blockswap.library.library import Library
 from nni_blockswap.results.ranking import Ranking
-from nni_blockswap.results.tables import write_csv, write_png
+from nni_blockswap.results.tables import write_csv, write_figure
 from nni_blockswap.scoring.proxies.combination import is_high_good, parts, scores_of
 from nni_blockswap.searching import SearchSettings, score, search, table_of
 from nni_blockswap.spaces import complete_args
@@ -107,7 +107,7 @@ def front(settings: SearchSettings, out: str | Path, on_progress: OnProgress = l
         settings.proxy,
     )
     write_csv(Path(out) / FRONT_TABLE, _rows(found))
-    write_png(Path(out) / "front.png", draw(found))
+    write_figure(Path(out) / "front.png", draw(found))
     return found
 
 

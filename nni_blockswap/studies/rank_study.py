@@ -21,7 +21,7 @@ from nni_blockswap.errors import ConfigError, DataError
 from nni_blockswap.files import write_text
 from nni_blockswap.library import choosing
 from nni_blockswap.library.library import Library
-from nni_blockswap.results.tables import markdown, write_csv, write_png
+from nni_blockswap.results.tables import markdown, write_csv, write_figure
 from nni_blockswap.scoring.proxies.combination import is_high_good, parts, scores_of
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.searching import score
@@ -234,7 +234,7 @@ def _write(out: Path, trained: Sequence[Trained], found: Sequence[Correlation]) 
         ],
     )
     write_csv(out / "scores.csv", list(_score_rows(trained, found)))
-    write_png(out / "scatter.png", scatter([one.error for one in trained], found))
+    write_figure(out / "scatter.png", scatter([one.error for one in trained], found))
 
 
 def _score_rows(trained: Sequence[Trained], found: Sequence[Correlation]) -> Iterator[list[object]]:

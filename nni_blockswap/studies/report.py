@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from nni_blockswap.files import write_text
-from nni_blockswap.results.tables import markdown, write_csv, write_png
+from nni_blockswap.results.tables import markdown, write_csv, write_figure
 from nni_blockswap.studies.error_figure import figure, title_of
 from nni_blockswap.studies.front import FRONT_TABLE, draw_errors
 from nni_blockswap.studies.latency import Latency, measure
@@ -48,8 +48,8 @@ def report(folders: Iterable[str | Path], out: str | Path, latency_batch: int | 
     write_csv(folder / "trials.csv", _trial_rows(trials))
     for name, rows in _fronts(folders, trials, folder):
         write_csv(folder / name, rows)
-        write_png((folder / name).with_suffix(".png"), draw_errors(rows, None if teacher is None else teacher.error))
-    write_png(folder / "report.png", figure(compared, latencies, title))
+        write_figure((folder / name).with_suffix(".png"), draw_errors(rows, None if teacher is None else teacher.error))
+    write_figure(folder / "report.png", figure(compared, latencies, title))
     return table
 
 

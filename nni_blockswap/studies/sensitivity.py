@@ -8,7 +8,7 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.conversation import Progress
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.files import write_text
-from nni_blockswap.results.tables import markdown, write_csv, write_png
+from nni_blockswap.results.tables import markdown, write_csv, write_figure
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.searching import score
 from nni_blockswap.spaces import cost_table, table_of_blocks
@@ -97,7 +97,7 @@ def _write(
     figures = rows(settings, original, by_block)
     write_csv(out / "sensitivity.csv", figures)
     write_text(out / "sensitivity.md", f"One block at a time swapped for {substitute}.\n\n{table(figures)}\n")
-    write_png(out / "sensitivity.png", bars(substitute, settings.proxy, original, by_block))
+    write_figure(out / "sensitivity.png", bars(substitute, settings.proxy, original, by_block))
 
 
 def table(figures: Sequence[Sequence[object]]) -> str:
