@@ -102,5 +102,9 @@ _FUNCTION = ("qualname", "code", "defaults", "kwdefaults", "closure")
 def _of_tensor(value: Tensor, start: int = 0) -> int:
     if value.is_meta:  # it has no numbers
         return zlib.crc32(repr((tuple(value.shape), value.dtype)).encode(), start)
-    flat = value.detach().cpu().contiguous().flatten()
-    return zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), start)
+    return zlib.crc32(bytes_of(value), start)
+
+
+def bytes_of(value: Tensor) -> bytes:
+    """The numbers of a tensor, row by row, whatever its device and layout; of which shape and type they do not say."""
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from nni_blockswap.blocks.digest import bytes_of
 from nni_blockswap.errors import CheckpointError
 from nni_blockswap.files import write_atomically
 
@@ -20,14 +20,14 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     """Sixteen hexadecimal digits of names, shapes, types and bytes, in any order of the names.
 
     Example:
+        >>> import torch
         >>> digest({"a": torch.zeros(2), "b": torch.tensor(1)}) == digest({"b": torch.tensor(1), "a": torch.zeros(2)})
         True
     """
     found = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        found.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
+        found.update(bytes_of(tensors[name]))
     return found.hexdigest()[:16]
 
 
