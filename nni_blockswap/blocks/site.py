@@ -150,6 +150,11 @@ def find_family(name: str) -> Family:
     raise SpaceError(f"'{name}' is not a substitute; write {usages}.")
 
 
+def spelled(name: str) -> str:
+    """A substitute's name without spaces and in capitals, as families read it: ``g( n/8 )`` is ``G(N/8)``."""
+    return "".join(str(name).split()).upper()
+
+
 def is_everywhere(name: str) -> bool:
     """Whether every process knows the substitute: it says where its family is, or that is this package's own."""
     own = (known for known in FAMILIES if FAMILIES.is_everywhere(known))

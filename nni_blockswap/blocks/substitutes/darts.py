@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nni_blockswap.blocks.site import Site
+from nni_blockswap.blocks.site import Site, spelled
 from nni_blockswap.errors import SpaceError
 
 Norm = Callable[[int], nn.Module]
@@ -47,7 +47,7 @@ class Darts:
 
     def reads(self, name: str) -> bool:
         """Whether it is ``D``."""
-        return name.strip().upper() == "D"
+        return spelled(name) == "D"
 
     def canonical(self, name: str, site: Site) -> str:
         """``D``. Raises SpaceError where the cell does not fit."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nni_blockswap.blocks.inheritance import settle_all
 from nni_blockswap.blocks.narrowing import layers, take_over
-from nni_blockswap.blocks.site import Site
+from nni_blockswap.blocks.site import Site, spelled
 from nni_blockswap.blocks.substitutes.paper import Conv, conv_module
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import SpaceError
@@ -36,7 +36,7 @@ class Inverted:
     usage = "MB(e,k), as in MB(3,3), at an inverted residual"
 
     def reads(self, name: str) -> bool:
-        return _SPELLING.fullmatch(_plain(name)) is not None
+        return _SPELLING.fullmatch(spelled(name)) is not None
 
     def canonical(self, name: str, site: Site) -> str:
         """Raises SpaceError where it is no smaller than the original.
@@ -47,7 +47,7 @@ class Inverted:
             'MB(3,3)'
         """
         _read(name, site)
-        return _plain(name)
+        return spelled(name)
 
     def build(self, name: str, site: Site) -> nn.Module:
         expansion, kernel = _read(name, site)
@@ -84,12 +84,8 @@ def _convolutions(branch: nn.Module) -> list[nn.Conv2d]:
     return [layer for layer in layers(branch) if isinstance(layer, nn.Conv2d)]
 
 
-def _plain(name: str) -> str:
-    return "".join(str(name).split()).upper()
-
-
 def _read(name: str, site: Site) -> tuple[int, int]:
-    match = _SPELLING.fullmatch(_plain(name))
+    match = _SPELLING.fullmatch(spelled(name))
     if match is None:
         raise SpaceError(f"'{name}' is not a substitute; write {Inverted.usage}.")
     expansion, kernel = int(match[1]), int(match[2])

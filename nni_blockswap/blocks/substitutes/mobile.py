@@ -13,8 +13,9 @@ from collections import OrderedDict
 
 from torch import nn
 
-from nni_blockswap.blocks.site import Site
+from nni_blockswap.blocks.site import Site, spelled
 from nni_blockswap.blocks.substitutes.paper import Conv, conv_module
+from nni_blockswap.errors import SpaceError
 
 _SPELLING = re.compile(r"MB\(([1-9]\d*)\)")
 
@@ -26,22 +27,26 @@ class Mobile:
 
     def reads(self, name: str) -> bool:
         """Whether it is spelled as one of them."""
-        return _SPELLING.fullmatch(_plain(name)) is not None
+        return _SPELLING.fullmatch(spelled(name)) is not None
 
     def canonical(self, name: str, site: Site) -> str:
         """Its spelling without spaces; it fits everywhere."""
-        return _plain(name)
+        return spelled(name)
 
     def build(self, name: str, site: Site) -> nn.Sequential:
         """The branch.
+
+        Raises:
+            SpaceError: it is no ``MB(e)``.
 
         Example:
             >>> branch = MOBILE.build("MB(6)", Site(32, 32))
             >>> sum(parameter.numel() for parameter in branch.parameters())
             14848
         """
-        match = _SPELLING.fullmatch(_plain(name))
-        assert match is not None
+        match = _SPELLING.fullmatch(spelled(name))
+        if match is None:
+            raise SpaceError(f"'{name}' is not a substitute; write {Mobile.usage}.")
         inner = int(match[1]) * site.in_channels
         return nn.Sequential(
             OrderedDict(
@@ -58,7 +63,3 @@ class Mobile:
 
 
 MOBILE = Mobile()
-
-
-def _plain(name: str) -> str:
-    return "".join(name.split()).upper()

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from nni_blockswap.blocks.inheritance import copy_bias, dense_convolutions
 from nni_blockswap.blocks.narrowing import take_over
-from nni_blockswap.blocks.site import Site
+from nni_blockswap.blocks.site import Site, spelled
 from nni_blockswap.blocks.substitutes.paper import PAPERS, Conv, conv_module, stacked
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import SpaceError
@@ -47,7 +47,7 @@ class Narrowed:
 
     def reads(self, name: str) -> bool:
         """Whether it is spelled as one of them."""
-        return _SPELLING.fullmatch(_plain(name)) is not None
+        return _SPELLING.fullmatch(spelled(name)) is not None
 
     def canonical(self, name: str, site: Site) -> str:
         """The one spelling of the branch that ``name`` means at ``site``.
@@ -102,7 +102,7 @@ def _factorise(own: list[nn.Conv2d], original: nn.Conv2d) -> None:
 
 def _width(name: str, site: Site) -> int:
     """Inner channels that ``name`` keeps at ``site``."""
-    match = _SPELLING.fullmatch(_plain(name))
+    match = _SPELLING.fullmatch(spelled(name))
     if match is None:
         raise SpaceError(f"'{name}' is not a substitute; write {Narrowed.usage}.")
     if site.expansion is not None:
@@ -125,10 +125,6 @@ def _width(name: str, site: Site) -> int:
     if site.convolutions == 1 and width * (before + after) >= before * after:
         raise SpaceError(f"'{name}' does not fit here: its two factors have more weights than the original.")
     return width
-
-
-def _plain(name: str) -> str:
-    return "".join(str(name).split()).upper()
 
 
 _SPELLING = re.compile(r"W\((?P<over>[1-9]\d*)(?:/(?P<under>[1-9]\d*))?\)")

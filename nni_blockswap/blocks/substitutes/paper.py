@@ -44,7 +44,7 @@ from nni_blockswap.blocks.inheritance import (
     lifted,
     settled,
 )
-from nni_blockswap.blocks.site import Kernel, Site
+from nni_blockswap.blocks.site import Kernel, Site, spelled
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import SpaceError
 
@@ -80,7 +80,7 @@ class Paper:
 
     def reads(self, name: str) -> bool:
         """Whether it is spelled as one of them."""
-        return _SPELLING.fullmatch(_plain(name)) is not None
+        return _SPELLING.fullmatch(spelled(name)) is not None
 
     def canonical(self, name: str, site: Site) -> str:
         """The one spelling of the branch that ``name`` means at ``site``.
@@ -108,7 +108,7 @@ class Paper:
             return "G(N)" if ratio == 1 else f"G(N/{ratio})"
         if kind == "BG":
             return f"B({arguments[0]})" if layers[1].groups == 1 else f"BG({arguments[0]},{layers[1].groups})"
-        return _plain(name)
+        return spelled(name)
 
     def build(self, name: str, site: Site) -> nn.Sequential:
         """The branch: ``conv1, bn1, relu1, conv2, ...``, ending in its last convolution."""
@@ -275,12 +275,8 @@ _SPELLING = re.compile(
 )
 
 
-def _plain(name: str) -> str:
-    return "".join(str(name).split()).upper()
-
-
 def _parse(name: str) -> tuple[str, tuple[str, ...]]:
-    match = _SPELLING.fullmatch(_plain(name))
+    match = _SPELLING.fullmatch(spelled(name))
     if match is None or match.lastgroup is None:
         raise SpaceError(f"'{name}' is not a substitute; write {Paper.usage}.")
     kind = match.lastgroup

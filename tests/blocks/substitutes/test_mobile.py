@@ -6,6 +6,7 @@ from torch import nn
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.site import Site
+from nni_blockswap.blocks.substitutes.mobile import MOBILE
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.spaces import cost_table
 from tests.conftest import SMALL, WRN
@@ -22,6 +23,11 @@ def test_it_is_offered_on_request_alone() -> None:
     assert cost_table(WRN, {**SMALL, "extra": ["mb( 6 )"]}).candidates[0][-1] == "MB(6)"
     with pytest.raises(SpaceError, match=r"MB\(e\), as in MB\(6\)"):
         cost_table(WRN, {**SMALL, "extra": ["MB(0)"]})
+
+
+def test_what_is_spelled_otherwise_is_told_and_not_built() -> None:
+    with pytest.raises(SpaceError, match=r"'G\(4\)' is not a substitute; write MB\(e\), as in MB\(6\)"):
+        MOBILE.build("G(4)", Site(8, 8))
 
 
 @pytest.mark.parametrize(("expansion", "kernel"), [(6, 3), (2, 5)])
