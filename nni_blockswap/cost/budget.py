@@ -150,11 +150,10 @@ class Budget:
         left = {name: (0, least - 1) for name, (least, _) in used.items()}
         names = list(figures)
         return [
-            {
-                name: (left, used, caps)[1 + (place > number) - (place < number)][name]
-                for place, name in enumerate(names)
-            }
-            for number in range(len(names))
+            {name: left[name] for name in names[:place]}
+            | {name: used[name]}
+            | {name: caps[name] for name in names[place + 1 :]}
+            for place, name in enumerate(names)
         ]
 
     def capped(self) -> "Budget":
@@ -199,8 +198,8 @@ class Budget:
     @property
     def folder(self) -> str:
         """A name for files that every shell takes as it is: ``400K``, ``macs-20M-5pct``, ``params-36pct-at-most``."""
-        band = "-at-most" if self.at_most else ""
-        band = band if self.tolerance is None else f"-{_percent(self.tolerance)}"
+        cap = "-at-most" if self.at_most else ""
+        band = cap if self.tolerance is None else f"-{_percent(self.tolerance)}"
         return re.sub(r"[^\w.]+", "-", f"{self.figures}{band}".replace("%", "pct"))
 
 
@@ -238,7 +237,7 @@ def _figure(text: str | int, number: str, unit: str, resource: str) -> int | flo
         raise BudgetError(f"'{text}' is not a budget; {_RULE}.")
     figure = Decimal(number) * size
     if figure != int(figure):
-        raise BudgetError(f"a budget is a whole number, and {number}{unit} is {_plain(figure)}; {_RULE}.")
+        raise BudgetError(f"a budget is a whole number, and {number}{unit} is {_decimal(figure)}; {_RULE}.")
     return int(figure)
 
 
@@ -252,12 +251,12 @@ def _spell(resource: str, figure: int | float) -> str:
         return _percent(figure)
     own = RESOURCES[resource].suffixes if resource in RESOURCES else {}
     units = {"": 1, **own} if own else _UNITS
-    return min((f"{_plain(Decimal(figure) / size)}{unit}" for unit, size in units.items() if figure >= size), key=len)
+    return min((f"{_decimal(Decimal(figure) / size)}{unit}" for unit, size in units.items() if figure >= size), key=len)
 
 
 def _percent(share: float) -> str:
-    return f"{_plain(Decimal(str(share)) * 100)}%"
+    return f"{_decimal(Decimal(str(share)) * 100)}%"
 
 
-def _plain(number: Decimal) -> str:
+def _decimal(number: Decimal) -> str:
     return f"{number.normalize():f}"
