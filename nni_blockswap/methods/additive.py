@@ -129,14 +129,12 @@ class Additive:
             "%s: additive model of %s%d scores, rank correlation %.3f held out, penalty %g",
             self._problem.budget, "the logarithms of " * found.logarithm, len(usable), found.correlation, found.penalty,
         )  # fmt: skip
-        sign = -1.0 if self._problem.higher_is_better else 1.0
-        values = [sign * block for block in found.weights]
+        values = [-self._problem.sign * block for block in found.weights]  # optima are the least sums
         rows = optima(values, table, self._problem.budget, wanted, without=self._told)
         return Request(tuple(rows)) if rows else None
 
     def tell(self, scores: Mapping[Indices, float]) -> None:
-        sign = 1.0 if self._problem.higher_is_better else -1.0
-        best = max((sign * score for score in scores.values() if math.isfinite(score)), default=-math.inf)
+        best = max(map(self._problem.merit, scores.values()), default=-math.inf)
         self._rounds_without = 0 if best > self._best else self._rounds_without + 1
         self._best = max(best, self._best)
         self._told |= scores

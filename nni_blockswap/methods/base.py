@@ -1,5 +1,6 @@
 """The protocol of a method: it sees a table of costs and a budget, proposes architectures, and is told their scores."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,6 +41,22 @@ class Problem:
     seed: int
     inits: int = 1
     higher_is_better: bool = True
+
+    @property
+    def sign(self) -> float:
+        """What a score is multiplied by, so that the greater is the better."""
+        return 1.0 if self.higher_is_better else -1.0
+
+    def merit(self, score: float) -> float:
+        """The greater the better; that of what is infinite or no number is below all others.
+
+        Example:
+            >>> from math import inf, nan
+            >>> lower = Problem(Table((), (), {}), Budget(params=1), 1, 0, higher_is_better=False)
+            >>> lower.merit(2.5), lower.merit(-inf), lower.merit(nan)
+            (-2.5, -inf, -inf)
+        """
+        return self.sign * score if math.isfinite(score) else -math.inf
 
 
 class Method(Protocol):

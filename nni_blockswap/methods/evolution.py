@@ -55,8 +55,7 @@ class Evolution:
 
     def tell(self, scores: Mapping[Indices, float]) -> None:
         for row, score in scores.items():
-            signed = score if self._problem.higher_is_better else -score
-            self._fitness[row] = signed if math.isfinite(signed) else -math.inf
+            self._fitness[row] = self._problem.merit(score)
             self._population.append(row)
 
     def _child(self, failed: int) -> Indices:

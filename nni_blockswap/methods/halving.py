@@ -48,9 +48,4 @@ class Halving:
         return Request(self._rows[:count], inits)
 
     def tell(self, scores: Mapping[Indices, float]) -> None:
-        sign = -1.0 if self._problem.higher_is_better else 1.0
-
-        def place(row: Indices) -> tuple[bool, float]:
-            return (False, sign * scores[row]) if math.isfinite(scores[row]) else (True, 0.0)
-
-        self._rows = tuple(sorted(scores, key=place))
+        self._rows = tuple(sorted(scores, key=lambda row: self._problem.merit(scores[row]), reverse=True))
