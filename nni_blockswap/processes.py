@@ -30,8 +30,12 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def start_helper(module: str, threads: int = 1) -> "subprocess.Popen[bytes]":
-    """A process in which ``serve(answers)`` of ``module`` runs; ``answers`` is a file descriptor to write to."""
+def start_helper(module: str, count: int = 1) -> "subprocess.Popen[bytes]":
+    """A process in which ``serve(answers)`` of ``module`` runs; ``answers`` is a file descriptor to write to.
+
+    Args:
+        count: of the threads that it computes on.
+    """
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     # Before anything is imported standard output becomes standard error: nothing printed may come between the answers.
     program = f"import os; answers = os.dup(1); os.dup2(2, 1); from {module} import serve; serve(answers)"
@@ -39,7 +43,7 @@ def start_helper(module: str, threads: int = 1) -> "subprocess.Popen[bytes]":
         [sys.executable, "-c", program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)},
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(count)},
         start_new_session=True,  # Ctrl-C is for this process
     )
 

@@ -251,8 +251,8 @@ def _rank(
     scored = []
     for indices in found:
         architecture = Architecture.from_indices(settings.space, scorer.space_args, table, indices)
-        score = mean_of(journal, architecture.choices, settings.inits)
-        scored.append(architecture.scored(score.value, {**provenance, "block_scores": list(score.blocks)}))
+        mean = mean_of(journal, architecture.choices, settings.inits)
+        scored.append(architecture.scored(mean.value, {**provenance, "block_scores": list(mean.blocks)}))
     return Ranking.of(str(budget), scored, higher_is_better=scorer.proxy.higher_is_better)
 
 

@@ -86,7 +86,7 @@ def _row(
 
 def _teacher(
     given: dict[str, Any],
-    results: list[dict[str, Any]],
+    ended: list[dict[str, Any]],
     metric: Metric,
     measured: Mapping[str, tuple[str, str]],
 ) -> tuple[str, ...]:
@@ -94,6 +94,6 @@ def _teacher(
 
     original = Architecture.from_parameters(given).teacher()
     key = f"teacher_{metric.key}"
-    reached = next((metric.show(one[key]) for one in results if key in one), "")
+    reached = next((metric.show(one[key]) for one in ended if key in one), "")
     costs = f"{original.params:,}", f"{original.macs:,}"
     return "teacher", *costs, "", reached, *measured.get(original.id, ("", "")), ""

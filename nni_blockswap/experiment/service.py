@@ -106,15 +106,15 @@ def folder_of(name: str) -> Path:
     return Path(name) if Path(name).is_dir() else experiment_folder(name, "and no such folder")
 
 
-def experiment_folder(identity: str, lacking: str = "of that id") -> Path:
-    """The folder of the experiment called ``identity``. Raises ConfigError where NNI knows none on this machine."""
+def experiment_folder(name: str, lacking: str = "of that id") -> Path:
+    """The folder of the experiment called ``name``. Raises ConfigError where NNI knows none on this machine."""
     known = known_experiments()
-    if identity not in known:
+    if name not in known:
         raise ConfigError(
-            f"there is no experiment '{identity}' {lacking}; "
+            f"there is no experiment '{name}' {lacking}; "
             f"NNI knows {', '.join(known) or 'none'} (see nnictl experiment list --all)."
         )
-    folder = expanded(known[identity]["logDir"]) / identity
+    folder = expanded(known[name]["logDir"]) / name
     for fault in fetch(folder):
         _log.warning("%s", fault)
     return folder

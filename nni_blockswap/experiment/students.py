@@ -91,35 +91,35 @@ class Students:
                     return student.parameters
         return None
 
-    def succeeded(self, identity: str, value: float) -> None:
+    def succeeded(self, which: str, value: float) -> None:
         """Note a trial's result. It outweighs a failure: of trials side by side, NNI may name the wrong one failed."""
         with self._lock:
-            if identity in self._students:
-                self._students[identity].state, self._students[identity].accuracy = SUCCEEDED, value
+            if which in self._students:
+                self._students[which].state, self._students[which].accuracy = SUCCEEDED, value
                 self._save()
 
-    def failed(self, identity: str) -> None:
+    def failed(self, which: str) -> None:
         """Note that a student cannot be trained."""
         with self._lock:
-            if identity in self._students and self._students[identity].state != SUCCEEDED:
-                self._students[identity].state = FAILED
+            if which in self._students and self._students[which].state != SUCCEEDED:
+                self._students[which].state = FAILED
                 self._save()
 
-    def lost(self, identity: str, *, again: bool = True) -> bool:
+    def lost(self, which: str, *, again: bool = True) -> bool:
         """Note that a trial was ended from outside; whether its student is to be had from ``next`` once more.
 
         Args:
             again: whether this process may hand it out again; it does so until there were ``TRIALS``.
         """
         with self._lock:
-            student = self._students.get(identity)
+            student = self._students.get(which)
             if student is None or ended(student):
                 return False
-            self._lost[identity] += 1
-            waits = again and self._lost[identity] < TRIALS
+            self._lost[which] += 1
+            waits = again and self._lost[which] < TRIALS
             student.state = WAITING if waits else LOST
             if waits:
-                self._handed_out.discard(identity)
+                self._handed_out.discard(which)
             self._save()
             return waits
 

@@ -41,8 +41,8 @@ def furnish(student: nn.Module, architecture: Architecture, teacher: Mapping[str
     library.check_space(architecture.space, architecture.space_args)
     original = _as_loaded(architecture, teacher)
     library.check_teacher(original)
-    swapped = {label: branch for label, branch in branches(student, architecture).items()
-               if architecture.choices[label] != ORIGINAL}  # fmt: skip
+    swapped = {block: branch for block, branch in branches(student, architecture).items()
+               if architecture.choices[block] != ORIGINAL}  # fmt: skip
     replaced = {id(value) for branch in swapped.values() for value in branch.state_dict(keep_vars=True).values()}
     for name, value in student.state_dict(keep_vars=True).items():
         if id(value) not in replaced:

@@ -31,8 +31,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()[:16]
 
 
-def write(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write ``tensors`` with plain values ``about`` them; of those that share their memory each for itself."""
+def write(path: str | Path, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
+    """Write ``tensors`` and plain values ``told`` about them; tensors that share their memory each for itself."""
     plain: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -40,7 +40,7 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, A
         memory = one.untyped_storage().data_ptr()
         plain[name] = one.clone() if memory in seen else one  # safetensors refuses to write memory twice
         seen.add(memory)
-    said, found = json.dumps(about), digest(plain)
+    said, found = json.dumps(told), digest(plain)
     content = save(plain, {"about": said, "digest": found, "check": _check(said, found)})
     write_atomically(path, lambda stream: stream.write(content))
 
@@ -92,6 +92,6 @@ def _damaged(path: str | Path) -> CheckpointError:
     return CheckpointError(f"'{path}' is damaged: its content is not that of its digest; delete it.")
 
 
-def _check(about: str, found: str) -> str:
+def _check(said: str, found: str) -> str:
     """Sixteen hexadecimal digits of what is said about the tensors, and of their digest."""
-    return hashlib.sha256(f"{found} {about}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{found} {said}".encode()).hexdigest()[:16]

@@ -39,8 +39,8 @@ def text(one: Architecture) -> str:
         full, kept = (round(_WIDTH * cost / max(*teachers, *own)) for cost in (whole, mine))
         bar = "█" * max(kept, 1) + "░" * (full - max(kept, 1))
         lines.append(f"{label}  {choice:<{longest}}  {bar:<{_WIDTH}}  {mine:>11,} of {whole:,}")
-    shares = ", ".join(f"{one.costs[name] / original.costs[name]:.1%} of the teacher's {name}" for name in _SHOWN)
-    return "\n".join([*lines, f"{one.spelled_costs}: {shares}"])
+    together = ", ".join(f"{one.costs[name] / original.costs[name]:.1%} of the teacher's {name}" for name in _SHOWN)
+    return "\n".join([*lines, f"{one.spelled_costs}: {together}"])
 
 
 def picture(one: Architecture) -> "Figure":

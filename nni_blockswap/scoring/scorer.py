@@ -94,8 +94,8 @@ class Scorer:
         if engine.parallel:
             del work  # with the super-network that the engine was chosen by: it has one of its own
             return Workers(start, start(), self._processes() - 1).score
-        measure = start()
-        return lambda candidates: ((position, measure(choices)) for position, choices in enumerate(candidates))
+        measured = start()
+        return lambda candidates: ((position, measured(choices)) for position, choices in enumerate(candidates))
 
     def work(self, init: int) -> Work:
         """What is to be measured under the ``init``-th draw of the weights."""

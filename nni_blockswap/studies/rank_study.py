@@ -157,9 +157,9 @@ def _sums(
             raise ConfigError(f"'{proxies[0]}' adds up a library's errors; name its folder.")
         return {}
     library.check(settings.space, settings.space_args, settings.data, settings.data_options)
-    table = cost_table(settings.space, complete_args(settings.space, settings.space_args))
+    costs = cost_table(settings.space, complete_args(settings.space, settings.space_args))
     choices = [one.architecture.choices for one in trained]
-    return {name: choosing.sums(library, name, table, choices) for name in proxies}
+    return {name: choosing.sums(library, name, costs, choices) for name in proxies}
 
 
 def correlate(proxy: str, steps: int, scores: Sequence[float], errors: Sequence[float]) -> Correlation:

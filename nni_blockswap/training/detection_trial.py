@@ -72,12 +72,12 @@ def run(given: argparse.Namespace, *, detectors: str, classifiers: str) -> None:
     recipe, machine = check(given)
     architecture = detector(found, options.space_args(given), detectors=detectors, classifiers=classifiers)
     architecture = remembering(architecture, given.init)
-    with occupied(out, _settings(architecture, recipe, given), _assumed()) as run:
+    with occupied(out, _settings(architecture, recipe, given), _assumed()) as own:
         announce("detector", architecture, out)
         task = _task(architecture, given)
         module = DetectionTraining(_started(architecture, recipe, given), task, recipe)
         report = EpochReport(link.report_epoch if link else None, module.monitor)
-        finished = fit(module, out, machine, [report, Description(architecture, None)], run=run.name)
+        finished = fit(module, out, machine, [report, Description(architecture, None)], run=own.name)
         if finished.trainer.is_global_zero:
             _conclude(architecture, module, finished, out, link, _compared(given))
 

@@ -72,15 +72,15 @@ def run(given: argparse.Namespace) -> None:
     architecture, out, link = begin(given)
     recipe, machine = check(given)
     architecture = remembering(architecture, given.init)
-    with occupied(out, _settings(architecture, recipe, given), _assumed()) as run:
+    with occupied(out, _settings(architecture, recipe, given), _assumed()) as own:
         announce("student", architecture, out)
         task = make_task(given.data, given.data_root, **options.data_options(given))
-        teacher_epochs = given.teacher_epochs or run.began_with  # also where the run was made a longer one
+        teacher_epochs = given.teacher_epochs or own.began_with  # also where the run was made a longer one
         student, teacher, recipe = _prepared(architecture, task, recipe, teacher_epochs, machine, given)
         module = ImageTraining(student, task, recipe, teacher)
         report = EpochReport(link.report_epoch if link else None, module.monitor)
         callbacks = [report, Description(architecture, teacher), AttentionPictures()]
-        finished = fit(module, out, machine, callbacks, run=run.name)
+        finished = fit(module, out, machine, callbacks, run=own.name)
         if finished.trainer.is_global_zero:
             _conclude(architecture, module, teacher, finished, out, link, given)
 

@@ -147,8 +147,8 @@ def widen_groups(conv: nn.Conv2d, width: int) -> None:
         return
     wide = conv.weight.new_zeros(conv.groups * per_group // width, width, width, *conv.kernel_size)
     narrow = conv.weight.detach().view(len(wide), width, per_group, *conv.kernel_size)
-    for start in range(0, width, per_group):
-        group = slice(start, start + per_group)
+    for first in range(0, width, per_group):
+        group = slice(first, first + per_group)
         wide[:, group, group] = narrow[:, group]
     conv.groups = len(wide)
     conv.weight = nn.Parameter(wide.flatten(0, 1).contiguous(memory_format=torch.channels_last), requires_grad=False)
