@@ -57,8 +57,7 @@ def _of_trials(options: argparse.Namespace, given: dict[str, Any], proxies: list
     from nni_blockswap.experiment.service import folder_of
     from nni_blockswap.studies.trained import study_experiment
 
-    folder = Path(options.trained)
-    folders = [folder if folder.is_dir() else folder_of(options.trained)]
+    folders = [folder_of(options.trained)]
     settings = {name: value for name, value in given.items() if value not in (None, {})}  # those are the trials'
     with SearchLine() as shown:
         return study_experiment(

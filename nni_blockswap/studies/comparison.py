@@ -26,9 +26,10 @@ from nni_blockswap.searching import SearchSettings, search, table_of
 from nni_blockswap.spaces import complete_args, cost_table
 from nni_blockswap.studies.front import front, spaced
 from nni_blockswap.studies.sensitivity import one_swap
+from nni_blockswap.studies.trials import BLOCKSWAP, REDUCED
 
-BLOCKSWAP, FRONT, RANDOM = "blockswap", "front", "random"
-BEST_OF, SINGLE, ONE_SWAP, REDUCED = "best of", "single", "one swap", "reduced"
+FRONT, RANDOM = "front", "random"
+BEST_OF, SINGLE, ONE_SWAP = "best of", "single", "one swap"
 PRUNED = ("l1-pruning", "snip")
 METHODS = (BLOCKSWAP, *PAPER[1:], FRONT, RANDOM, *PRUNED)
 """Methods that meet a budget; those between the first and ``front`` take the best by another metric of the paper."""

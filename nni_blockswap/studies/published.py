@@ -6,7 +6,7 @@ The paper's are in published.yml, beside this file.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from statistics import mean, stdev
@@ -19,7 +19,7 @@ from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.files import write_text
 from nni_blockswap.results.tables import markdown, write_csv
 from nni_blockswap.results.trial import ARCHITECTURE, read_result, results_below
-from nni_blockswap.studies.trials import recipe_of, settings_beside, told_apart, which_teacher
+from nni_blockswap.studies.trials import BLOCKSWAP, TEACHER, recipe_of, settings_beside, told_apart, which_teacher
 
 TABLES = ("2", "3", "4", "C")
 ERROR, TOP5_ERROR = "error", "top5_error"
@@ -59,6 +59,7 @@ class Table:
     rows: tuple[Row, ...] = field(repr=False)
 
 
+@cache
 def content() -> dict[str, Any]:
     """All that published.yml holds."""
     found: dict[str, Any] = yaml.safe_load(files(__package__).joinpath("published.yml").read_text(encoding="utf-8"))
@@ -119,7 +120,7 @@ def _read(path: Path) -> tuple[Architecture, dict[str, Any]]:
     try:
         settings = settings_beside(path)
         result = {
-            "method": "blockswap",
+            "method": BLOCKSWAP,
             "variant": architecture.id,
             "seed": settings.get("seed", 0),
             **read_result(path),
@@ -159,7 +160,7 @@ def _teacher(trials: Sequence[tuple[Architecture, dict[str, Any]]]) -> list[Row]
         which_teacher(one["recipe"], one["seed"], one["teacher_accuracy"]): 100 * (1 - one["teacher_accuracy"])
         for _, one in taught
     }
-    return [Row("teacher", "", original.params, original.macs, 1.0, {ERROR: mean(errors.values())})]
+    return [Row(TEACHER, "", original.params, original.macs, 1.0, {ERROR: mean(errors.values())})]
 
 
 def beside(table: Table, run: Sequence[Row]) -> list[tuple[Row | None, Row | None]]:

@@ -23,21 +23,18 @@ def one_swap(settings: ScoreSettings, substitute: str) -> dict[str, Architecture
     Raises:
         SpaceError: it fits none, or there is no block.
     """
-    table = table_of_blocks(settings.space, settings.space_args)
-    original = table.names(table.original())
-
-    def swap(label: str) -> Architecture:
-        return Architecture.from_choices(settings.space, {**original, label: substitute}, settings.space_args)
-
-    def fits(label: str) -> bool:
+    costs = table_of_blocks(settings.space, settings.space_args)
+    original = costs.names(costs.original())
+    found, faults = dict[str, Architecture](), list[SpaceError]()
+    for label in costs.labels:
+        choices = {**original, label: substitute}
         try:
-            swap(label)
-        except SpaceError:
-            return False
-        return True
-
-    found = {label: swap(label) for label in table.labels if fits(label)}
-    return found or {label: swap(label) for label in table.labels}  # where it fits none, say why
+            found[label] = Architecture.from_choices(settings.space, choices, settings.space_args)
+        except SpaceError as error:
+            faults.append(error)
+    if not found:
+        raise faults[0]
+    return found
 
 
 def sensitivity(
@@ -68,12 +65,12 @@ def rows(settings: ScoreSettings, original: Architecture, by_block: dict[str, Ar
 
     The last row is the original itself.
     """
-    table = cost_table(settings.space, settings.space_args)
+    costs = cost_table(settings.space, settings.space_args)
     found: list[list[object]] = [
         ["block", "channels", settings.proxy, "change", "params", "params saved", "macs", "macs saved"]
     ]
     for label, one in by_block.items():
-        site = table.sites[table.labels.index(label)]
+        site = costs.sites[costs.labels.index(label)]
         found.append([label, str(site), *_figures(one, original)])
     return [*found, ["none", "", *_figures(original, original)]]
 

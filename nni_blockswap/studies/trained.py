@@ -56,22 +56,20 @@ def study_experiment(
         StateError: no budget has enough random architectures.
     """
     folders = list(folders)
-    trials = read_trials(folders)
+    drawn = [(point, _trained(point.trials)) for point in points(read_trials(folders)) if point.method == RANDOM]
+    enough = [(point, trained) for point, trained in drawn if len(trained) >= FEWEST]
+    if not enough:
+        raise StateError(
+            f"a rank study needs {FEWEST} architectures of the method '{RANDOM}' at a budget; train that many first."
+        )
+    data = {} if "data" in settings else data_of(folders)
     found = []
-    for point in points(trials):
-        trained = _trained(point.trials)
-        if point.method != RANDOM or len(trained) < FEWEST:
-            continue
+    for point, trained in enough:
         first = trained[0].architecture
-        data = {} if "data" in settings else data_of(folders)
         given = {"space": first.space, "space_args": first.space_args, **data, **settings}
         home = Path(out) / point.variant
         study = rank_study(trained, ScoreSettings(**given), proxies, train_minibatches, home, on_progress, library)
         found.append(Studied(point.variant, point.params / first.teacher().params, tuple(study)))
-    if not found:
-        raise StateError(
-            f"a rank study needs {FEWEST} architectures of the method '{RANDOM}' at a budget; train that many first."
-        )
     rows = table_1(found)
     write_csv(Path(out) / "table_1.csv", rows)
     text = markdown(rows)
