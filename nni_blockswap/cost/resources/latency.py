@@ -206,9 +206,11 @@ def _parts(network: RealNetwork, counted: Table, run: Callable[[], object]) -> _
     network.select(counted.names(counted.original()))
     branches = [block.active_branch() for block in blocks]
     handles = [branch.register_forward_pre_hook(record) for branch in branches]
-    run()
-    for handle in handles:
-        handle.remove()
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
     fed: dict[Any, tuple[nn.Module, Tensor]] = {}
     keys = []
     for block, branch in zip(blocks, branches, strict=True):

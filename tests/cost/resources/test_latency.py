@@ -115,6 +115,17 @@ def test_it_is_measured_once_and_again_under_other_conditions(
     assert torch.get_num_threads() == 1
 
 
+def test_a_network_that_does_not_run_keeps_no_hook() -> None:
+    space = WideResNetSpace(**SMALL)
+
+    def run() -> None:
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        latency._parts(space, TABLE, run)
+    assert not any(module._forward_pre_hooks for module in space.modules())
+
+
 def test_the_cache_may_be_named_from_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("BLOCKSWAP_CACHE", "~/mine")
