@@ -108,7 +108,8 @@ class Findings:
         header = ("", "site", "kind", "modules", "in", "out", "kernel", "stride")
         rows = [(str(number), *_row(site)) for number, site in enumerate(self.sites)]
         kept = [f"  {line}" for line in reasons(self.kept)]
-        table = [*_table([header, *rows]), ""] if rows else []
+        filled = [column for column in zip(header, *rows, strict=True) if any(column[1:])]
+        table = [*aligned(list(zip(*filled, strict=True))), ""] if rows else []
         count = f"{len(rows)} site{'' if len(rows) == 1 else 's'}."
         return "\n".join([*table, count, *(["", "Stays:", *kept] if kept else [])])
 
@@ -139,9 +140,12 @@ def _row(site: Found) -> tuple[str, ...]:
     return (site.path, site.kind, modules, *shapes, stride)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines, their columns aligned; a column without entries is left out."""
-    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    lines = zip(*columns, strict=True)
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines, their columns aligned.
+
+    Example:
+        >>> aligned([("site", "kind"), ("layer1.0", "branch")])
+        ['site      kind', 'layer1.0  branch']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

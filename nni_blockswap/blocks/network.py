@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nni_blockswap.blocks.conditions import Patterns
 from nni_blockswap.blocks.finding import find
 from nni_blockswap.blocks.flow import under
-from nni_blockswap.blocks.found import Findings, Found, reasons
+from nni_blockswap.blocks.found import Findings, Found, aligned, reasons
 from nni_blockswap.blocks.imitation import activation_like, norm_like
 from nni_blockswap.blocks.narrowing import layers, narrow
 from nni_blockswap.blocks.origin import example_of, hold, image_size, make, repeated
@@ -165,8 +165,7 @@ class NetworkSpace(BlockSpace):
             rows.append((name, found.path or "(all)", found.kind, shapes, str(len(table.candidates[block])), *costs))
         units = (one.unit for one in table.columns.values())
         rows.insert(0, ("block", "site", "kind", "maps", "candidates", *units))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = aligned(rows)
         fixed = ", ".join(f"{one.fixed:,} {one.unit}" for one in table.columns.values())
         original = ", ".join(f"{table.original_cost(name):,} {one.unit}" for name, one in table.columns.items())
         lines += [
