@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nni_blockswap.errors import DataError
+from nni_blockswap.errors import DataError, first_line
 
 READ = (".jpg", ".jpeg", ".png", ".webp")
 NOT_READ = (".bmp", ".pgm", ".ppm", ".tif", ".tiff")
@@ -88,8 +88,7 @@ def decoded(path: str) -> Tensor:
     try:
         image: Tensor = decode_image(path, ImageReadMode.RGB)
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise DataError(f"the image '{path}' cannot be read: {reason}.") from error
+        raise DataError(f"the image '{path}' cannot be read: {first_line(error)}.") from error
     return (image.int() >> 8).byte() if image.dtype == torch.uint16 else image
 
 

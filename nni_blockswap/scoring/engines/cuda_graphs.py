@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.errors import first_line
 from nni_blockswap.scoring.engines.base import Measure, Work
 from nni_blockswap.scoring.engines.chain import CHAIN, FisherChain, backward, measuring
 from nni_blockswap.scoring.engines.feeding import entering, head_gradients
@@ -209,7 +210,7 @@ def graphed(chain: FisherChain, network: BlockSpace, batches: Sequence[Labelled]
         fast = GraphedFisherChain(network, batches, CudaRecorder(batches[0][0].device))
         found, expected = fast.measure(choices).value, chain.measure(choices).value
     except RuntimeError as error:
-        problem = str(error).partition("\n")[0]
+        problem = first_line(error)
     else:
         if math.isclose(found, expected, rel_tol=TOLERANCE):
             return fast
