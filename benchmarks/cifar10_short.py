@@ -73,7 +73,7 @@ def find_trials(work: Path, data_root: Path, seeds: int) -> list[dict[str, Any]]
             samples=SAMPLES,
         )
         comparison = Comparison(methods=("blockswap", "random"), single=(SINGLE,), seeds=seeds)
-        write_json(kept, contestants(comparison, settings, work / "search", lambda progress: None))
+        write_json(kept, contestants(comparison, settings, work / "search"))
     found: list[dict[str, Any]] = read_json(kept)
     return found
 

@@ -50,6 +50,11 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+"""Is told how far a search is."""
+
+
+def unheard(progress: object) -> None:
+    """An ``OnProgress`` for whoever does not want to be told."""
 
 
 def converse(methods: Sequence[Method], scoring: "Scoring", table: Table) -> list[list[Indices]]:
@@ -80,7 +85,7 @@ def converse(methods: Sequence[Method], scoring: "Scoring", table: Table) -> lis
 class Scoring:
     """Brings scores into the journal, and tells how far it is."""
 
-    def __init__(self, scorer: Scorer, journal: Journal, board: Board, on_progress: Callable[[Progress], None]) -> None:
+    def __init__(self, scorer: Scorer, journal: Journal, board: Board, on_progress: OnProgress) -> None:
         self.inits = scorer.settings.inits
         self.journal = journal
         self._scorer, self._board, self._on_progress = scorer, board, on_progress

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from nni_blockswap import searching
 from nni_blockswap.blocks.space import BlockSpace
-from nni_blockswap.conversation import OnProgress, Progress
+from nni_blockswap.conversation import OnProgress, Progress, unheard
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.library import building, school
 from nni_blockswap.library.library import Library
@@ -35,7 +35,7 @@ def search(what: Any, data: Any = None, on_progress: OnProgress | None = None, *
     """
     if not isinstance(what, SearchSettings):
         return search_own(what, data, on_progress=on_progress, **given)
-    return searching.search(what, given.pop("out", data), on_progress or (lambda progress: None), **given)
+    return searching.search(what, given.pop("out", data), on_progress or unheard, **given)
 
 
 def search_own(
@@ -78,7 +78,7 @@ def search_own(
         **settings,
     )
     if on_progress is not None or asked.library is not None:  # which takes no time
-        rankings = searching.search(asked, out, on_progress or (lambda progress: None))
+        rankings = searching.search(asked, out, on_progress or unheard)
     else:
         with _SearchBar() as bar:
             rankings = searching.search(asked, out, bar)

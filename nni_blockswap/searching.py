@@ -10,7 +10,7 @@ import torch
 
 import nni_blockswap
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.conversation import OnProgress, Scoring, converse, mean_of
+from nni_blockswap.conversation import OnProgress, Scoring, converse, mean_of, unheard
 from nni_blockswap.cost.budget import Budget, known_resource
 from nni_blockswap.cost.table import Indices, Table
 from nni_blockswap.errors import BudgetError, ConfigError
@@ -103,7 +103,7 @@ def check_method(method: str, proxy: str) -> None:
 def search(
     settings: SearchSettings,
     out: str | Path | None = None,
-    on_progress: OnProgress = lambda progress: None,
+    on_progress: OnProgress = unheard,
 ) -> list[Ranking]:
     """Score the architectures that the method asks for within each budget, and rank them.
 
@@ -174,7 +174,7 @@ def score(
     settings: ScoreSettings,
     architectures: Sequence[Mapping[str, str]],
     out: str | Path | None = None,
-    on_progress: OnProgress = lambda progress: None,
+    on_progress: OnProgress = unheard,
 ) -> list[Score]:
     """Score given architectures (canonical choices by label, in block order) as a search scores its samples.
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from nni_blockswap.conversation import Progress
+from nni_blockswap.conversation import OnProgress, unheard
 from nni_blockswap.errors import BlockSwapError
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.experiment.page import Part, write_page
@@ -26,7 +26,7 @@ def reproduce(
     plan: Plan,
     scale_name: str,
     out: Path,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = unheard,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
     """Run every experiment of ``plan`` and make every section, in ``out``/``scale_name``; the page: ``out``/index.html.
@@ -59,7 +59,7 @@ def show(
     present: set[str],
     folder: Path,
     page: Path,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = unheard,
 ) -> list[str]:
     """Make the sections whose experiments are all ``present``, and the page; a sentence for each that fails."""
     parts, faults = [], []
@@ -77,7 +77,7 @@ def show(
     return faults
 
 
-def make(section: Section, scale: Scale, folder: Path, on_progress: Callable[[Progress], None]) -> list[Path]:
+def make(section: Section, scale: Scale, folder: Path, on_progress: OnProgress) -> list[Path]:
     """Make ``section`` of the trials below ``folder``; its tables (CSV) and pictures, in a folder of their own."""
     trials = [folder / name / TRIALS for name in section.of]
     out = folder / "sections" / "-".join([*section.of, *section.shows.split()])

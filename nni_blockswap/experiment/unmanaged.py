@@ -17,7 +17,7 @@ from threading import Event
 from typing import Any, TypeVar
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.conversation import Progress
+from nni_blockswap.conversation import OnProgress, unheard
 from nni_blockswap.errors import StateError
 from nni_blockswap.experiment.classargs import read_settings
 from nni_blockswap.experiment.config import Config
@@ -66,7 +66,7 @@ def run_experiment(
     out: Path,
     *,
     at_once: int = 1,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = unheard,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
     """Search, then train what the comparison of ``config`` names, each trial in a folder below ``out``/trials.
@@ -108,9 +108,7 @@ def run_experiment(
             raise
 
 
-def _trials(
-    config: Config, changes: Changes, out: Path, on_progress: Callable[[Progress], None]
-) -> list[dict[str, Any]]:
+def _trials(config: Config, changes: Changes, out: Path, on_progress: OnProgress) -> list[dict[str, Any]]:
     """Parameters of the trials, as an earlier call found them, or found now."""
     path = out / LIST
     arguments = {**config.arguments, **changes.class_args}

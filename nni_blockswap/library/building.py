@@ -10,6 +10,7 @@ import torch
 
 import nni_blockswap
 from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.conversation import unheard
 from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.files import LOCK, locked
@@ -41,7 +42,7 @@ NOT_OF_IT = ("steps", "blocks", "blocks_at_once", "processes", "data_root")
 def build(
     settings: LibrarySettings,
     out: str | Path,
-    on_progress: OnProgress = lambda progress: None,
+    on_progress: OnProgress = unheard,
 ) -> Library:
     """Teach all candidates of all blocks, and keep what they learned in ``out``.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.conversation import Progress
+from nni_blockswap.conversation import OnProgress, unheard
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.errors import BlockSwapError, ConfigError, SpaceError, shown
 from nni_blockswap.library.choosing import PROXIES
@@ -110,7 +110,7 @@ def contestants(
     comparison: Comparison,
     settings: SearchSettings,
     out: str | Path,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = unheard,
 ) -> list[dict[str, Any]]:
     """Parameters of the trials: all of the first seed, then all of the next, so that every method is seen early.
 
@@ -186,7 +186,7 @@ Compared = tuple[str, str, Sequence[Sequence[dict[str, Any]]]]
 
 
 def _compared(
-    comparison: Comparison, settings: SearchSettings, out: Path, on_progress: Callable[[Progress], None]
+    comparison: Comparison, settings: SearchSettings, out: Path, on_progress: OnProgress
 ) -> Iterator[Compared]:
     for method in comparison.methods:
         if method == RANDOM:
@@ -222,7 +222,7 @@ def _without_budget(comparison: Comparison, settings: SearchSettings) -> Iterato
 
 
 def _rankings(
-    proxy: str, settings: SearchSettings, out: Path, on_progress: Callable[[Progress], None]
+    proxy: str, settings: SearchSettings, out: Path, on_progress: OnProgress
 ) -> Iterator[tuple[str, Ranking]]:
     library = settings.library if proxy in PROXIES else None
     rankings = search(replace(settings, proxy=proxy, library=library), out / proxy, on_progress)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.conversation import OnProgress
+from nni_blockswap.conversation import OnProgress, unheard
 from nni_blockswap.cost.budget import Budget
 from nni_blockswap.cost.resources import unit_of
 from nni_blockswap.cost.table import Table
@@ -80,7 +80,7 @@ def spaced(text: str, points: int) -> list[str]:
     return [Budget(at_most=True, **{name: one}).figures for one in kept]
 
 
-def front(settings: SearchSettings, out: str | Path, on_progress: OnProgress = lambda progress: None) -> Front:
+def front(settings: SearchSettings, out: str | Path, on_progress: OnProgress = unheard) -> Front:
     """Search all budgets of ``settings``; write ``out``/front.csv and front.png beside the rankings.
 
     Raises:

@@ -6,7 +6,7 @@ Spearman's rank correlation between score and error. For a proxy whose high scor
 
 import csv
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import permutation_test, rankdata
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.conversation import Progress
+from nni_blockswap.conversation import OnProgress, unheard
 from nni_blockswap.errors import ConfigError, DataError
 from nni_blockswap.files import write_text
 from nni_blockswap.library import choosing
@@ -119,7 +119,7 @@ def rank_study(
     proxies: Sequence[str],
     train_minibatches: Sequence[int],
     out: str | Path,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = unheard,
     library: Library | None = None,
 ) -> list[Correlation]:
     """Correlate every proxy's scores after every number of training minibatches with the errors.

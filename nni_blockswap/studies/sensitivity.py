@@ -1,11 +1,11 @@
 """Which block is best cheapened: one block swapped at a time (appendix B)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.conversation import Progress
+from nni_blockswap.conversation import OnProgress, unheard
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.files import write_text
 from nni_blockswap.results.tables import markdown, write_csv, write_figure
@@ -41,7 +41,7 @@ def sensitivity(
     settings: ScoreSettings,
     substitute: str,
     out: str | Path,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = unheard,
 ) -> tuple[Architecture, dict[str, Architecture]]:
     """Score the original and every network that differs from it by ``substitute`` in one block.
 

@@ -1,12 +1,12 @@
 """Table 1 straight from an experiment: how well proxies foretell the errors that its random architectures reached."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from nni_blockswap.conversation import Progress
+from nni_blockswap.conversation import OnProgress, unheard
 from nni_blockswap.errors import StateError
 from nni_blockswap.files import read_json, write_text
 from nni_blockswap.library.library import Library
@@ -37,7 +37,7 @@ def study_experiment(
     proxies: Sequence[str],
     train_minibatches: Sequence[int],
     out: str | Path,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = unheard,
     library: Library | None = None,
 ) -> str:
     """A rank study of the random architectures at each budget, in a folder of ``out`` each, and all as one table.
