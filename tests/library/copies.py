@@ -43,5 +43,26 @@ class Zeros:
         return Zero()
 
 
+class Counter(nn.Conv2d):
+    """It keeps what is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": 0}
+
+
+class Counters:
+    usage = "COUNT(1)"
+
+    def reads(self, name: str) -> bool:
+        return name.startswith("COUNT(")
+
+    def canonical(self, name: str, site: Site) -> str:
+        return "COUNT(1)"
+
+    def build(self, name: str, site: Site) -> nn.Module:
+        return Counter(site.in_channels, site.out_channels, 1, site.stride)
+
+
 FAMILIES.register("copies", Copies())
+FAMILIES.register("counters", Counters())
 FAMILIES.register("zeros", Zeros())

@@ -202,3 +202,9 @@ def test_tensors_that_share_their_memory_are_kept_each_for_itself(tmp_path: Path
     store.write(tmp_path / "x.safetensors", tensors, {})
     found, _ = store.read(tmp_path / "x.safetensors")
     assert all(torch.equal(found[name], value) for name, value in tensors.items())
+
+
+def test_a_candidate_that_keeps_what_is_no_tensor_is_refused(teacher: Path, tmp_path: Path) -> None:
+    arguments = {**SPACE_ARGS, "extra": ["tests.library.copies:COUNT(1)"]}
+    with pytest.raises(ConfigError, match=r"^COUNT\(1\) keeps '_extra_state' \(get_extra_state\)"):
+        build(replace(settings(teacher), space_args=arguments), tmp_path)
