@@ -11,8 +11,8 @@ from torch import nn
 from nni_blockswap.blocks.conditions import is_depthwise, is_pointwise, keeps_size, obstacle_alone
 from nni_blockswap.blocks.flow import Call, Flow, convolutions, under
 from nni_blockswap.blocks.found import Found, Kind
-from nni_blockswap.blocks.imitation import activation_near, norm_near
 from nni_blockswap.blocks.narrowing import is_narrowable, layers
+from nni_blockswap.blocks.norms import activation_near, norm_near
 
 Chain = Sequence[Call]
 """Steps each of which takes what the one before gives, and alone does so."""

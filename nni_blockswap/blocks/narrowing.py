@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_blockswap.blocks.imitation import is_norm, resized
 from nni_blockswap.blocks.inheritance import importance
+from nni_blockswap.blocks.norms import is_norm, resized
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.networks import copied
 

@@ -15,8 +15,8 @@ from nni_blockswap.blocks.conditions import Patterns
 from nni_blockswap.blocks.finding import find
 from nni_blockswap.blocks.flow import under
 from nni_blockswap.blocks.found import Findings, Found, aligned, reasons
-from nni_blockswap.blocks.imitation import activation_like, norm_like
 from nni_blockswap.blocks.narrowing import layers, narrow
+from nni_blockswap.blocks.norms import activation_like, norm_like
 from nni_blockswap.blocks.origin import example_of, hold, image_size, make, repeated
 from nni_blockswap.blocks.points import attention_points
 from nni_blockswap.blocks.pricing import price

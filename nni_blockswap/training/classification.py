@@ -9,7 +9,7 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 
 from nni_blockswap.blocks.capture import captured
-from nni_blockswap.blocks.imitation import is_norm
+from nni_blockswap.blocks.norms import is_norm
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.networks import channels_last
 from nni_blockswap.training.attention import attention_distances

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from nni_blockswap.blocks.finding import find
-from nni_blockswap.blocks.imitation import activation_like, norm_like
+from nni_blockswap.blocks.norms import activation_like, norm_like
 
 IMAGE = torch.rand(2, 3, 10, 10, generator=torch.Generator().manual_seed(0))
 
