@@ -10,7 +10,7 @@ from torch import nn
 
 from nni_blockswap.blocks.conditions import is_depthwise, is_pointwise, keeps_size, obstacle_alone
 from nni_blockswap.blocks.flow import Call, Flow, convolutions, under
-from nni_blockswap.blocks.found import Found, Kind
+from nni_blockswap.blocks.found import FoundSite, Kind
 from nni_blockswap.blocks.narrowing import is_narrowable, layers
 from nni_blockswap.blocks.norms import activation_near, norm_near
 
@@ -33,9 +33,9 @@ class Chains:
         self._all = convolutions(network)
         self._usable = {path: conv for path, conv in self._all.items() if path not in obstacles}
 
-    def sites(self) -> list[Found]:
+    def sites(self) -> list[FoundSite]:
         """The sites in forward order; a convolution is in one at most."""
-        found: dict[int, Found] = {}
+        found: dict[int, FoundSite] = {}
         taken: set[str] = set()
         kinds: list[tuple[Kind, Callable[[Call], Chain]]] = [
             ("branch", self._branch),
@@ -138,7 +138,7 @@ class Chains:
 
     # --- what is told of a chain --------------------------------------------------------------------------------------
 
-    def _found(self, kind: Kind, chain: Chain) -> Found:
+    def _found(self, kind: Kind, chain: Chain) -> FoundSite:
         convs = [conv for conv in map(self._conv, chain) if conv]
         main = convs[1] if kind == "inverted" else convs[0]
         strides = list(zip(*(conv.stride for conv in convs), strict=True))
@@ -146,7 +146,7 @@ class Chains:
         ends = [modules[0], modules[-1]]
         begin, end = chain[0].begin, chain[-1].begin
         norm = norm_near(self._network, self._flow, begin, end)
-        return Found(
+        return FoundSite(
             path=self._block(ends) if kind == "inverted" else common(ends),
             kind=kind,
             steps=tuple(call.path if call.function is None else call.function for call in chain),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nni_blockswap.blocks.chains import Chains
 from nni_blockswap.blocks.conditions import Patterns, obstacle_alone, obstacles
 from nni_blockswap.blocks.flow import Flow, convolutions, tensors_in, under, watch
-from nni_blockswap.blocks.found import Findings, Found, Kept
+from nni_blockswap.blocks.found import Findings, FoundSite, Kept
 from nni_blockswap.blocks.origin import one_image, repeated
 from nni_blockswap.blocks.surgery import extract, replace
 from nni_blockswap.blocks.weights import seeded
@@ -90,7 +90,7 @@ def _forward(model: nn.Module, arguments: tuple[Any, ...]) -> Flow:
         raise SpaceError(message) from error
 
 
-def _fixed(model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[Found]) -> dict[str, str]:
+def _fixed(model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[FoundSite]) -> dict[str, str]:
     """Why a site cannot be swapped after all, by the paths of its parts."""
     expected = _in_training(copied(model), arguments) if any(len(site.steps) > 1 for site in sites) else None
     if expected is not None and _differ(expected, _in_training(copied(model), arguments)):
@@ -102,14 +102,14 @@ def _fixed(model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[Found])
 
 
 def _trial(
-    model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[Found], expected: Sequence[Tensor] | None
+    model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[FoundSite], expected: Sequence[Tensor] | None
 ) -> str | None:
     """What goes wrong when modules that are no convolutions stand at ``sites``: other code may use the originals.
 
     They do what the originals do. Where it is known, the network has to give the ``expected`` in training mode, too, in
     the first pass of a copy of its own: a pass may leave a state behind.
     """
-    ran: Counter[Found] = Counter()
+    ran: Counter[FoundSite] = Counter()
     network = _with_others(model, sites, ran)
     try:
         with torch.no_grad():
@@ -123,7 +123,7 @@ def _trial(
     return None
 
 
-def _with_others(model: nn.Module, sites: Sequence[Found], ran: Counter[Found]) -> nn.Module:
+def _with_others(model: nn.Module, sites: Sequence[FoundSite], ran: Counter[FoundSite]) -> nn.Module:
     """A copy with modules that are no convolutions at ``sites``; every run of one is counted in ``ran``."""
     network = copied(model)
     for site in sites:
@@ -153,7 +153,7 @@ def _differ(some: Sequence[Tensor], others: Sequence[Tensor] | None) -> bool:
     return not all(torch.allclose(*pair, 1e-3, 1e-5, equal_nan=True) for pair in zip(some, others, strict=True))
 
 
-def _kept(model: nn.Module, flow: Flow, sites: Sequence[Found], against: Mapping[str, str]) -> list[Kept]:
+def _kept(model: nn.Module, flow: Flow, sites: Sequence[FoundSite], against: Mapping[str, str]) -> list[Kept]:
     """The convolutions outside all sites, those that the forward pass reached in its order and first."""
     found = convolutions(model)
     alone = {path: obstacle_alone(conv) for path, conv in found.items() if isinstance(conv, nn.Conv2d)}

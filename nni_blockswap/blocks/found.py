@@ -8,8 +8,8 @@ Kind = Literal["conv", "branch", "inverted"]
 
 
 @dataclass(frozen=True)
-class Found:
-    """A site: a chain of modules with one tensor in and one out, in whose place another module can stand.
+class FoundSite:
+    """Where a site was found: a chain of modules with one tensor in and one out, in whose place another can stand.
 
     ========  ======================================================  ================================================
     kind      the chain                                               ``path``
@@ -100,7 +100,7 @@ class Findings:
           transposed (2): a, b
     """
 
-    sites: tuple[Found, ...]
+    sites: tuple[FoundSite, ...]
     kept: tuple[Kept, ...]
 
     def __str__(self) -> str:
@@ -132,7 +132,7 @@ def reasons(kept: Iterable[Kept], shown: int = 4) -> list[str]:
     ]
 
 
-def _row(site: Found) -> tuple[str, ...]:
+def _row(site: FoundSite) -> tuple[str, ...]:
     ends = [part.removeprefix(f"{site.path}.") for part in (site.parts[0], site.parts[-1])]
     modules = "" if site.kind == "conv" else " .. ".join(ends)
     shapes = ["x".join(map(str, shape)) for shape in (site.in_shape, site.out_shape, site.kernel)]

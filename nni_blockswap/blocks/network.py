@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nni_blockswap.blocks.conditions import Patterns
 from nni_blockswap.blocks.finding import find
 from nni_blockswap.blocks.flow import under
-from nni_blockswap.blocks.found import Findings, Found, aligned, reasons
+from nni_blockswap.blocks.found import Findings, FoundSite, aligned, reasons
 from nni_blockswap.blocks.narrowing import layers, narrow
 from nni_blockswap.blocks.norms import activation_like, norm_like
 from nni_blockswap.blocks.origin import example_of, hold, image_size, make, repeated
@@ -81,7 +81,7 @@ class NetworkSpace(BlockSpace):
             if chosen[label(index)] != ORIGINAL:
                 replace(self.network, found, site.build(chosen[label(index)]))
 
-    def _sites(self) -> list[tuple[Found, Site]]:
+    def _sites(self) -> list[tuple[FoundSite, Site]]:
         """In forward order, as the network is before any of them is replaced."""
         return [(found, site_of(self.network, found)) for found in self.findings.sites]
 
@@ -203,7 +203,7 @@ def swap_blocks(
     return NetworkSpace(hold(model, example_input, findings), None, size, include, exclude, extra)
 
 
-def site_of(network: nn.Module, found: Found) -> Site:
+def site_of(network: nn.Module, found: FoundSite) -> Site:
     """What a substitute has to take over at ``found``, normalisation and activation of the network's own kind."""
     norm, activation = norm_like(network, found), activation_like(network, found)
     original = layers(extract(network, found))

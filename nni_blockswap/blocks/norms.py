@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nni_blockswap.blocks.flow import Call, Flow, convolutions, module_of, under
-from nni_blockswap.blocks.found import Found, is_function
+from nni_blockswap.blocks.found import FoundSite, is_function
 
 FRESH = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 """What torch's normalisations hold when they are new."""
@@ -38,7 +38,7 @@ def norm_near(network: nn.Module, flow: Flow, begin: int, end: int) -> str | Non
 
 
 def activation_near(network: nn.Module, flow: Flow, begin: int, end: int, norm: str | None) -> str | None:
-    """As ``Found.activation``: the nearest one, or else the one that ran last before, or else a ReLU."""
+    """As ``FoundSite.activation``: the nearest one, or else the one that ran last before, or else a ReLU."""
     at = dict(reversed(flow.activations))  # the first of each step
     neighbours = [step.begin for step in _neighbours(network, flow, begin, end)]
     near = [at[number] for number in (*neighbours, *range(begin, -1, -1)) if number in at]
@@ -57,7 +57,7 @@ def _neighbours(network: nn.Module, flow: Flow, begin: int, end: int) -> list[Ca
     return [*flow.steps[begin + 1 : end], *until_a_convolution(after), *until_a_convolution(reversed(before))]
 
 
-def norm_like(network: nn.Module, site: Found) -> Callable[[int], nn.Module] | None:
+def norm_like(network: nn.Module, site: FoundSite) -> Callable[[int], nn.Module] | None:
     """Makes normalisations like the site's for a number of channels; None where none is near it.
 
     Settings are kept: eps, momentum, frozen statistics, an activation inside, channels a group where these divide.
@@ -82,7 +82,7 @@ def norm_like(network: nn.Module, site: Found) -> Callable[[int], nn.Module] | N
     return lambda channels: resized(original, channels)
 
 
-def activation_like(network: nn.Module, site: Found) -> nn.Module:
+def activation_like(network: nn.Module, site: FoundSite) -> nn.Module:
     """An activation like the site's, with fresh weights if it has any; an identity where ``norm`` contains it."""
     if site.activation is None:
         return nn.Identity()

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from nni_blockswap.blocks.flow import module_of
-from nni_blockswap.blocks.found import Found, is_function
+from nni_blockswap.blocks.found import FoundSite, is_function
 
 
-def replace(network: nn.Module, site: Found, module: nn.Module) -> None:
+def replace(network: nn.Module, site: FoundSite, module: nn.Module) -> None:
     """Let ``module`` stand at ``site``: (N, *site.in_shape) -> (N, *site.out_shape), at any height and width.
 
     All that is no part of the site keeps its names, weights, buffers, hooks and modes. ``module`` gets the path
@@ -42,17 +42,17 @@ def replace(network: nn.Module, site: Found, module: nn.Module) -> None:
     _put(network, first, Entrance(module, passage) if passage else module)
 
 
-def place(site: Found) -> str:
+def place(site: FoundSite) -> str:
     """Path in a network of the module that replaced ``site``."""
     return f"{site.parts[0]}.inner" if _calls_between(site) else site.parts[0]
 
 
-def _calls_between(site: Found) -> bool:
+def _calls_between(site: FoundSite) -> bool:
     """Whether the network calls something inside the chain that cannot be replaced by an identity."""
     return bool(site.shared) or any(map(is_function, site.steps))
 
 
-def extract(network: nn.Module, site: Found) -> nn.Module:
+def extract(network: nn.Module, site: FoundSite) -> nn.Module:
     """The original at a site, made of the network's own modules: in its place it computes the same to the bit.
 
     A chain is an ``nn.Sequential`` with their names below ``site.path``: conv1, bn1, relu, conv2. What lies deeper is

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from nni_blockswap.blocks.finding import find
-from nni_blockswap.blocks.found import Findings, Found
+from nni_blockswap.blocks.found import Findings, FoundSite
 from nni_blockswap.blocks.surgery import extract, place, replace
 from tests.blocks.networks import NETWORKS, OWN, Nested, Network, PreActivation, tensors
 
@@ -35,7 +35,7 @@ def small_step(network: nn.Module, arguments: tuple[Any, ...]) -> None:
     sum(output.float().sum() for output in run(network, arguments) if output.requires_grad).backward()
 
 
-def other(site: Found) -> nn.Module:
+def other(site: FoundSite) -> nn.Module:
     """A module of the site's shapes that is nothing like the original: no kernel, no normalisation."""
     pool = nn.AdaptiveAvgPool2d(site.out_shape[1:])
     return nn.Sequential(nn.Conv2d(site.in_channels, site.out_channels, 1), pool, nn.Softsign())
