@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.spaces import NETWORK
-from nni_blockswap.studies.latency import Latency
+from nni_blockswap.studies.latency import Timing
 from nni_blockswap.studies.trials import REDUCED, TEACHER, Point, Trial
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def figure(compared: Sequence[Point], latencies: Mapping[str, Latency], title: str) -> "Figure":
+def figure(compared: Sequence[Point], latencies: Mapping[str, Timing], title: str) -> "Figure":
     """A panel a cost; the teacher as a star and a line.
 
     Methods of a comparison are curves over their budgets or settings. Students of one search have one budget, and a

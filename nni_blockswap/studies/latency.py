@@ -19,7 +19,7 @@ SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Latency:
+class Timing:
     """Seconds of one forward pass: mean and standard deviation over the rounds."""
 
     mean: float
@@ -28,7 +28,7 @@ class Latency:
 
 def measure(
     networks: Mapping[str, BlockSpace], batch_size: int = 1, device: str = "auto", runtime: str = "torch"
-) -> dict[str, Latency]:
+) -> dict[str, Timing]:
     """Latency of each of ``networks`` on a batch of images of the size that it is for, in evaluation mode.
 
     Each runs ``SECONDS`` in each of ``ROUNDS``; a GPU is waited for before the clock is read.
@@ -57,4 +57,4 @@ def measure(
         for _ in range(ROUNDS):
             for name, one in timers.items():
                 times[name].append(one.blocked_autorange(min_run_time=SECONDS).median)
-    return {name: Latency(mean(found), stdev(found)) for name, found in times.items()}
+    return {name: Timing(mean(found), stdev(found)) for name, found in times.items()}

@@ -10,7 +10,7 @@ from nni_blockswap.files import write_text
 from nni_blockswap.results.tables import markdown, write_csv, write_figure
 from nni_blockswap.studies.error_figure import figure, title_of
 from nni_blockswap.studies.front import FRONT_TABLE, draw_errors
-from nni_blockswap.studies.latency import Latency, measure
+from nni_blockswap.studies.latency import Timing, measure
 from nni_blockswap.studies.trials import Point, Trial, points, read_trials, teacher_point
 from nni_blockswap.training.checkpoints import stored_bytes
 
@@ -53,7 +53,7 @@ def report(folders: Iterable[str | Path], out: str | Path, latency_batch: int | 
     return table
 
 
-def _rows(compared: Sequence[Point], sizes: Mapping[str, int], latencies: Mapping[str, Latency]) -> list[list[object]]:
+def _rows(compared: Sequence[Point], sizes: Mapping[str, int], latencies: Mapping[str, Timing]) -> list[list[object]]:
     rows: list[list[object]] = [["method", "variant", "trials", "params", "macs", "error", "error std", "size MB"]]
     if latencies:
         rows[0] += ["latency ms", "latency std ms"]

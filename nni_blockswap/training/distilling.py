@@ -19,13 +19,13 @@ from nni_blockswap.training.machine import Machine
 from nni_blockswap.training.preparing import (
     answer,
     batches_of,
-    content,
     copy_of,
+    first_batch_digest,
     left_alone,
     network_of,
     points_of,
     recipe_of,
-    structure,
+    structure_digest,
     task_of,
 )
 from nni_blockswap.training.program import quietly, say
@@ -142,8 +142,8 @@ def distill(
             "init": init and identity(init),
             "attention_points": list(points),
             "judged_by": task.metric.recorded(),
-            "data": content(batches[1]),
-            "student": structure(student),
+            "data": first_batch_digest(batches[1]),
+            "student": structure_digest(student),
             "teacher": None if teacher is None else fingerprint(teacher.state_dict().values()),
         }
         with occupied(out, settings, Recipe().settings()) as run:

@@ -211,14 +211,14 @@ def _maps(network: nn.Module, points: Sequence[str], example: Tensor) -> list[An
     return [one.cpu() if isinstance(one, Tensor) else one for one in given]
 
 
-def structure(network: nn.Module) -> str:
+def structure_digest(network: nn.Module) -> str:
     """Sixteen hexadecimal digits of the kinds of its modules and of the names and shapes of its tensors."""
     modules = [type(module).__name__ for module in network.modules()]
     tensors = [(name, tuple(value.shape)) for name, value in network.state_dict().items()]
     return hashlib.sha256(json.dumps([modules, tensors]).encode()).hexdigest()[:16]
 
 
-def content(val: OwnBatches) -> str | None:
+def first_batch_digest(val: OwnBatches) -> str | None:
     """Sixteen hexadecimal digits that name the first batch to be judged on; None where it is another every time."""
     first, again = fingerprint(val.first()), fingerprint(val.first())
     return first if first == again else None

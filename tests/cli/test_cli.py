@@ -210,9 +210,9 @@ def test_latency_lays_each_of_several_networks_beside_its_own_teacher(
 ) -> None:
     from nni_blockswap.studies import latency
 
-    def told(networks: dict[str, Any], *_: object) -> dict[str, latency.Latency]:
+    def told(networks: dict[str, Any], *_: object) -> dict[str, latency.Timing]:
         seconds = {name: float(sum(one.numel() for one in network.parameters())) for name, network in networks.items()}
-        return {name: latency.Latency(mean, 0.0) for name, mean in seconds.items()}
+        return {name: latency.Timing(mean, 0.0) for name, mean in seconds.items()}
 
     monkeypatch.setattr(latency, "measure", told)
     files = []

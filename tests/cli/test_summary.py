@@ -11,7 +11,7 @@ from nni_blockswap.experiment.config import Config
 from nni_blockswap.experiment.students import SUCCEEDED, Students
 from nni_blockswap.metric import Metric
 from nni_blockswap.studies import latency
-from nni_blockswap.studies.latency import Latency
+from nni_blockswap.studies.latency import Timing
 from tests.conftest import SMALL, WRN
 
 
@@ -36,9 +36,9 @@ def test_what_was_trained_is_measured_beside_its_teacher(
 ) -> None:
     together: list[set[str]] = []
 
-    def measured(networks: dict[str, object]) -> dict[str, Latency]:
+    def measured(networks: dict[str, object]) -> dict[str, Timing]:
         together.append(set(networks))
-        return {name: Latency(0.0015 * (1 + place), 0.0) for place, name in enumerate(networks)}
+        return {name: Timing(0.0015 * (1 + place), 0.0) for place, name in enumerate(networks)}
 
     monkeypatch.setattr(latency, "measure", measured)
     assert not summary.print_students(folder, Config(folder / "config.yml"))

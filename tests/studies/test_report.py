@@ -11,7 +11,7 @@ from nni_blockswap.architecture import Architecture
 from nni_blockswap.cli import main
 from nni_blockswap.errors import StateError
 from nni_blockswap.studies.error_figure import figure, title_of
-from nni_blockswap.studies.latency import Latency, measure
+from nni_blockswap.studies.latency import Timing, measure
 from nni_blockswap.studies.report import report
 from nni_blockswap.studies.trials import points, read_trials, teacher_point
 from nni_blockswap.training import checkpoints
@@ -185,7 +185,7 @@ def test_students_of_one_budget_are_points_with_names_and_methods_over_budgets_a
     def drawn(folder, latencies=None):
         trials = read_trials([folder])
         compared = [*points(trials), teacher_point(trials)]
-        latencies = {one.trials[0].architecture.id: Latency(0.002, 0.0) for one in compared} if latencies else {}
+        latencies = {one.trials[0].architecture.id: Timing(0.002, 0.0) for one in compared} if latencies else {}
         return figure(compared, latencies, title_of(trials))
 
     lines = {line.get_linestyle() for line in drawn(tmp_path / "alone").axes[0].containers[0].lines[:1]}
@@ -202,7 +202,7 @@ def test_a_label_stays_in_its_panel_where_the_student_is_the_slowest(tmp_path):
     slowest = trial(tmp_path / "a", MIXED, 0.9)
     trials = read_trials([tmp_path])
     teacher = teacher_point(trials)
-    latencies = {slowest.id: Latency(0.003, 0.0), teacher.trials[0].architecture.id: Latency(0.001, 0.0)}
+    latencies = {slowest.id: Timing(0.003, 0.0), teacher.trials[0].architecture.id: Timing(0.001, 0.0)}
     drawn = figure([*points(trials), teacher], latencies, "")
     FigureCanvasAgg(drawn).draw()
     for axes in drawn.axes:
@@ -245,7 +245,7 @@ def test_the_command_measures_latency(experiment, tmp_path, monkeypatch):
 
     def measured(networks, batch_size):
         asked.append((set(networks), batch_size))
-        return {name: Latency(0.002, 0.0005) for name in networks}
+        return {name: Timing(0.002, 0.0005) for name in networks}
 
     monkeypatch.setattr("nni_blockswap.studies.report.measure", measured)
     assert main(["report", str(experiment), "--out", str(tmp_path / "out")]) == 0
