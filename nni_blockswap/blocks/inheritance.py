@@ -98,6 +98,50 @@ def factorise_inputs(pointwise: nn.Conv2d, spatial: nn.Conv2d, kernel: Tensor) -
 
 
 @torch.no_grad()
+def separate_inputs(expand: nn.Conv2d, depthwise: nn.Conv2d, project: nn.Conv2d, kernel: Tensor) -> None:
+    """Let the three, one after the other, be as near to ``kernel`` (N, C, k, k) as they can, C channels entering.
+
+    ``expand`` repeats each channel e times. Its part of the kernel, a matrix (N) x (k k), gets the product of its first
+    e singular vectors: the least sum of squares. More than its rank are silent.
+    """
+    channels, times = expand.in_channels, expand.out_channels // expand.in_channels
+    left, values, right = torch.linalg.svd(kernel.transpose(0, 1).flatten(2), full_matrices=False)
+    rank = min(times, values.shape[1])
+    expand.weight.copy_(torch.eye(channels).repeat_interleave(times, 0)[:, :, None, None])
+    depthwise.weight.view(channels, times, *kernel.shape[2:])[:, :rank] = right[:, :rank].unflatten(2, kernel.shape[2:])
+    columns = project.weight.view(-1, channels, times)
+    columns.zero_()
+    columns[:, :, :rank] = (left * values[:, None])[:, :, :rank].transpose(0, 1)
+
+
+@torch.no_grad()
+def separate_outputs(expand: nn.Conv2d, depthwise: nn.Conv2d, kernel: Tensor) -> None:
+    """Let the first M channels behind ``expand`` and ``depthwise`` be as near to ``kernel`` (M, C, k, k) as they can.
+
+    Each output, a matrix (C) x (k k), gets the product of its first singular vectors: the least sum of squares.
+    """
+    left, values, right = torch.linalg.svd(kernel.flatten(2), full_matrices=False)
+    expand.weight[: len(kernel), :, 0, 0] = left[:, :, 0]
+    depthwise.weight[: len(kernel), 0] = (values[:, :1] * right[:, 0]).unflatten(1, kernel.shape[2:])
+
+
+@torch.no_grad()
+def fit_affine(norm: nn.Module, x: Tensor, wanted: Tensor) -> None:
+    """Let what ``norm`` makes of ``x`` be as near to ``wanted`` (N, C, H, W) as a scale and a shift a channel allow.
+
+    A channel's squared error is then not above its variance, that of the best constant. Statistics are those of ``x``.
+    """
+    z, y = (one.transpose(0, 1).flatten(1) for one in (settled(norm, x), wanted))
+    if first_norm(norm) is not norm:
+        return
+    centred = z - z.mean(1, keepdim=True)
+    scale = (centred * y).sum(1) / centred.square().sum(1).clamp_min(1e-12)
+    weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
+    bias.copy_(y.mean(1) - scale * (z.mean(1) - bias))
+    weight.mul_(scale)
+
+
+@torch.no_grad()
 def settle(norm: nn.Module, x: Tensor) -> None:
     """Let the statistics that ``norm`` keeps, if it does, be those of ``x`` (N, C, H, W)."""
     mean, variance = (getattr(norm, f"running_{name}", None) for name in ("mean", "var"))
@@ -149,8 +193,9 @@ def copy_bias(conv: nn.Conv2d, original: nn.Conv2d, kept: Tensor | slice = slice
 
 @torch.no_grad()
 def copy_affine(norm: nn.Module, original: nn.Module | None, kept: Tensor | slice = slice(None)) -> None:
-    """Scale and shift of the original's channels ``kept``, where both have them."""
+    """Scale and shift of the original's channels ``kept`` for the first ones, where both have them."""
     if original is None or first_norm(norm) is not norm:
         return
     for name in ("weight", "bias"):
-        getattr(norm, name).copy_(getattr(original, name)[kept])
+        value = getattr(original, name)[kept]
+        getattr(norm, name)[: len(value)] = value

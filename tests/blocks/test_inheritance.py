@@ -13,6 +13,7 @@ from nni_blockswap.blocks.inheritance import (
     factorise_inputs,
     factorise_outputs,
     lifted,
+    separate_inputs,
     settle_all,
 )
 from nni_blockswap.blocks.site import Site
@@ -211,3 +212,73 @@ def test_statistics_of_what_is_called_by_keyword_are_settled_too() -> None:
     branch, x = Branch(), 3 + 2 * torch.randn(4, 2, 5, 5)
     settle_all(branch, x)
     torch.testing.assert_close(branch.norm.running_mean, x.mean((0, 2, 3)))
+
+
+def separable(inner: int, outer: int, stride: int = 1) -> tuple[nn.Conv2d, nn.Sequential]:
+    """A convolution, and the depthwise and the pointwise one that it is made of."""
+    depthwise = nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False)
+    pointwise, whole = nn.Conv2d(inner, outer, 1), nn.Conv2d(inner, outer, 3, stride, 1)
+    with torch.no_grad():
+        whole.weight.copy_(pointwise.weight * depthwise.weight.transpose(0, 1))
+        whole.bias.copy_(pointwise.bias)  # type: ignore[union-attr,arg-type]
+    return whole, nn.Sequential(depthwise, pointwise)
+
+
+@pytest.mark.parametrize("name", ["MB(1)", "MB(2)"])
+def test_a_depthwise_separable_convolution_is_taken_over_whole(name: str) -> None:
+    torch.manual_seed(8)
+    original, parts = separable(8, 16, stride=2)
+    x = torch.randn(2, 8, 8, 8)
+    torch.testing.assert_close(original(x), parts(x), rtol=1e-4, atol=1e-5)
+    assert same(linear(stride=2, convolutions=1, bias=True), name, original)
+
+
+def test_as_many_products_as_a_kernel_has_numbers_are_any_convolution() -> None:
+    torch.manual_seed(9)
+    site, original = linear(convolutions=1, bias=True), nn.Conv2d(8, 16, 3, 1, 1)
+    assert same(site, "MB(9)", original)
+    assert not same(site, "MB(8)", original)
+
+
+def test_inputs_are_separated_as_near_as_singular_values_allow() -> None:
+    torch.manual_seed(10)
+    kernel = torch.randn(16, 4, 3, 3)
+    expand, depthwise, project = nn.Conv2d(4, 12, 1), nn.Conv2d(12, 12, 3, groups=12), nn.Conv2d(12, 16, 1)
+    separate_inputs(expand, depthwise, project, kernel)
+    found = torch.einsum(
+        "nm,mij,mc->ncij", project.weight[:, :, 0, 0], depthwise.weight[:, 0], expand.weight[:, :, 0, 0]
+    )
+    wanted = sum(tail(kernel[:, channel].flatten(1), 3) for channel in range(4))
+    assert (found - kernel).square().sum().item() == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("inside", [8, 24])
+def test_two_convolutions_of_separable_outputs_are_taken_over_whole(inside: int) -> None:
+    torch.manual_seed(11)
+    site = Site(
+        8, 16, 2, norm=lambda channels: nn.Identity(), activation=nn.Identity, middle_channels=inside, bias=True
+    )
+    first, last = nn.Conv2d(8, inside, 3, 2, 1, bias=False), nn.Conv2d(inside, 16, 3, 1, 1)
+    with torch.no_grad():
+        first.weight.copy_(torch.randn(inside, 8, 1, 1) * torch.randn(inside, 1, 3, 3))
+        last.weight.copy_(last.weight[:, :, 1:2, 1:2] * torch.eye(3)[1] * torch.eye(3)[:, 1:2])
+        last.weight[:, 16:] = 0  # nobody listens to more than MB(2) has
+    assert same(site, "MB(2)", nn.Sequential(first, last))
+
+
+@pytest.mark.parametrize("convolutions", [1, 2])
+@pytest.mark.parametrize("name", ["MB(1)", "MB(4)"])
+def test_a_mobile_bottleneck_begins_no_worse_than_a_constant_and_than_fresh_weights(
+    convolutions: int, name: str
+) -> None:
+    torch.manual_seed(12)
+    site = Site(8, 16, stride=2, convolutions=convolutions)
+    original, branch, fresh = site.build("S").eval(), site.build(name).eval(), site.build(name).eval()
+    x = torch.randn(16, 8, 8, 8).relu()
+    settle_all(original, x)
+    settle_all(fresh, x)
+    assert site.inherit(name, branch, original, x)
+    target = original(x)
+    errors = [(one(x) - target).square().mean((0, 2, 3)) / target.var((0, 2, 3)) for one in (branch, fresh)]
+    assert errors[0].max() <= 1
+    assert errors[0].mean() < errors[1].mean()

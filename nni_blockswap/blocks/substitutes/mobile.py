@@ -10,9 +10,23 @@ Source: Sandler et al., *MobileNetV2: Inverted Residuals and Linear Bottlenecks*
 
 import re
 from collections import OrderedDict
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from nni_blockswap.blocks.inheritance import (
+    copy_affine,
+    copy_bias,
+    dense_convolutions,
+    first_norm,
+    fit_affine,
+    importance,
+    lifted,
+    separate_inputs,
+    separate_outputs,
+    settled,
+)
 from nni_blockswap.blocks.site import Site, spelled
 from nni_blockswap.blocks.substitutes.paper import Conv, conv_module
 from nni_blockswap.errors import SpaceError
@@ -60,6 +74,40 @@ class Mobile:
                 bn3=site.norm(site.out_channels),
             )
         )
+
+    @torch.no_grad()
+    def inherit(self, branch: nn.Module, original: nn.Module, entered: Tensor) -> bool:
+        """Products of one depthwise kernel and one number a channel: the original's kernels, as near as they come.
+
+        Of a convolution alone each channel that enters has e of them, the first singular vectors of its part of the
+        kernel; e = k k of them are all of it. Of two convolutions each of the first one's outputs has one, and the
+        second one's kernel is summed over its positions. Then the last norm has the scale and the shift that make what
+        leaves nearest to what leaves the original.
+        """
+        theirs = dense_convolutions(original)
+        if len(theirs) not in (1, 2) or (len(theirs) == 2 and theirs[0].out_channels != theirs[1].in_channels):
+            return False
+        expand, before, activation, depthwise, after, _, project, last = list[Any](branch.children())
+        if len(theirs) == 1:
+            separate_inputs(expand, depthwise, project, theirs[0].weight)
+        else:
+            norm, most = first_norm(original), min(depthwise.out_channels, theirs[0].out_channels)
+            kept = importance(theirs[0].weight, theirs[1].weight, norm).topk(most).indices.sort().values
+            separate_outputs(expand, depthwise, theirs[0].weight[kept])
+            project.weight[:, :most, 0, 0] = theirs[1].weight[:, kept].sum((2, 3))
+            project.weight[:, most:] = 0
+        x, scale = lifted(before, expand(entered))
+        depthwise.weight.mul_(scale[:, None, None, None])
+        x = depthwise(activation(x))
+        if len(theirs) == 1:
+            x, scale = lifted(after, x)
+            project.weight.mul_(scale[:, None, None])
+        else:
+            copy_affine(after, norm, kept)
+            x = settled(after, x)
+        copy_bias(project, theirs[-1])
+        fit_affine(last, project(activation(x)), original(entered))
+        return True
 
 
 MOBILE = Mobile()
