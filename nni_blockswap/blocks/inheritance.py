@@ -36,9 +36,10 @@ def importance(first: Tensor, last: Tensor, norm: Any, rectified: bool = True) -
     if norm is None:
         before: Tensor = first.flatten(1).norm(dim=1)
         return before * after
-    if first_norm(norm) is None:
+    affine: Any = first_norm(norm)
+    if affine is None:
         return after
-    scale, shift = norm.weight.abs().clamp_min(1e-12), norm.bias
+    scale, shift = affine.weight.abs().clamp_min(1e-12), affine.bias
     if not rectified:
         return torch.hypot(scale, shift) * after
     ratio = shift / scale
@@ -143,11 +144,15 @@ def fit_affine(norm: nn.Module, x: Tensor, wanted: Tensor) -> None:
 
 @torch.no_grad()
 def settle(norm: nn.Module, x: Tensor) -> None:
-    """Let the statistics that ``norm`` keeps, if it does, be those of ``x`` (N, C, H, W)."""
+    """Let the statistics that ``norm`` keeps, if it does, be those of ``x`` (N, C, ...).
+
+    One number a channel has no variance: both stay as they are.
+    """
     mean, variance = (getattr(norm, f"running_{name}", None) for name in ("mean", "var"))
-    if isinstance(mean, Tensor) and isinstance(variance, Tensor):
-        mean.copy_(x.mean((0, 2, 3)))
-        variance.copy_(x.var((0, 2, 3)))
+    if isinstance(mean, Tensor) and isinstance(variance, Tensor) and x.numel() > x.shape[1]:
+        axes = [0, *range(2, x.dim())]
+        mean.copy_(x.mean(axes))
+        variance.copy_(x.var(axes))
 
 
 def settle_all(branch: nn.Module, x: Tensor) -> None:

@@ -19,14 +19,14 @@ from nni_blockswap.networks import copied
 
 
 def layers(branch: nn.Module) -> list[nn.Module]:
-    """What runs in it, one after the other: sequences are taken apart, and identities left out.
+    """What runs in it, one after the other, as often as it runs: sequences are taken apart, identities left out.
 
     Example:
         >>> layers(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sequential(nn.Identity(), nn.ReLU())))
         [Conv2d(3, 8, kernel_size=(1, 1), stride=(1, 1)), ReLU()]
     """
-    if type(branch).forward is nn.Sequential.forward:
-        return [layer for child in branch.children() for layer in layers(child)]
+    if isinstance(branch, nn.Sequential) and type(branch).forward is nn.Sequential.forward:
+        return [layer for child in branch for layer in layers(child)]  # children() has one that runs twice once
     return [] if isinstance(branch, nn.Identity) else [branch]
 
 
@@ -64,10 +64,13 @@ def take_over(branch: nn.Module, original: nn.Module) -> bool:
 
     A smaller depthwise kernel has the middle of the original's.
 
-    Returns whether it did: where ``branch`` is something else it is left as it is.
+    Returns whether it did: where ``branch`` is something else, or the original has a convolution that computes
+    otherwise than torch's, as one that standardises its weights, it is left as it is.
     """
     own, theirs = layers(branch), layers(original)
     if [_kind(layer) for layer in own] != [_kind(layer) for layer in theirs]:
+        return False
+    if not all(_is_plain(layer) for layer in theirs if isinstance(layer, nn.Conv2d)):
         return False
     first, last = theirs[0], theirs[-1]
     if not isinstance(first, nn.Conv2d) or not isinstance(last, nn.Conv2d) or len(theirs) < 2:
@@ -90,24 +93,30 @@ def is_narrowable(layer: nn.Module, shape: tuple[int, ...]) -> bool:
     """Whether channels can be taken from what stands between convolutions.
 
     It gives permuted channels permuted, if its weights are permuted with them, and runs with half of them: activations
-    and squeeze-and-excitation do, shuffles do not. A norm always is.
+    and squeeze-and-excitation do, shuffles do not. A norm only has to run with half of them: which channels are
+    normalised together is not asked, in what has a norm inside neither.
 
     Args:
         layer: the module.
         shape: (C, H, W) of what enters and leaves it.
     """
-    if is_norm(layer):
-        return True
     channels, half, generator = shape[0], (shape[0] + 1) // 2, torch.Generator().manual_seed(0)
-    order, x = torch.randperm(channels, generator=generator), torch.randn(1, *shape, generator=generator)
+    order = torch.randperm(channels, generator=generator, device="cpu")
+    x = torch.randn(1, *shape, generator=generator, device="cpu")
     try:
         with torch.no_grad(), seeded(0):
             whole = copied(layer).cpu().eval()
-            permuted, fewer = (_with_channels(whole, channels, number) for number in (channels, half))
+            fewer: Tensor = _with_channels(whole, channels, half)(x[:, :half].clone())
+            runs = fewer.shape == (1, half, *shape[1:])
+            if is_norm(layer):
+                return runs
+            for module in whole.modules():
+                if isinstance(module, nn.GroupNorm):
+                    module.num_groups = 1
+            permuted = _with_channels(whole, channels, channels)
             for mine, other in zip(_tensors(permuted), _tensors(whole), strict=True):
                 mine.copy_(_taken(other, channels, order))
             expected, found = whole(x.clone())[:, order], permuted(x[:, order])
-            runs = fewer(x[:, :half].clone()).shape == (1, half, *shape[1:])
     except Exception:  # it is anybody's
         return False
     return runs and torch.allclose(found, expected, 1e-3, 1e-5)
@@ -120,6 +129,12 @@ def _kind(layer: nn.Module) -> str:
     if isinstance(layer, nn.Conv2d):
         return "conv"
     return "bn" if is_norm(layer) else type(layer).__name__.lower()
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    """Whether it computes what torch's own convolution does, of whatever class it is."""
+    kind = type(conv)
+    return kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
 
 
 def _like(conv: nn.Conv2d, inputs: int, outputs: int, kernel: int | None) -> nn.Conv2d:
@@ -151,24 +166,37 @@ def _like(conv: nn.Conv2d, inputs: int, outputs: int, kernel: int | None) -> nn.
 def _with_channels(module: nn.Module, before: int, after: int) -> nn.Module:
     """A copy with ``after`` channels where ``module`` has ``before``, its weights fresh.
 
-    Those that nobody says how to draw are the original's mean everywhere.
+    Those that nobody says how to draw are the original's mean everywhere. Of a buffer, such as a fixed filter, it has
+    the first entries, and again from the first where there are more channels than before.
     """
-    known = [name for name, value in vars(module).items() if type(value) is int and value == before]
+    known = _known(module, before)
     if is_norm(module):
-        wide = known or any(before in tensor.shape for tensor in _tensors(module))
-        return resized(module, after) if wide else copied(module)
+        return resized(module, after) if _is_of(module, before) else copied(module)
     made = copied(module)
     for name, child in module.named_children():
         setattr(made, name, _with_channels(child, before, after))
-    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-        if before in tensor.shape:
-            shape = [after if size == before else size for size in tensor.shape]
-            fresh = tensor.detach().float().mean().to(tensor.dtype).expand(shape).clone()
-            setattr(made, name, nn.Parameter(fresh) if isinstance(tensor, nn.Parameter) else fresh)
+    for name, weight in module.named_parameters(recurse=False):
+        if before in weight.shape:
+            shape = [after if size == before else size for size in weight.shape]
+            setattr(made, name, nn.Parameter(weight.detach().float().mean().to(weight.dtype).expand(shape).clone()))
+    for name, buffer in module.named_buffers(recurse=False):
+        if before in buffer.shape:
+            setattr(made, name, _taken(buffer, before, torch.arange(after, device=buffer.device) % before))
     vars(made).update(dict.fromkeys(known, after))
     if callable(reset := getattr(made, "reset_parameters", None)):
         reset()
     return made
+
+
+def _known(module: nn.Module, channels: int) -> list[str]:
+    """Names of the attributes in which it says how many channels it has."""
+    return [name for name, value in vars(module).items() if type(value) is int and value == channels]
+
+
+def _is_of(norm: nn.Module, channels: int) -> bool:
+    """Whether a normalisation is one of so many channels, as that of an excitation's hidden layer is not."""
+    said = isinstance(norm, nn.LayerNorm) and channels in norm.normalized_shape
+    return said or bool(_known(norm, channels)) or any(channels in tensor.shape for tensor in _tensors(norm))
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
@@ -184,17 +212,32 @@ def _taken(tensor: Tensor, channels: int, kept: Tensor) -> Tensor:
 
 
 def _most_important(original: Sequence[Any], width: int) -> Tensor:
-    """The inner channels to keep, in their order."""
-    norm = next((layer for layer in reversed(original) if is_norm(layer)), None)
-    rectified = norm is not original[-2] or any(
-        True for _ in norm.children()
-    )  # those of some have an activation inside
-    first = original[0].weight
-    for conv in original[1:-1]:
-        if isinstance(conv, nn.Conv2d):
-            first = first * conv.weight.flatten(1).norm(dim=1)[:, None, None, None]
-    channels = importance(first, original[-1].weight, norm, rectified)
+    """The inner channels to keep, in their order.
+
+    Their importance is that behind the last norm, times the size of the weights of each convolution between that and
+    the last one, which takes every channel by itself.
+    """
+    first, last, norm, rectified = original[0].weight, original[-1].weight, None, False
+    behind = first.new_ones(len(first))
+    for layer in original[1:-1]:
+        if isinstance(layer, nn.Conv2d):
+            behind = behind * layer.weight.flatten(1).norm(dim=1)
+        elif any(isinstance(module, nn.Linear | nn.modules.conv._ConvNd) for module in layer.modules()):
+            continue  # what stands in an excitation is not what passes it
+        else:
+            for module in layer.modules():
+                if is_norm(module) and _is_of(module, len(first)):
+                    norm, rectified, behind = module, False, torch.ones_like(behind)
+                elif _is_activation(module):
+                    rectified = True
+    channels: Tensor = importance(first, last, norm, rectified) * behind
     return channels.topk(width).indices.sort().values
+
+
+def _is_activation(module: nn.Module) -> bool:
+    """Whether it is one of torch's, or what is taken for one: a class of somebody's own that holds nothing."""
+    own = not type(module).__module__.startswith("torch.nn.")
+    return _kind(module) == "relu" or (own and not any(module.children()) and not _tensors(module))
 
 
 def _kept(layer: Any, first: nn.Conv2d, last: nn.Conv2d, kept: Tensor, mine: Any) -> list[Tensor]:

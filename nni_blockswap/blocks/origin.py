@@ -28,10 +28,13 @@ def hold(model: nn.Module, example: Any, findings: Findings) -> str:
     What is kept is a copy on the CPU: what is built later is what was searched, whatever becomes of ``model``.
 
     Returns:
-        A name that ``make`` knows it by; networks of one name have equal weights, attributes, code and ``findings``,
-        and the same network has the same name in other processes, too.
+        A name that ``make`` knows it by; networks of one name have equal weights, attributes, code and sites, and the
+        same network has the same name in other processes, too.
     """
-    name = f"{LIVE}{type(model).__name__}-{digest(model, findings)}"
+    told = [  # all else that is found follows from these and the model
+        (one.path, one.kind, one.steps, one.in_shape, one.out_shape, one.norm, one.activation) for one in findings.sites
+    ]
+    name = f"{LIVE}{type(model).__name__}-{digest(model, told)}"
     _live.pop(name, None)
     _live[name] = copied(model).cpu(), copy.deepcopy(one_image(example))
     for oldest in list(_live)[:-HELD]:

@@ -200,6 +200,17 @@ def test_fresh_weights_get_the_statistics_of_what_enters() -> None:
     torch.testing.assert_close(after.var((0, 2, 3)), torch.ones(16), atol=1e-3, rtol=0)
 
 
+def test_statistics_of_vectors_are_settled_and_one_number_a_channel_has_none() -> None:
+    branch, x = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(2)), 3 + 2 * torch.randn(64, 2, 1, 1)
+    settle_all(branch, x)
+    mean = branch.get_buffer("1.running_mean").clone()
+    torch.testing.assert_close(mean, x.mean((0, 2, 3)))
+    torch.testing.assert_close(branch.get_buffer("1.running_var"), x.var((0, 2, 3)))
+    settle_all(branch, x[:1])
+    assert torch.equal(branch.get_buffer("1.running_mean"), mean)
+    assert bool(branch.get_buffer("1.running_var").isfinite().all())
+
+
 def test_statistics_of_what_is_called_by_keyword_are_settled_too() -> None:
     class Branch(nn.Module):
         def __init__(self) -> None:

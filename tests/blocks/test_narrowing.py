@@ -50,6 +50,44 @@ class Scale(nn.Module):
         return x * self.gamma
 
 
+class Blur(nn.Module):
+    """A fixed filter of each channel, kept as a buffer."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        line = torch.tensor([1.0, 2.0, 1.0]) / 4
+        self.register_buffer("kernel", (line[:, None] * line).repeat(channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.get_buffer("kernel")
+        return F.conv2d(x, kernel, padding=1, groups=len(kernel))
+
+
+class NormAct(nn.Module):
+    """A norm and an activation in one module."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.n, self.a = norm, nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(self.n(x))  # type: ignore[no-any-return]
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Over the channels of each position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weights have no mean."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
 class Halved(Sum):
     """f(x) is half as high and wide as x."""
 
@@ -73,8 +111,15 @@ BRANCHES: dict[str, Callable[[], list[nn.Module]]] = {
     "slopes": lambda: [conv(8, 16), nn.Identity(), nn.PReLU(16), Scale(16), conv(16, 8)],
     "excited": lambda: [conv(8, 16), nn.BatchNorm2d(16), nn.ReLU(), Gate(16), conv(16, 8)],
     "excited by linear layers": lambda: [conv(8, 16), nn.BatchNorm2d(16), Gate(16, 8, linear=True), conv(16, 8)],
+    "blurred": lambda: [conv(8, 16), nn.ReLU(), Blur(16), conv(16, 8)],
+    "groups in a wrapper": lambda: [conv(8, 16), NormAct(nn.GroupNorm(16, 16)), conv(16, 8)],
+    "normalised without a scale": lambda: [conv(8, 16), LayerNorm2d([16], elementwise_affine=False), conv(16, 8)],
     "excited, nothing squeezed": lambda: [conv(8, 16), nn.BatchNorm2d(16), Gate(16, 16), conv(16, 8)],
 }
+
+
+MIXED = ("normalised without a scale", "excited, nothing squeezed")
+"""Where what passes a channel depends on all others."""
 
 
 def swapped(branch: list[nn.Module]) -> Block:
@@ -99,7 +144,7 @@ def test_a_branch_narrowed_by_nothing_is_the_original(branch: Callable[[], list[
     assert torch.equal(whole.eval()(x), original(x))
 
 
-@pytest.mark.parametrize("branch", [one for name, one in BRANCHES.items() if name != "excited, nothing squeezed"])
+@pytest.mark.parametrize("branch", [one for name, one in BRANCHES.items() if name not in MIXED])
 def test_a_branch_narrowed_by_channels_that_nobody_hears_is_the_same(branch: Callable[[], list[nn.Module]]) -> None:
     block = swapped(branch())
     original, x = block.candidate("S"), torch.randn(4, 8, 8, 8)
@@ -112,6 +157,11 @@ def test_a_branch_narrowed_by_channels_that_nobody_hears_is_the_same(branch: Cal
     assert block.site.inherit("W(1/2)", narrowed, original, x)
     torch.testing.assert_close(narrowed(x), original(x), rtol=1e-5, atol=1e-5)
     assert all(not tensor.shape or 16 not in tensor.shape for tensor in narrowed.state_dict().values())
+
+
+def test_a_fixed_filter_stays_what_it_is() -> None:
+    branch = narrow([conv(8, 16), Blur(16), conv(16, 8)], 8)
+    assert torch.equal(branch.get_buffer("blur1.kernel"), Blur(8).get_buffer("kernel"))
 
 
 def test_the_hidden_layer_of_an_excitation_stays_as_it_is() -> None:
@@ -132,6 +182,78 @@ def test_costs_are_those_of_the_built_network() -> None:
     built = one.build()
     assert (one.params, one.macs) == (count_params(built), count_macs(built, IMAGE))
     assert one.macs == 64 * 9 * 3 * 8 + 64 * 9 * 8 * 8 + 2 * 4 * 8 + 16 * 9 * 8 * 8
+
+
+BEHIND = {
+    "norm and activation in one": lambda norm: ([NormAct(norm)], True),
+    "dropout alone": lambda norm: ([norm, nn.Dropout2d()], False),
+    "an excitation alone": lambda norm: ([norm, Gate(16)], False),
+    "a norm in an excitation": lambda norm: ([norm, nn.ReLU(), Excited(16)], True),
+}
+
+
+class Excited(Gate):
+    """An excitation that ends with a norm of its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.last = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.last(self.up(self.down(x.mean((2, 3), keepdim=True)).relu())).sigmoid()
+
+
+@pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND.keys())
+def test_channels_are_chosen_by_what_the_norm_lets_out_and_what_is_behind_it(
+    behind: Callable[[nn.Module], tuple[list[nn.Module], bool]],
+) -> None:
+    """Half of the channels have large negative shifts: nothing of them passes an activation, all of it passes none."""
+    torch.manual_seed(0)
+    norm, low = nn.BatchNorm2d(16), torch.arange(0, 16, 2)
+    with torch.no_grad():
+        norm.bias[low] = -9
+    between, rectified = behind(norm)
+    original = nn.Sequential(conv(8, 16), *between, conv(16, 8))
+    with torch.no_grad():
+        for end in (original[0], original[-1]):
+            end.weight.fill_(1)
+        original[0].weight[low] = 1 if rectified else 0.1
+    branch = narrow(layers(original), 8)
+    assert take_over(branch, original)
+    kept = next(value for name, value in branch.named_parameters() if name in ("bn1.bias", "normact1.n.bias"))
+    assert bool((kept == (0 if rectified else -9)).all())
+
+
+def test_a_depthwise_convolution_behind_the_norm_counts() -> None:
+    depthwise, kept = conv(16, 16, groups=16), [1, 2, 5, 7, 8, 11, 14, 15]
+    original = nn.Sequential(conv(8, 16, kernel=1), nn.BatchNorm2d(16), nn.ReLU(), depthwise, conv(16, 8, kernel=1))
+    with torch.no_grad():
+        original[4].weight.fill_(1)
+        depthwise.weight[kept] += 9
+    branch = narrow(layers(original), 8, 3)
+    assert take_over(branch, original)
+    assert torch.equal(branch.get_parameter("conv2.weight"), depthwise.weight[kept])
+
+
+def test_one_activation_behind_both_norms_runs_twice() -> None:
+    act = nn.ReLU6()
+    original = nn.Sequential(conv(8, 32, kernel=1), nn.BatchNorm2d(32), act, conv(32, 32, groups=32),
+                             nn.BatchNorm2d(32), act, conv(32, 8, kernel=1)).eval()  # fmt: skip
+    whole, x = narrow(layers(original), 32, 3), torch.randn(2, 8, 6, 6)
+    assert take_over(whole, original)
+    assert torch.equal(whole.eval()(x), original(x))
+    assert [type(layer) for layer in whole].count(nn.ReLU6) == 2
+
+
+def test_a_convolution_that_computes_otherwise_is_told() -> None:
+    original = nn.Sequential(Standardised(8, 16, 3, padding=1), nn.ReLU(), conv(16, 8))
+    assert not take_over(narrow(layers(original), 8), original)
+
+
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.BatchNorm2d(16)], ids=str)
+def test_whether_channels_can_be_taken_is_asked_on_the_cpu(between: nn.Module) -> None:
+    with torch.device("meta"):
+        assert is_narrowable(between, (16, 4, 4))
 
 
 @pytest.mark.parametrize("between", [nn.ChannelShuffle(4), nn.LocalResponseNorm(3, alpha=1.0), nn.GLU(1)], ids=str)

@@ -2,7 +2,7 @@
 
 import copy
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ import torchvision
 from torch import Tensor, nn
 
 from nni_blockswap import Architecture, export, search, swap_blocks
+from nni_blockswap.blocks.finding import find
+from nni_blockswap.blocks.found import Findings
 from nni_blockswap.blocks.network import NetworkSpace
+from nni_blockswap.blocks.origin import hold
 from nni_blockswap.blocks.space import input_size_of
 from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import BlockSwapError, SpaceError
@@ -255,6 +258,19 @@ def test_attributes_of_ones_own_are_left_as_they_are() -> None:
         assert [input_size_of(one) for one in (built, student)] == [(3, 16, 16), (3, 16, 12)]
         assert student.architecture == "own" if own else student.architecture.choices["block_00"] == "G(4)"
         assert student.attention_points == again.points
+
+
+def test_a_name_tells_sites_apart_and_no_field_that_follows_from_them() -> None:
+    """Else each version that looks at one thing more would know no network of those before by its name."""
+    network, images = PreActivation(), torch.rand(1, 3, 16, 16)
+    findings = find(network, images)
+    first, *others = findings.sites
+
+    def name(**changed: Any) -> str:
+        return hold(network, images, Findings((replace(first, **changed), *others), findings.kept))
+
+    assert name(rigid="relu") == name()
+    assert len({name(), name(activation="GELU()"), name(out_shape=(1, 2, 3)), name(path="other")}) == 4
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,8 @@ def _width(name: str, site: Site) -> int:
         return site.inside
     if site.rigid is not None:
         raise SpaceError(
-            f"'{name}' does not fit here: '{site.rigid}', between the original's convolutions, mixes its channels and "
-            "cannot have fewer."
+            f"'{name}' does not fit here: '{site.rigid}', between the original's convolutions, cannot have fewer "
+            "channels, or mixes them."
         )
     kernel = site.kernel if isinstance(site.kernel, tuple) else (site.kernel, site.kernel)
     before, after = site.in_channels * math.prod(kernel), site.out_channels
