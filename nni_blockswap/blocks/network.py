@@ -25,7 +25,7 @@ from nni_blockswap.blocks.site import Site, label
 from nni_blockswap.blocks.space import BlockSpace, is_of_detector, tell
 from nni_blockswap.blocks.substitutes.inverted import MOBILE
 from nni_blockswap.blocks.substitutes.paper import PAPER
-from nni_blockswap.blocks.surgery import extract, replace
+from nni_blockswap.blocks.surgery import extract, place, replace
 from nni_blockswap.blocks.weights import initialise
 from nni_blockswap.cost.table import ORIGINAL, Table
 from nni_blockswap.errors import BlockSwapError, SpaceError, first_line
@@ -94,6 +94,11 @@ class NetworkSpace(BlockSpace):
     def forward(self, *inputs: Any) -> Any:
         return self.network(*inputs)
 
+    @property
+    def places(self) -> dict[str, str]:
+        """Paths of what replaces the original at each site, by block."""
+        return {label(index): place(found) for index, found in enumerate(self.findings.sites)}
+
     def run_counted(self, batch_size: int = 1) -> None:
         """All of it, on ``batch_size`` times the example that the space was made with, or an empty image."""
         example = example_of(self.model, self.input_size, next(self.network.parameters()).device)
@@ -116,7 +121,7 @@ class NetworkSpace(BlockSpace):
         with model_context(dict(choices)):
             space = cls(**space_args)
         network = space.network
-        tell(network, input_size=space.input_size, attention_points=space.points)
+        tell(network, input_size=space.input_size, attention_points=space.points, places=space.places)
         return network
 
     @classmethod

@@ -41,10 +41,15 @@ def read_candidates(path: str | Path) -> dict[str, list[str]]:
 
 
 def unlisted(table: Table, listed: Mapping[str, Sequence[str]]) -> list[str]:
-    """What ``table`` has and a search space, given as candidates by block, leaves out, as "W(1/2) of block_00"."""
+    """What ``table`` has and a search space, given as candidates by block, leaves out, as "W(1/2) of block_00".
+
+    Raises:
+        SpaceError: a label or candidate is not in the table, or a block is left with none.
+    """
+    kept = table.narrowed(listed).candidates
     return [
         f"{name} of {label}"
-        for label, names in zip(table.labels, table.candidates, strict=True)
+        for label, names, left in zip(table.labels, table.candidates, kept, strict=True)
         for name in names
-        if name not in listed.get(label, names)
+        if name not in left
     ]

@@ -32,6 +32,11 @@ def tell(network: nn.Module, **told: Any) -> None:
     vars(network)[TOLD] = told
 
 
+def places(network: nn.Module) -> dict[str, str]:
+    """Paths of what stands, or would stand, at the sites of a user's network that a space has built, by block."""
+    return dict(vars(network)[TOLD]["places"])
+
+
 def input_size_of(network: nn.Module) -> tuple[int, int, int]:
     """Channels, height and width of an image for a space, or for what a space has built."""
     told = vars(network).get(TOLD)

@@ -161,13 +161,16 @@ def _option_faults(trial: Any, parser: argparse.ArgumentParser, words: list[str]
 
 def _from_its_folder(given: argparse.Namespace, config: Config) -> Iterator[str]:
     """Let paths be those that the trial sees from its folder, and tell of a teacher that is not there."""
-    for name in ("teacher", "data_root"):
+    for name in ("teacher", "teacher_dir", "data_root"):
         value = getattr(given, name, None)
         if value is not None and (name != "teacher" or is_file(value)):
             path = config.trial_directory / value
             setattr(given, name, str(path))
             if name == "teacher" and config.platform == "local" and not path.exists() and not _is_made(path, config):
                 yield f"there is no checkpoint '{path}'."
+    name, _, folder = str(getattr(given, "init", None)).partition("=")
+    if folder:
+        given.init = f"{name}={config.trial_directory / folder}"
 
 
 def _check_start(given: argparse.Namespace, config: Config) -> None:
@@ -176,14 +179,14 @@ def _check_start(given: argparse.Namespace, config: Config) -> None:
     from nni_blockswap.key_values import key_values
     from nni_blockswap.library.library import Library
     from nni_blockswap.spaces import with_space
-    from nni_blockswap.training.starting import LIBRARY
+    from nni_blockswap.training.starting import LIBRARY, check_data
 
     name, _, folder = str(getattr(given, "init", None)).partition("=")
     if name != LIBRARY:
         return
     if not folder:
         raise ConfigError(f"a student starts from a library in a folder, --init {LIBRARY}=DIR; name it.")
-    path, of_tuner = config.trial_directory / folder, _library_of(config)
+    path, of_tuner = Path(folder), _library_of(config)
     if path.resolve() == of_tuner:  # which is told elsewhere, or built first
         return
     arguments = {} if wrong_types(config.arguments) else with_space(config.arguments)
@@ -191,7 +194,7 @@ def _check_start(given: argparse.Namespace, config: Config) -> None:
         library = Library.load(path)
         if "space" in arguments:
             library.check_space(arguments["space"], arguments.get("space_args", {}))
-        library.check_data(given.data, key_values(given.data_option, "--data-option"))
+        check_data(library, given.data, key_values(given.data_option, "--data-option"))
     except BlockSwapError as error:
         unlike = "" if of_tuner is None else f" and the tuner has that in '{of_tuner}'"
         raise StateError(f"the trial starts from the library in '{path}'{unlike}: {error}") from error

@@ -7,14 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.blocks.network import NetworkSpace
-from nni_blockswap.blocks.site import label
-from nni_blockswap.blocks.space import BlockSpace
-from nni_blockswap.blocks.surgery import place
+from nni_blockswap.blocks.space import BlockSpace, places
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.cost.table import ORIGINAL
+from nni_blockswap.library import store
 from nni_blockswap.library.library import Library
-from nni_blockswap.spaces import load_space
 from nni_blockswap.training.unwrapping import load_weights, weights_of
 
 
@@ -39,8 +36,10 @@ def assemble(architecture: Architecture, teacher: Mapping[str, Any], library: Li
 def furnish(student: nn.Module, architecture: Architecture, teacher: Mapping[str, Any], library: Library) -> None:
     """Give ``student``, a network of ``architecture``, its weights and statistics, as ``assemble`` does."""
     library.check_space(architecture.space, architecture.space_args)
-    original = _as_loaded(architecture, teacher)
-    library.check_teacher(original)
+    original = weights_of(teacher, student.state_dict().keys())
+    if store.digest(original) != library.about["teacher_digest"]:  # it may have other names or types
+        original = _as_loaded(architecture, teacher)
+        library.check_teacher(original)
     swapped = {block: branch for block, branch in branches(student, architecture).items()
                if architecture.choices[block] != ORIGINAL}  # fmt: skip
     replaced = {id(value) for branch in swapped.values() for value in branch.state_dict(keep_vars=True).values()}
@@ -63,11 +62,8 @@ def branches(student: nn.Module, architecture: Architecture) -> dict[str, nn.Mod
     """The chosen branches of a built network, by block: of a user's own, those that were swapped."""
     if isinstance(student, BlockSpace):
         return {block.label: block.branch for block in student.blocks()}
-    with torch.device("meta"):
-        space: Any = load_space(architecture.space)(**architecture.space_args)
-    assert isinstance(space, NetworkSpace)
     return {
-        label(index): student.get_submodule(place(site))
-        for index, site in enumerate(space.findings.sites)
-        if architecture.choices[label(index)] != ORIGINAL
+        block: student.get_submodule(path)
+        for block, path in places(student).items()
+        if architecture.choices[block] != ORIGINAL
     }

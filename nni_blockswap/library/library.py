@@ -18,7 +18,7 @@ from nni_blockswap.library.bench import learned, of_candidate
 from nni_blockswap.library.measuring import NONE, Error
 from nni_blockswap.results.tables import write_csv
 from nni_blockswap.spaces import complete_args
-from nni_blockswap.tasks import usual
+from nni_blockswap.tasks import TASKS, usual
 
 ABOUT, ERRORS, CHECK = "library.json", "errors.csv", "check"
 
@@ -135,14 +135,18 @@ class Library:
 
         Args:
             data: the name.
-            data_options: what is said about the data set; options that augment images, or leave some out, may differ.
+            data_options: what is said about the data set; options that augment images, or leave some out, may differ,
+                and so may what the library was not told, of a data set that is no name in ``TASKS``.
         """
         if data != self.about["data"]:
             raise StateError(
                 f"the library in '{self.folder}' learned from {self.about['data']}, not from {data}; build one."
             )
+        said = self.about.get("data_options", {})
         for option in data_options.keys() & IMAGE_OPTIONS:
-            own = self.about.get("data_options", {}).get(option, usual(data, option))
+            if option not in said and (":" in data or data not in TASKS):
+                continue  # of somebody's own only an import would tell, and library.json names it
+            own = said[option] if option in said else usual(data, option)
             if own != data_options[option]:
                 raise StateError(
                     f"the library in '{self.folder}' learned from {data} with {option}={own}, not "

@@ -102,7 +102,8 @@ class LoaderTask(Classification):
             raise DataError("data gives no batch.")
         self.num_classes = int(labels.max()) + 1 if _are_classes(labels) else 0  # as far as the first batch tells
         if self.judge is None and self.metric in (ACCURACY, UNKNOWN):
-            self.metric = usual_metric(labels)
+            is_own = type(self).figures is not LoaderTask.figures
+            self.metric = ACCURACY if is_own else usual_metric(labels)
 
     def train_loader(self, batch_size: int, *, seed: int = 0, workers: int = 0) -> Any:
         """Batches to learn from; a Dataset's are shuffled, the last, incomplete one dropped."""

@@ -58,13 +58,18 @@ def check(given: argparse.Namespace) -> tuple[Recipe, Machine]:
     """The recipe and the machine in the command line. Raises ConfigError where nobody could train by it."""
     check_start(given.init)
     check_source(given.teacher)
-    if is_of_library(given.init) and given.teacher is None:  # one that is trained now would be another one
+    if is_of_library(given.init) and given.teacher is None:
         source = taught_by(given.init)
-        which = (
-            f"which was '{source}'" if source else f"a checkpoint, or '{ORIGINAL}' for weights that a network came with"
-        )
-        raise ConfigError(f"--init {given.init} needs --teacher, the one that the library learned from, {which}.")
+        if source is None or not (Path(given.teacher_dir) / Path(source).name).is_file():
+            raise ConfigError(_needs_teacher(given.init))
     return _recipe(given), options.machine_from(given)
+
+
+def _needs_teacher(init: str) -> str:
+    """What is said where no teacher is given to a student of a library: one that is trained now would be another."""
+    source = taught_by(init)
+    which = f"which was '{source}'" if source else f"a checkpoint, or '{ORIGINAL}' for weights that a network came with"
+    return f"--init {init} needs --teacher, the one that the library learned from, {which}."
 
 
 def run(given: argparse.Namespace) -> None:
@@ -127,7 +132,8 @@ def _prepared(
         check_attention(student)
     teacher = None
     if recipe.imitates or given.method == pruning.L1_PRUNING or given.init != FRESH:
-        plan = TeacherPlan(given.teacher, Path(given.teacher_dir), recipe.of_teacher(teacher_epochs))
+        untrained = _needs_teacher(given.init) if is_of_library(given.init) else None
+        plan = TeacherPlan(given.teacher, Path(given.teacher_dir), recipe.of_teacher(teacher_epochs), untrained)
         of_the_space = architecture if given.recipe is not None else named_original(given) or architecture
         data_options = options.data_options(given)
         is_right = partial(check_taught, given.init, given.data, data_options)

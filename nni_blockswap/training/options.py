@@ -65,7 +65,8 @@ def add_teacher(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--teacher-epochs", type=int, help="epochs of a teacher trained here; default: --epochs")
     add_teacher_folder(parser)
-    add_init(parser)
+    defaults = " ".join(f"--{name} {value}" for name, value in OF_A_LIBRARY.items())
+    add_init(parser, f", for which no teacher is trained, and whose defaults are {defaults}")
     parser.add_argument(
         "--attention-points",
         nargs="+",
@@ -74,13 +75,13 @@ def add_teacher(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_init(parser: argparse.ArgumentParser) -> None:
-    """What a student starts from."""
+def add_init(parser: argparse.ArgumentParser, of_a_library: str = "") -> None:
+    """What a student starts from; ``of_a_library`` is what the help says of a library beside its name."""
     parser.add_argument(
         "--init",
         default=FRESH,
         metavar="START",
-        help=f"what the student starts from: {', '.join(STARTS)}=DIR; default: {FRESH}",
+        help=f"what the student starts from: {', '.join(STARTS)}=DIR{of_a_library}; default: {FRESH}",
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from nni_blockswap.blocks.weights import initialise_layer, seeded
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.tasks.loader import LoaderTask
 from nni_blockswap.training.sources import ORIGINAL
+
+if TYPE_CHECKING:
+    from nni_blockswap.library.library import Library
 
 Start = Callable[[nn.Module, nn.Module | None, str, int], str]
 """Sets the weights of a student, given its teacher if it has one, what stands after "=" in the option, and a seed; says
@@ -101,6 +104,11 @@ def check_taught(how: str, data: str, data_options: Mapping[str, Any], teacher: 
 
     library = Library.load(folder)
     library.check_teacher(teacher.state_dict())
+    check_data(library, data, data_options)
+
+
+def check_data(library: "Library", data: str, data_options: Mapping[str, Any]) -> None:
+    """Raise StateError where a student's data, as in ``check_taught``, are others than those of its library."""
     if library.about["data"] != LoaderTask.name:  # of batches that a program held nobody knows what they were
         library.check_data(data, data_options)
 

@@ -47,11 +47,13 @@ class TeacherPlan:
             "original" for the network as it is made, with the weights that it comes with; None trains one.
         folder: where trained teachers are kept.
         recipe: how one is trained.
+        untrained: what is said where one would have to be trained that would be no use; None where it may be.
     """
 
     source: str | None
     folder: Path
     recipe: Recipe
+    untrained: str | None = None
 
 
 def run(given: argparse.Namespace) -> None:
@@ -144,6 +146,8 @@ def trained_teacher(
     path = plan.folder / f"{original.id}-{task.name}-{_fingerprint(task, data_options, plan.recipe, machine)}.pt"
     if path.exists():
         return path
+    if plan.untrained is not None:
+        raise ConfigError(plan.untrained)
     if not is_first_process():
         raise CheckpointError(f"the teacher '{path}' should have been trained by the first process.")
     lock, taken = path.with_suffix(".lock"), "another trial is training the teacher; waiting for it."

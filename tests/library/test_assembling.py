@@ -10,9 +10,10 @@ import torch
 import torchvision
 
 from nni_blockswap import Architecture
+from nni_blockswap.blocks import network
 from nni_blockswap.errors import CheckpointError, ConfigError, StateError
 from nni_blockswap.library import store
-from nni_blockswap.library.assembling import assemble, branches
+from nni_blockswap.library.assembling import assemble, branches, furnish
 from nni_blockswap.library.building import build
 from nni_blockswap.library.library import Library, write_about
 from nni_blockswap.library.settings import LibrarySettings
@@ -136,6 +137,8 @@ def test_what_is_not_given_suits_a_student_that_starts_from_a_library() -> None:
     library = ["--init", "library=lib", "--teacher", "original"]
     assert recipe(*library) == warm
     assert recipe("--lr", "0.1", *library, "--beta", "5") == replace(warm, lr=0.1, beta=5.0)
+    said = " ".join(distill.parser().format_help().split())
+    assert "whose defaults are --beta 0.0 --kd 1.0 --lr 0.03 --schedule cosine_steps; default: fresh" in said
 
 
 def test_a_librarys_student_is_told_that_it_lacks_its_teacher_before_one_is_trained(
@@ -152,6 +155,34 @@ def test_a_librarys_student_is_told_that_it_lacks_its_teacher_before_one_is_trai
     assert not (tmp_path / "teachers").exists()
 
 
+def test_a_librarys_student_takes_its_teacher_from_those_that_are_kept(
+    library: Library, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    architecture = Architecture.from_choices(WRN, ["W(1/2)", "S", "G(4)"], SPACE_ARGS)
+    architecture.save(tmp_path / "best.json")
+    kept = tmp_path / "teachers" / f"{architecture.teacher().id}-digits-0.pt"
+    kept.parent.mkdir()
+    shutil.copy(teacher, kept)
+    own = copy_of(library, tmp_path / "own")
+    write_about(own, {**library.about, "teacher": str(kept)})
+    command = ["--architecture", f"{tmp_path}/best.json", "--init", f"library={own}", "--data", "digits"]
+    command += ["--data-option", "image_size=8", "--teacher-dir", str(kept.parent), "--out", str(tmp_path / "student")]
+    monkeypatch.setattr(teachers, "_train", lambda *_: pytest.fail("one was trained"))
+    with pytest.raises(ConfigError, match="needs --teacher"):  # it is one of other settings
+        distillation_trial.run(distill.parser().parse_args(command))
+    judged: list[Any] = []
+
+    def judge(module: Any, machine: Any) -> float:
+        judged.append(module.network.state_dict())
+        raise StateError("that is enough.")
+
+    monkeypatch.setattr(teachers, "_fingerprint", lambda *_: "0")
+    monkeypatch.setattr(teachers, "evaluate", judge)
+    with pytest.raises(StateError, match="enough"):
+        distillation_trial.run(distill.parser().parse_args(command))
+    assert store.digest(judged[0]) == library.about["teacher_digest"]
+
+
 def test_a_teacher_may_come_in_a_wrapper(library: Library, teacher: Path) -> None:
     architecture = Architecture.from_choices(WRN, ["W(1/2)", "S", "G(4)"], SPACE_ARGS)
     state = torch.load(teacher, weights_only=True)
@@ -161,7 +192,9 @@ def test_a_teacher_may_come_in_a_wrapper(library: Library, teacher: Path) -> Non
     assert all(torch.equal(value, found[name]) for name, value in plain.items())
 
 
-def test_a_users_own_network_is_taught_and_put_together_in_the_same_way(tmp_path: Path) -> None:
+def test_a_users_own_network_is_taught_and_put_together_in_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     space_args = {"model": "tests.library.own:own", "input_size": [1, 8, 8], "extra": ["W(1/2)"]}
     plain = {"steps": 2, "batch_size": 64, "held_out": 64, "device": "cpu", "data_options": {"image_size": 8}}
     made = build(LibrarySettings(space=NETWORK, space_args=space_args, data="digits", **plain), tmp_path)
@@ -178,6 +211,10 @@ def test_a_users_own_network_is_taught_and_put_together_in_the_same_way(tmp_path
     assert all(torch.equal(value, kept[name]) for name, value in branch.state_dict().items())
     assert torch.equal(student.get_parameter("stem.weight"), state["stem.weight"])
     assert student(images).shape == (16, 10)
+    later = narrow.build()
+    monkeypatch.setattr(network, "make", lambda *_: pytest.fail("the original is made anew"))  # it may live no more
+    furnish(later, narrow, state, made)
+    assert store.digest(later.state_dict()) == store.digest(student.state_dict())
 
 
 def test_a_teacher_is_known_by_what_it_is_once_it_is_loaded(teacher: Path, tmp_path: Path) -> None:
@@ -188,9 +225,9 @@ def test_a_teacher_is_known_by_what_it_is_once_it_is_loaded(teacher: Path, tmp_p
     resnet = {"depth": 18, "num_classes": 3, "image_size": 32}
     for number, (space, arguments, state) in enumerate([(WRN, SPACE_ARGS, half), (RESNET, resnet, torchvisions)]):
         checkpoints.save(state, tmp_path / f"{number}.pt")
-        network, digest = load_teacher(space, arguments, str(tmp_path / f"{number}.pt"))
+        taught, digest = load_teacher(space, arguments, str(tmp_path / f"{number}.pt"))
         about = {"space": space, "space_args": complete_args(space, arguments), "teacher_digest": digest}
-        original = Architecture.from_choices(space, ["S"] * len(network.blocks()), arguments)
+        original = Architecture.from_choices(space, ["S"] * len(taught.blocks()), arguments)
         found = assemble(original, state, Library(tmp_path, about, {}, {})).state_dict()
         assert store.digest(found) == digest
 

@@ -1,5 +1,6 @@
 """What ``blockswap check`` says of an experiment's library, before anything starts."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ def told(tmp_path: Path) -> Told:
             "tuner": {"className": "nni_blockswap.tuner.BlockSwapTuner", "codeDirectory": ".", "classArgs": arguments},
             "searchSpace": {},
             "trialCommand": f"python -m trial.distill --data digits --data-option image_size=8 --init {init} "
-            f"--teacher {teacher} --beta 0 --kd 1",
+            f"{teacher and '--teacher'} {teacher} --beta 0 --kd 1",
             "trialCodeDirectory": ".",
             "trialConcurrency": 1,
             "maxTrialNumber": 1,
@@ -96,12 +97,31 @@ def test_the_teacher_of_the_tuners_library_is_below_the_code_directory(
     assert told(named, "library=made", "mine.pt") == []
 
 
-@pytest.mark.parametrize("listed", [[], ["W(1/2)"]])
-def test_what_is_taught_and_never_chosen_is_a_warning(listed: list[str], tmp_path: Path) -> None:
+def test_a_library_of_a_programs_batches_is_one_of_any_data(
+    library: Library, teacher: Path, told: Told, tmp_path: Path
+) -> None:
+    """As the trial has it."""
+    write_about(copied(library, tmp_path / "own"), {**library.about, "data": "loader"})
+    assert told(str(library.folder), "library=own", str(teacher)) == []
+
+
+def test_whose_teacher_is_missing_is_told_from_the_trials_folder(
+    library: Library, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied(library, tmp_path / "copy")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (fault,) = told(str(library.folder), "library=copy", "")
+    assert f"needs --teacher, the one that the library learned from, which was '{library.about['teacher']}'" in fault
+
+
+@pytest.mark.parametrize(("listed", "spelling"), [([], ""), (["W(1/2)"], "W(1/2)"), (["W(1/2)"], "W( 1/2 )")])
+def test_what_is_taught_and_never_chosen_is_a_warning(listed: list[str], spelling: str, tmp_path: Path) -> None:
     arguments = {"space": WRN, "space_args": {**SMALL, "extra": ["W(1/2)"]}, "library": BUILT_FIRST, "budget": "60%"}
     arguments |= {"data": "digits", "data_options": {"image_size": 8}, "proxy": "library"}
     tuner = {"className": "nni_blockswap.tuner.BlockSwapTuner", "codeDirectory": ".", "classArgs": arguments}
     choices = to_nni(cost_table(WRN, {**SMALL, "extra": listed}))
+    choices = json.loads(json.dumps(choices).replace("W(1/2)", spelling))
     (tmp_path / "config.yml").write_text(yaml.safe_dump({"tuner": tuner, "searchSpace": choices}))
     found = [fault for fault in find_faults(tmp_path / "config.yml") if "never chosen" in fault.sentence]
     assert not any(fault.fatal for fault in found)

@@ -190,3 +190,14 @@ def test_images_of_another_size_are_told(library: Library) -> None:
         search(SearchSettings(**plain, data_options=same))
     usual = replace(library, about={**library.about, "data_options": {}})  # 16, where nobody says
     usual.check_data("digits", {"image_size": 16})
+    with pytest.raises(StateError, match="learned from digits with image_size=16, not image_size=8"):
+        usual.check_data("digits", {"image_size": 8})
+
+
+def test_nothing_is_imported_to_look_at_the_data_of_a_library(library: Library) -> None:
+    about = {**library.about, "data": "nowhere_at_all:data", "data_options": {"image_size": 16}}
+    own = replace(library, about=about)
+    own.check_data("nowhere_at_all:data", {"image_size": 16})
+    with pytest.raises(StateError, match="with image_size=16, not image_size=8"):
+        own.check_data("nowhere_at_all:data", {"image_size": 8})
+    replace(library, about={**about, "data_options": {}}).check_data("nowhere_at_all:data", {"image_size": 16})

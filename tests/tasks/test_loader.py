@@ -144,6 +144,19 @@ def test_a_task_is_judged_by_accuracy_where_labels_are_classes_and_else_by_its_l
     assert LossTask.metric == UNKNOWN  # for whoever asks before there are labels
 
 
+class ManyLabels(LoaderTask):
+    """A yes or no for each of several things, judged by the share of right ones."""
+
+    def figures(self, outputs: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {self.metric.key: ((outputs > 0) == labels).float().mean()}
+
+
+def test_figures_of_ones_own_are_what_a_task_is_judged_by() -> None:
+    task = ManyLabels(TensorDataset(IMAGES, torch.ones(10, 3)))
+    assert task.metric == ACCURACY
+    assert task.figures(torch.tensor([[1.0, -1.0]]), torch.ones(1, 2)) == {"accuracy": 0.5}
+
+
 @pytest.mark.parametrize(
     ("outputs", "labels", "metric"),
     [

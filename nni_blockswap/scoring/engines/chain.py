@@ -1,4 +1,4 @@
-"""Fisher potential of many candidates on one chain of blocks, fast. The plain way is ``engines/plain.py``.
+"""Fisher potential of many candidates on one chain of blocks, fast. The plain way: ``scoring/engines/plain.py``.
 
 Classifiers are mostly chains, images -> stem -> link_0 -> ... -> link_n -> head -> loss, in which a link, a block or
 a part of the network with blocks inside, sees nothing but what the one before gives. Some of the links feed the head,
