@@ -126,6 +126,12 @@ def separate_outputs(expand: nn.Conv2d, depthwise: nn.Conv2d, kernel: Tensor) ->
     depthwise.weight[: len(kernel), 0] = (values[:, :1] * right[:, 0]).unflatten(1, kernel.shape[2:])
 
 
+def is_fittable(norm: nn.Module) -> bool:
+    """Whether ``fit_affine`` can fit it: the last that it does is a scale and a shift a channel, or it does nothing."""
+    inside = [child for child in norm.children() if not isinstance(child, nn.Identity)]
+    return isinstance(norm, nn.Identity) or (first_norm(norm) is norm and not inside)
+
+
 @torch.no_grad()
 def fit_affine(norm: nn.Module, x: Tensor, wanted: Tensor) -> None:
     """Let what ``norm`` makes of ``x`` be as near to ``wanted`` (N, C, H, W) as a scale and a shift a channel allow.
@@ -135,9 +141,9 @@ def fit_affine(norm: nn.Module, x: Tensor, wanted: Tensor) -> None:
     z, y = (one.transpose(0, 1).flatten(1) for one in (settled(norm, x), wanted))
     if first_norm(norm) is not norm:
         return
+    weight, bias = (getattr(norm, name) for name in ("weight", "bias"))  # buffers, of a frozen one
     centred = z - z.mean(1, keepdim=True)
     scale = (centred * y).sum(1) / centred.square().sum(1).clamp_min(1e-12)
-    weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
     bias.copy_(y.mean(1) - scale * (z.mean(1) - bias))
     weight.mul_(scale)
 

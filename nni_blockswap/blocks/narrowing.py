@@ -33,6 +33,8 @@ def layers(branch: nn.Module) -> list[nn.Module]:
 def narrow(original: Sequence[Any], width: int, kernel: int | None = None) -> nn.Sequential:
     """The branch of ``layers`` ``original`` with ``width`` channels inside, its weights fresh.
 
+    All of its weights learn, also where the original's are frozen, and are drawn on the CPU, wherever those are.
+
     Modules are called ``conv1``, ``bn1``, ``relu1``, ``conv2``, whatever their kind of norm and activation; activations
     of an inverted residual ``act1``, ``act2``.
 
@@ -51,11 +53,11 @@ def narrow(original: Sequence[Any], width: int, kernel: int | None = None) -> nn
             outputs = layer.out_channels if layer is original[-1] else width
             kind, new = "conv", _like(layer, inputs, outputs, kernel)
         else:
-            kind, new = _kind(layer), _with_channels(layer, before, width)
+            kind, new = _kind(layer), _with_channels(_off_the_gpu(layer), before, width)
             kind = "act" if kind == "relu" and kernel is not None else kind
         numbers[kind] += 1
         made[f"{kind}{numbers[kind]}"] = new
-    return nn.Sequential(made)
+    return nn.Sequential(made).requires_grad_(True)
 
 
 @torch.no_grad()
@@ -161,6 +163,12 @@ def _like(conv: nn.Conv2d, inputs: int, outputs: int, kernel: int | None) -> nn.
         bias=conv.bias is not None,
         padding_mode=conv.padding_mode,
     )
+
+
+def _off_the_gpu(layer: nn.Module) -> nn.Module:
+    """A copy on the CPU, whose generator is the one that is seeded; on the meta device nothing is drawn."""
+    made = copied(layer)
+    return made if any(tensor.is_meta for tensor in _tensors(made)) else made.cpu()
 
 
 def _with_channels(module: nn.Module, before: int, after: int) -> nn.Module:

@@ -89,12 +89,12 @@ def activation_like(network: nn.Module, site: FoundSite) -> nn.Module:
     if is_function(site.activation):
         return module_of(site.activation)
     original = network.get_submodule(site.activation)
-    return nn.PReLU() if isinstance(original, nn.PReLU) else copy.deepcopy(original)
+    return nn.PReLU() if isinstance(original, nn.PReLU) else copy.deepcopy(original).requires_grad_(True)
 
 
 def resized(original: nn.Module, channels: int) -> nn.Module:
     """A normalisation like ``original`` for ``channels`` of them, as ``norm_like`` makes it."""
-    norm = copy.deepcopy(original)
+    norm = copy.deepcopy(original).requires_grad_(True)
     for name, tensor in (*original.named_parameters(recurse=False), *original.named_buffers(recurse=False)):
         shape = (channels,) if tensor.dim() else ()
         mean = tensor.detach().float().mean().to(tensor.dtype)

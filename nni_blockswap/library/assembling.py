@@ -11,6 +11,7 @@ from nni_blockswap.blocks.space import BlockSpace, places
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.library import store
+from nni_blockswap.library.bench import go_on
 from nni_blockswap.library.library import Library
 from nni_blockswap.training.unwrapping import load_weights, weights_of
 
@@ -24,7 +25,7 @@ def assemble(architecture: Architecture, teacher: Mapping[str, Any], library: Li
         library: of the candidates that ``architecture`` names.
 
     Raises:
-        StateError: the library is of another space or teacher.
+        StateError: the library is of another space or teacher, or of candidates that were other modules.
         CheckpointError: the teacher's weights do not fit the space's original.
     """
     student = architecture.build()
@@ -47,7 +48,8 @@ def furnish(student: nn.Module, architecture: Architecture, teacher: Mapping[str
         if id(value) not in replaced:
             value.copy_(original[name])
     for block, branch in swapped.items():
-        branch.load_state_dict(library.weights(block, architecture.choices[block]))
+        name = architecture.choices[block]
+        go_on(branch, library.weights(block, name), f"{name} of {block}", library.folder)
 
 
 def _as_loaded(architecture: Architecture, teacher: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from nni_blockswap.blocks.inheritance import settle_all
 from nni_blockswap.blocks.shells import Block
 from nni_blockswap.blocks.weights import initialise, seeded
 from nni_blockswap.cost.table import ORIGINAL
-from nni_blockswap.errors import CheckpointError, ConfigError
+from nni_blockswap.errors import CheckpointError, ConfigError, StateError
 from nni_blockswap.files import remove_abandoned
 from nni_blockswap.library import store
 from nni_blockswap.library.fitting import LastConvolution
@@ -108,7 +108,7 @@ class Bench:
                 f"{name} keeps '{kept_apart}' (get_extra_state), and a library keeps tensors alone; make it a buffer."
             )
         if self.begin:
-            candidate.load_state_dict(of_candidate(kept, name))
+            go_on(candidate, of_candidate(kept, name), f"{name} of {self.block.label}", self._folder)
         return channels_last(candidate.to(self._device))
 
     def _seed(self, what: str) -> int:
@@ -200,7 +200,7 @@ class Bench:
                     self._begun.setdefault(name, {})[key.removeprefix("begun.")] = value
                 else:
                     mine[key] = value
-            candidate.load_state_dict(mine)
+            go_on(candidate, mine, f"{name} of {self.block.label}", self._folder)
             if optimiser := self._optimisers.get(name):
                 groups = optimiser.state_dict()["param_groups"]
                 optimiser.load_state_dict({"state": momenta, "param_groups": groups})
@@ -243,6 +243,17 @@ def learned(path: Path, label: str) -> dict[str, Any]:
     if said.get("block", label) != label or "errors" not in said:  # those of before do not name their block
         raise CheckpointError(f"'{path}' is not what {label} has learned; delete it, and build the library again.")
     return said
+
+
+def go_on(candidate: nn.Module, weights: Mapping[str, Tensor], what: str, folder: Path) -> None:
+    """Give ``candidate`` what it learned. Raises StateError where it was another module then."""
+    try:
+        candidate.load_state_dict(weights)
+    except RuntimeError as error:
+        raise StateError(
+            f"{what} was taught as another module than is built now, so its weights in the library in '{folder}' do "
+            "not fit; build the library anew, in another folder."
+        ) from error
 
 
 def of_candidate(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import nni_blockswap
+from nni_blockswap.blocks.network import NetworkSpace
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.conversation import unheard
 from nni_blockswap.cost.table import Table
@@ -25,7 +26,7 @@ from nni_blockswap.library.workers import Share, shares, threads_each
 from nni_blockswap.networks import channels_last
 from nni_blockswap.scoring.machine import resolve_device
 from nni_blockswap.scoring.scorer import check_fit
-from nni_blockswap.spaces import complete_args, table_of_blocks
+from nni_blockswap.spaces import complete_args, load_space, table_of_blocks
 from nni_blockswap.tasks import Task, make_task
 
 PATIENCE = 10.0
@@ -34,6 +35,8 @@ PATIENCE = 10.0
 STARTS = "originals' factors, last convolution fitted"
 """How candidates begin; a library that began otherwise is another one."""
 
+NARROWED = f"{STARTS}, MB and the network's own branches narrowed"
+"""How they begin where MB is offered, or W in a network of one's own: once with fresh weights, or otherwise built."""
 
 NOT_OF_IT = ("steps", "blocks", "blocks_at_once", "processes", "data_root")
 """Settings that make no other library."""
@@ -66,7 +69,7 @@ def _build(settings: LibrarySettings, table: Table, folder: Path, task: Task, on
     lessons = Lessons(task, settings.batch_size, settings.held_out, settings.seed)
     teacher, digest = load_teacher(settings.space, settings.space_args, settings.teacher)
     seen = task.fingerprint(next(lessons.measured()))
-    about = _claim(folder, settings, table.labels, digest, seen)
+    about = _claim(folder, settings, table, digest, seen)
     wanted = _wanted(settings, table.labels, about["steps"])
     write_about(folder, about)
     here = partial(_teach, teacher, task, lessons, settings, folder)
@@ -114,17 +117,17 @@ def _teach(
     School(teacher, task, lessons, settings, device, board, on_progress).teach(benches)
 
 
-def _claim(folder: Path, settings: LibrarySettings, labels: Sequence[str], teacher: str, data: str) -> dict[str, Any]:
+def _claim(folder: Path, settings: LibrarySettings, table: Table, teacher: str, data: str) -> dict[str, Any]:
     """What the library is, and how many steps its blocks had when it was whole. Raises StateError where another is."""
     named = {name: value for name, value in asdict(settings).items() if name not in NOT_OF_IT}
     identity = {
         **named,
         "space_args": complete_args(settings.space, settings.space_args),
         "data_options": dict(settings.data_options),
-        "labels": list(labels),
+        "labels": list(table.labels),
         "teacher_digest": teacher,
         "data_fingerprint": data,
-        "starts": STARTS,
+        "starts": _starts(settings.space, table),
     }
     identity["versions"] = {"nni_blockswap": nni_blockswap.__version__, "torch": torch.__version__}
     before = read_about(folder)
@@ -141,7 +144,13 @@ def _claim(folder: Path, settings: LibrarySettings, labels: Sequence[str], teach
             raise StateError(
                 f"'{folder}' holds another library ({', '.join(changed)}); choose another folder for this one."
             )
-    return {**identity, "steps": dict.fromkeys(labels, 0) if before is None else before["steps"]}
+    return {**identity, "steps": dict.fromkeys(table.labels, 0) if before is None else before["steps"]}
+
+
+def _starts(space: str, table: Table) -> str:
+    kind: Any = load_space(space)
+    narrowed = ("MB(", "W(") if issubclass(kind, NetworkSpace) else ("MB(",)
+    return NARROWED if any(name.startswith(narrowed) for names in table.candidates for name in names) else STARTS
 
 
 def _wanted(settings: LibrarySettings, labels: Sequence[str], known: Mapping[str, int]) -> dict[str, int]:

@@ -33,7 +33,7 @@ def load_teacher(space: str, space_args: Mapping[str, Any], source: str | None) 
 
     Raises:
         CheckpointError: it cannot be read, or does not fit; or nobody says where weights are.
-        SpaceError: a block of the space does not offer ``S``.
+        SpaceError: a block of the space does not offer ``S``, or nobody can put the blocks of what it builds in sight.
         ConfigError: the network keeps something that is no tensor.
     """
     original = original_of(space, space_args)
@@ -52,5 +52,10 @@ def load_teacher(space: str, space_args: Mapping[str, Any], source: str | None) 
     digest = store.digest(state)
     if not isinstance(network, BlockSpace):  # a user's own
         kind: Any = load_space(space)
+        if not hasattr(kind, "in_shells"):
+            raise SpaceError(
+                f"{space} builds a plain {type(network).__name__}, in which a library finds no blocks to learn from; "
+                "let its build return the space itself, or name the network as a model."
+            )
         network = kind.in_shells(network, original.choices, **original.space_args).eval().requires_grad_(False)
     return network, digest

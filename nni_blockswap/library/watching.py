@@ -21,13 +21,21 @@ def watch(network: nn.Module, inputs: Any, looks: Mapping[Block, Look]) -> None:
     """Run ``network`` on ``inputs`` and show ``looks`` what passes the branches of their blocks.
 
     Each look comes at once, before anything is changed in place, so that activations of one block are held at a time.
-    The pass ends behind the last of the blocks: of a detector, heads and proposals are not run.
+    The pass ends behind the last of the blocks: of a detector, heads and proposals are not run. A look may run the
+    branch that it looks at, and is not shown that.
     """
     missing = dict.fromkeys(looks)
+    looking: set[Block] = set()
 
     def hook(block: Block) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def show(module: nn.Module, entered: tuple[Tensor, ...], left: Tensor) -> None:
-            looks[block](entered[0], left)
+            if block in looking:
+                return
+            looking.add(block)
+            try:
+                looks[block](entered[0], left)
+            finally:
+                looking.discard(block)
             missing.pop(block, None)
             if not missing:
                 raise _Seen

@@ -1,17 +1,20 @@
 """What substitutes take over: exact where the original is of their form, else as near as singular values allow."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from nni_blockswap.blocks.inheritance import (
     SHIFT,
     dense_convolutions,
     factorise_inputs,
     factorise_outputs,
+    fit_affine,
     lifted,
     separate_inputs,
     settle_all,
@@ -293,3 +296,33 @@ def test_a_mobile_bottleneck_begins_no_worse_than_a_constant_and_than_fresh_weig
     errors = [(one(x) - target).square().mean((0, 2, 3)) / target.var((0, 2, 3)) for one in (branch, fresh)]
     assert errors[0].max() <= 1
     assert errors[0].mean() < errors[1].mean()
+
+
+class Rectified(nn.BatchNorm2d):
+    """A normalisation with its activation inside."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("convolutions", [1, 2])
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d, Rectified])
+def test_where_the_last_normalisation_cannot_be_fitted_a_mobile_bottleneck_is_left_alone(
+    norm: Any, convolutions: int
+) -> None:
+    site = Site(8, 16, convolutions=convolutions, norm=norm)
+    branch, original = site.build("MB(2)").eval(), site.build("S").eval()
+    before = {key: value.clone() for key, value in branch.state_dict().items()}
+    assert not site.inherit("MB(2)", branch, original, torch.randn(4, 8, 8, 8))
+    assert all(torch.equal(value, before[key]) for key, value in branch.state_dict().items())
+
+
+def test_a_normalisation_whose_statistics_are_frozen_is_fitted_too() -> None:
+    torch.manual_seed(13)
+    norm, x, wanted = FrozenBatchNorm2d(8), torch.randn(4, 8, 5, 5), torch.randn(4, 8, 5, 5)
+    fit_affine(norm, x, 3 * x + 1 + 0.01 * wanted)
+    assert (norm(x) - 3 * x - 1).abs().max() < 0.1

@@ -15,6 +15,7 @@ from nni_blockswap.blocks.inheritance import settle_all
 from nni_blockswap.blocks.narrowing import is_narrowable, layers, narrow, take_over
 from nni_blockswap.blocks.network import NetworkSpace
 from nni_blockswap.blocks.shells import Block
+from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import SpaceError
 from nni_blockswap.spaces import NETWORK, named_arguments
 from tests.blocks.networks import Sum, conv
@@ -369,3 +370,29 @@ def test_what_cannot_be_narrowed_goes_from_a_smaller_inverted_residual_which_beg
     assert block.site.rigid is not None
     assert [type(layer) for layer in branch].count(nn.ChannelShuffle) == 0
     assert not block.site.inherit("MB(2,3)", branch, original, torch.randn(2, 8, 8, 8))
+
+
+class Slope(nn.PReLU):
+    """An activation of one's own, with a weight."""
+
+
+@pytest.mark.parametrize("between", [nn.PReLU, Slope, lambda: Gate(16)], ids=["PReLU", "Slope", "Gate"])
+def test_all_weights_learn_where_the_original_is_frozen(between: Callable[[], nn.Module]) -> None:
+    network = Sum(conv(8, 16), nn.BatchNorm2d(16), between(), conv(16, 8)).requires_grad_(False)
+    (block,) = swap_blocks(network.eval(), IMAGE, extra=["W(1/2)"]).blocks()
+    for name in block.names[1:]:
+        learning = {key: value.requires_grad for key, value in block.candidate(name).named_parameters()}
+        assert all(learning.values()), (name, learning)
+
+
+@pytest.mark.gpu
+def test_weights_are_drawn_on_the_cpu_wherever_the_original_is() -> None:
+    # Needs a CUDA device.
+    branch = BRANCHES["excited by linear layers"]()
+    with seeded(0):
+        here = narrow(branch, 8).state_dict()
+    state = torch.cuda.get_rng_state()
+    with seeded(0):
+        there = narrow([layer.cuda() for layer in branch], 8).state_dict()
+    assert all(torch.equal(value, there[name]) for name, value in here.items())
+    assert torch.equal(torch.cuda.get_rng_state(), state)

@@ -9,7 +9,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nni_blockswap import Architecture, build_library, swap_blocks
 from nni_blockswap.blocks.network import NetworkSpace
+from nni_blockswap.errors import StateError
+from nni_blockswap.library import store
+from nni_blockswap.library.assembling import furnish
 from nni_blockswap.library.bench import Bench
+from nni_blockswap.library.building import STARTS
+from nni_blockswap.library.library import Library, read_about, write_about
 from nni_blockswap.spaces import NETWORK, named_arguments
 from tests.blocks.networks import Sum, conv
 from tests.cost.test_table import count_macs, count_params
@@ -55,10 +60,10 @@ def residual(inside: int) -> nn.Module:
     return nn.Sequential(Sum(*branch), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
 
 
-def taught(space: NetworkSpace, folder: Path) -> dict[str, float]:
-    """Errors of the candidates after one step."""
+def taught(space: NetworkSpace, folder: Path, steps: int = 1) -> dict[str, float]:
+    """Errors of the candidates after so many steps."""
     loader = DataLoader(TensorDataset(IMAGES, torch.arange(32) % 3), batch_size=8)
-    library = build_library(space, loader, out=folder, steps=1, lr=1e-4, batch_size=8, held_out=8, device="cpu",
+    library = build_library(space, loader, out=folder, steps=steps, lr=1e-4, batch_size=8, held_out=8, device="cpu",
                             on_progress=lambda progress: None)  # fmt: skip
     return {name: error.value for name, error in library.errors["block_00"].items()}
 
@@ -89,3 +94,36 @@ def test_a_narrowed_student_is_swapped_and_taught_again(tmp_path: Path) -> None:
     assert block.site.middle_channels == 16
     assert block.candidate("W(1/2)").get_parameter("conv2.weight").shape == (8, 8, 3, 3)
     assert 0 < taught(again, tmp_path)["W(1/2)"] < 1
+
+
+def test_a_library_has_mobile_bottlenecks_whose_beginning_runs_the_original(tmp_path: Path) -> None:
+    space = swap_blocks(residual(16), EXAMPLE, extra=["MB(2)", "MB(20)"])
+    errors = taught(space, tmp_path)
+    assert all(0 < errors[name] < 1.1 for name in ("MB(2)", "MB(20)"))
+
+
+@pytest.mark.parametrize("extra", ["W(1/2)", "MB(2)"])
+def test_what_began_otherwise_before_is_not_taught_on(extra: str, tmp_path: Path) -> None:
+    space = swap_blocks(residual(16), EXAMPLE, extra=[extra])
+    taught(space, tmp_path)
+    about = read_about(tmp_path)
+    assert about is not None
+    write_about(tmp_path, {**about, "starts": STARTS})
+    assert extra in Library.load(tmp_path).errors["block_00"]
+    with pytest.raises(StateError, match="holds another library"):
+        taught(space, tmp_path)
+
+
+def test_what_was_taught_as_another_module_is_told(tmp_path: Path) -> None:
+    space = swap_blocks(residual(16), EXAMPLE, extra=["W(1/2)"])
+    taught(space, tmp_path)
+    tensors, said = store.read(tmp_path / "block_00.safetensors")
+    tensors["W(1/2) norm.weight"] = tensors.pop("W(1/2) bn1.weight")
+    del said["digest"]
+    store.write(tmp_path / "block_00.safetensors", tensors, said)
+    arguments = named_arguments(NetworkSpace, *space.trace_args, **space.trace_kwargs)
+    one, library = Architecture.from_choices(NETWORK, ["W(1/2)"], arguments), Library.load(tmp_path)
+    with pytest.raises(StateError, match=r"^W\(1/2\) of block_00 was taught as another module"):
+        furnish(one.build(), one, one.teacher().build().state_dict(), library)
+    with pytest.raises(StateError, match=r"^W\(1/2\) of block_00 was taught as another module"):
+        taught(space, tmp_path, steps=2)

@@ -1,15 +1,17 @@
 """Detectors and large classifiers: the same library, on networks whose blocks were somebody else's."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 import nni_blockswap as bs
 from nni_blockswap import Architecture
-from nni_blockswap.errors import CheckpointError, ConfigError
+from nni_blockswap.errors import CheckpointError, ConfigError, SpaceError
 from nni_blockswap.library.assembling import assemble
 from nni_blockswap.library.building import build
 from nni_blockswap.library.settings import LibrarySettings
@@ -17,6 +19,8 @@ from nni_blockswap.library.teacher import load_teacher, original_of
 from nni_blockswap.library.watching import watch
 from nni_blockswap.spaces import NETWORK, complete_args, cost_table, named_arguments
 from nni_blockswap.training import checkpoints
+from search_spaces.wide_resnet import WideResNetSpace
+from tests.conftest import SMALL
 from tests.library.own import Listing, own
 
 MASK = "search_spaces.mask_rcnn:MaskRCNNSpace"
@@ -90,6 +94,19 @@ def test_weights_of_five_dimensions_are_no_obstacle(tmp_path: Path) -> None:
 def test_what_is_kept_and_is_no_tensor_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"keeps '_extra_state' \(get_extra_state\), and a library tells its"):
         load_teacher(NETWORK, {"model": "tests.library.own:Keeping", **OWN}, None)
+
+
+class Plain(WideResNetSpace):
+    """Its build gives something that is no space."""
+
+    @classmethod
+    def build(cls, choices: Mapping[str, str], **space_args: Any) -> nn.Module:
+        return nn.Sequential(super().build(choices, **space_args))
+
+
+def test_a_space_of_ones_own_that_builds_a_plain_module_is_refused() -> None:
+    with pytest.raises(SpaceError, match=r"^tests\.library\.test_networks:Plain builds a plain Sequential, in which a"):
+        load_teacher("tests.library.test_networks:Plain", SMALL, None)
 
 
 @pytest.mark.slow  # a hundred and forty candidates of a ResNet's size

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from nni_blockswap import Architecture
 from nni_blockswap.errors import CheckpointError, ConfigError, StateError
 from nni_blockswap.files import LOCK, locked
 from nni_blockswap.library import building, store
+from nni_blockswap.library.assembling import assemble
 from nni_blockswap.library.building import build
 from nni_blockswap.library.library import Library, read_about, write_about
 from nni_blockswap.spaces import NETWORK, cost_table
@@ -153,7 +155,12 @@ def test_a_library_that_began_otherwise_is_read_and_not_gone_on_with(
     assert about is not None
     del about["starts"]  # as of a library built before candidates had the originals' factors
     write_about(tmp_path, about)
-    assert Library.load(tmp_path).errors == library.errors
+    before = Library.load(tmp_path)
+    assert before.errors == library.errors
+    assert before.values(cost_table(WRN, SPACE_ARGS)) == library.values(cost_table(WRN, SPACE_ARGS))
+    one = Architecture.from_choices(WRN, ["W(1/2)", "G(2)", "B(2)"], SPACE_ARGS)
+    students = [assemble(one, torch.load(teacher, weights_only=True), each).state_dict() for each in (before, library)]
+    assert all(torch.equal(value, students[1][name]) for name, value in students[0].items())
     with pytest.raises(StateError, match=r"another library \(starts was None, now .* choose another folder"):
         build(settings(teacher, steps=12), tmp_path)
 
@@ -208,3 +215,8 @@ def test_a_candidate_that_keeps_what_is_no_tensor_is_refused(teacher: Path, tmp_
     arguments = {**SPACE_ARGS, "extra": ["tests.library.copies:COUNT(1)"]}
     with pytest.raises(ConfigError, match=r"^COUNT\(1\) keeps '_extra_state' \(get_extra_state\)"):
         build(replace(settings(teacher), space_args=arguments), tmp_path)
+
+
+def test_what_neither_w_nor_mb_has_changed_is_taught_on(library: Library) -> None:
+    """Libraries of the project's own spaces keep their identity."""
+    assert library.about["starts"] == "originals' factors, last convolution fitted"

@@ -22,6 +22,7 @@ from nni_blockswap.blocks.inheritance import (
     first_norm,
     fit_affine,
     importance,
+    is_fittable,
     lifted,
     separate_inputs,
     separate_outputs,
@@ -82,12 +83,15 @@ class Mobile:
         Of a convolution alone each channel that enters has e of them, the first singular vectors of its part of the
         kernel; e = k k of them are all of it. Of two convolutions each of the first one's outputs has one, and the
         second one's kernel is summed over its positions. Then the last norm has the scale and the shift that make what
-        leaves nearest to what leaves the original.
+        leaves nearest to what leaves the original. Where it has none, or has an activation inside, nothing is taken
+        over.
         """
         theirs = dense_convolutions(original)
         if len(theirs) not in (1, 2) or (len(theirs) == 2 and theirs[0].out_channels != theirs[1].in_channels):
             return False
         expand, before, activation, depthwise, after, _, project, last = list[Any](branch.children())
+        if not is_fittable(last):
+            return False
         if len(theirs) == 1:
             separate_inputs(expand, depthwise, project, theirs[0].weight)
         else:
