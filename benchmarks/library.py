@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--seeds", type=int, default=1)
     command.add_argument("--lr", type=float, default=0.1, help="from fresh weights")
     command.add_argument(
-        "--warm-lr", type=float, nargs="+", default=[0.03, 0.1], help="from warm ones; the better shows"
+        "--warm-lr", type=float, nargs="+", default=[0.01, 0.03, 0.1], help="from warm ones; the better shows"
     )
     command.add_argument("--precision", default="float32", choices=("float32", "bf16"), help="of library and students")
     command.add_argument("--publish", action="store_true", help="write benchmarks/results, too")
