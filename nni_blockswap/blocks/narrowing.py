@@ -141,25 +141,19 @@ def _is_plain(conv: nn.Conv2d) -> bool:
 
 def _like(conv: nn.Conv2d, inputs: int, outputs: int, kernel: int | None) -> nn.Conv2d:
     """A convolution of other widths; a depthwise one of another kernel, the size of what leaves it the same."""
+    size: Any = conv.kernel_size
+    padding: Any = conv.padding
+    groups = 1
     if kernel is not None and conv.groups > 1:
-        return nn.Conv2d(
-            inputs,
-            outputs,
-            kernel,
-            conv.stride,  # type: ignore[arg-type]  # a pair
-            [step * (kernel - 1) // 2 for step in conv.dilation],  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            groups=outputs,
-            bias=conv.bias is not None,
-            padding_mode=conv.padding_mode,
-        )
+        size, padding, groups = kernel, [step * (kernel - 1) // 2 for step in conv.dilation], outputs
     return nn.Conv2d(
         inputs,
         outputs,
-        conv.kernel_size,  # type: ignore[arg-type]  # a pair
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
+        size,
+        conv.stride,  # type: ignore[arg-type]  # a pair
+        padding,
         conv.dilation,  # type: ignore[arg-type]
+        groups=groups,
         bias=conv.bias is not None,
         padding_mode=conv.padding_mode,
     )

@@ -13,8 +13,9 @@ import time
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from nni_blockswap.cli.options import add_data_options, add_space_options, space_of
+from nni_blockswap.cli.options import add_space_options, space_of
 from nni_blockswap.cli.terminal import ProgressLine, spell_time
+from nni_blockswap.data_options import add_data_set
 from nni_blockswap.key_values import key_values
 
 if TYPE_CHECKING:  # torch is imported when the work starts, not for --help
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the original's weights: a checkpoint, torchvision:NAME or timm:NAME; a network of your own may come with "
         "its weights",
     )
-    add_data_options(parser)
+    add_data_set(parser, required=True)
     for name, kind, default, letter, text in (
         ("steps", int, 160, "N", "of AdamW for each candidate; more can be given later"),
         ("batch-size", int, 96, "N", "images a step"),

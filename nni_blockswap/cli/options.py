@@ -71,14 +71,9 @@ def add_search_space_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--search-space-file", metavar="FILE", help="only the substitutes listed there (NNI's format)")
 
 
-def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """The data set."""
-    add_data_set(parser, required=required)
-
-
 def add_score_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """The data set and how a score is taken from it."""
-    add_data_options(parser, required=required)
+    add_data_set(parser, required=required)
     for name, default, letter, text in (
         ("batch-size", 128, "N", "images in the minibatch"),
         ("seed", 0, "N", "of weights and minibatches, in a search of the samples too"),

@@ -168,9 +168,10 @@ def _from_its_folder(given: argparse.Namespace, config: Config) -> Iterator[str]
             setattr(given, name, str(path))
             if name == "teacher" and config.platform == "local" and not path.exists() and not _is_made(path, config):
                 yield f"there is no checkpoint '{path}'."
-    name, _, folder = str(getattr(given, "init", None)).partition("=")
-    if folder:
-        given.init = f"{name}={config.trial_directory / folder}"
+    from nni_blockswap.training.starting import LIBRARY, library_folder
+
+    if folder := library_folder(getattr(given, "init", None)):
+        given.init = f"{LIBRARY}={config.trial_directory / folder}"
 
 
 def _check_start(given: argparse.Namespace, config: Config) -> None:
@@ -179,10 +180,10 @@ def _check_start(given: argparse.Namespace, config: Config) -> None:
     from nni_blockswap.key_values import key_values
     from nni_blockswap.library.library import Library
     from nni_blockswap.spaces import with_space
-    from nni_blockswap.training.starting import LIBRARY, check_data
+    from nni_blockswap.training.starting import LIBRARY, check_data, library_folder
 
-    name, _, folder = str(getattr(given, "init", None)).partition("=")
-    if name != LIBRARY:
+    folder = library_folder(getattr(given, "init", None))
+    if folder is None:
         return
     if not folder:
         raise ConfigError(f"a student starts from a library in a folder, --init {LIBRARY}=DIR; name it.")

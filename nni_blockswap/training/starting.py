@@ -47,9 +47,15 @@ def check_start(how: str) -> None:
         raise ConfigError(f"a student starts from {' or '.join(STARTS)}, not '{how}'.")
 
 
+def library_folder(how: str | None) -> str | None:
+    """DIR of ``library=DIR``, empty where it is not named; None where a student starts from something else."""
+    name, _, folder = (how or "").partition("=")
+    return folder if name == LIBRARY else None
+
+
 def is_of_library(how: str | None) -> bool:
     """Whether a student starts from a library, and is trained by ``recipe.OF_A_LIBRARY`` where nothing else is said."""
-    return how is not None and how.partition("=")[0] == LIBRARY
+    return library_folder(how) is not None
 
 
 def remembering(architecture: Architecture, how: str) -> Architecture:
@@ -57,7 +63,7 @@ def remembering(architecture: Architecture, how: str) -> Architecture:
     digest = library_digest(how)
     if digest is None:
         return architecture
-    library = {"library": how.partition("=")[2], "library_digest": digest}
+    library = {"library": library_folder(how), "library_digest": digest}
     return replace(architecture, provenance={**architecture.provenance, **library})
 
 
@@ -69,8 +75,8 @@ def identity(how: str) -> str:
 
 def library_digest(how: str) -> str | None:
     """Of the library that a student starts from; None where it starts from something else."""
-    name, _, folder = how.partition("=")
-    if name != LIBRARY:
+    folder = library_folder(how)
+    if folder is None:
         return None
     from nni_blockswap.library.library import Library  # NNI comes with it, and takes seconds
 
@@ -79,8 +85,8 @@ def library_digest(how: str) -> str | None:
 
 def taught_by(how: str) -> str | None:
     """Where the teacher of the library that a student starts from came from; None where nobody can say."""
-    name, _, folder = how.partition("=")
-    if name != LIBRARY:
+    folder = library_folder(how)
+    if folder is None:
         return None
     from nni_blockswap.library.library import read_about
 
@@ -97,8 +103,8 @@ def check_taught(how: str, data: str, data_options: Mapping[str, Any], teacher: 
         data_options: what is said about that.
         teacher: the original, as its space builds it.
     """
-    name, _, folder = how.partition("=")
-    if name != LIBRARY:
+    folder = library_folder(how)
+    if folder is None:
         return
     from nni_blockswap.library.library import Library
 

@@ -7,14 +7,20 @@ from nni_blockswap.blocks.site import FAMILIES, Site
 from nni_blockswap.errors import SpaceError
 
 
-class Copies:
-    usage = "COPY(1)"
+class Family:
+    """One substitute, spelled as ``usage`` has it."""
+
+    usage: str
 
     def reads(self, name: str) -> bool:
-        return name.startswith("COPY(")
+        return name.startswith(self.usage.removesuffix("1)"))
 
     def canonical(self, name: str, site: Site) -> str:
-        return "COPY(1)"
+        return self.usage
+
+
+class Copies(Family):
+    usage = "COPY(1)"
 
     def build(self, name: str, site: Site) -> nn.Module:
         return site.build("S")
@@ -28,16 +34,13 @@ class Zero(nn.Module):
         return torch.zeros_like(x)
 
 
-class Zeros:
+class Zeros(Family):
     usage = "ZERO(1)"
-
-    def reads(self, name: str) -> bool:
-        return name.startswith("ZERO(")
 
     def canonical(self, name: str, site: Site) -> str:
         if (site.in_channels, site.stride) != (site.out_channels, 1):
             raise SpaceError("ZERO(1) keeps the shape.")
-        return "ZERO(1)"
+        return super().canonical(name, site)
 
     def build(self, name: str, site: Site) -> nn.Module:
         return Zero()
@@ -50,14 +53,8 @@ class Counter(nn.Conv2d):
         return {"seen": 0}
 
 
-class Counters:
+class Counters(Family):
     usage = "COUNT(1)"
-
-    def reads(self, name: str) -> bool:
-        return name.startswith("COUNT(")
-
-    def canonical(self, name: str, site: Site) -> str:
-        return "COUNT(1)"
 
     def build(self, name: str, site: Site) -> nn.Module:
         return Counter(site.in_channels, site.out_channels, 1, site.stride)

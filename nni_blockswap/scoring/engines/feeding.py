@@ -42,9 +42,7 @@ def feeding(network: BlockSpace, task: Task, batch: Batch, chain: Sequence[Link]
     changed = [buffer for buffer in buffers if buffer.is_changed()]
     for buffer in changed:
         buffer.put_back()
-    if not chain or any(one._version for one in passed) or not loss.requires_grad:
-        return ()
-    if changed:
+    if changed or not chain or any(one._version for one in passed) or not loss.requires_grad:
         return ()
     gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, [*sources, *leaves], allow_unused=True)
     fed = [place - len(sources) for place, gradient in enumerate(gradients) if gradient is not None]
