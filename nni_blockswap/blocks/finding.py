@@ -92,35 +92,49 @@ def _forward(model: nn.Module, arguments: tuple[Any, ...]) -> Flow:
 
 def _fixed(model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[FoundSite]) -> dict[str, str]:
     """Why a site cannot be swapped after all, by the paths of its parts."""
-    expected = _in_training(copied(model), arguments) if any(len(site.steps) > 1 for site in sites) else None
-    if expected is not None and _differ(expected, _in_training(copied(model), arguments)):
-        expected = None  # it draws from a generator of its own, say
+    expected = {training: _steady(model, arguments, training) for training in (False, True)}
     if _trial(model, arguments, sites, expected) is None:
         return {}
     reasons = {site: _trial(model, arguments, [site], expected) for site in sites}
     return {part: reason for site, reason in reasons.items() if reason for part in site.parts}
 
 
+def _steady(model: nn.Module, arguments: tuple[Any, ...], training: bool) -> list[Tensor] | None:
+    """All tensors that it gives; None where it does not run, or gives others each time: it draws from its own seed."""
+    try:
+        given, again = (_given(copied(model), arguments, training) for _ in range(2))
+    except Exception:  # a detector asks for targets
+        return None
+    return None if _differ(given, again) else given
+
+
 def _trial(
-    model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[FoundSite], expected: Sequence[Tensor] | None
+    model: nn.Module,
+    arguments: tuple[Any, ...],
+    sites: Sequence[FoundSite],
+    expected: Mapping[bool, Sequence[Tensor] | None],
 ) -> str | None:
     """What goes wrong when modules that are no convolutions stand at ``sites``: other code may use the originals.
 
-    They do what the originals do. Where it is known, the network has to give the ``expected`` in training mode, too, in
-    the first pass of a copy of its own: a pass may leave a state behind.
+    They do what the originals do, so that where it is known the network has to give the ``expected``, by mode. That is
+    of the first pass of a copy of its own: a pass may leave a state behind.
     """
     ran: Counter[FoundSite] = Counter()
-    network = _with_others(model, sites, ran)
     try:
-        with torch.no_grad():
-            network.eval()(*copy.deepcopy(arguments))
+        given = _given(_with_others(model, sites, ran), arguments, training=False)
     except Exception as error:
         return f"the network needs it as it is: {first_line(error)}"
     if not all(ran[site] == 1 for site in sites):
         return "the network does not run what stands in its place"
-    if expected is not None and _differ(expected, _in_training(_with_others(model, sites, ran), arguments)):
-        return "the network does more between the convolutions in training mode"
-    return None
+    if expected[False] is not None and _differ(expected[False], given):
+        return "the network does more between the convolutions than can be seen"
+    if expected[True] is None:
+        return None
+    try:
+        given = _given(_with_others(model, sites, ran), arguments, training=True)
+    except Exception as error:
+        return f"the network needs it as it is in training mode: {first_line(error)}"
+    return "the network does more between the convolutions in training mode" if _differ(expected[True], given) else None
 
 
 def _with_others(model: nn.Module, sites: Sequence[FoundSite], ran: Counter[FoundSite]) -> nn.Module:
@@ -133,22 +147,16 @@ def _with_others(model: nn.Module, sites: Sequence[FoundSite], ran: Counter[Foun
     return network
 
 
-def _in_training(network: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor] | None:
-    """All tensors that it gives in training mode for its first image, or None where it does not run then.
-
-    Twice that image: BN takes no single values.
-    """
-    images = (repeated(one, 2) for one in one_image(arguments))
-    try:
-        with torch.no_grad(), seeded(0):
-            return list(tensors_in(network.train()(*images)))
-    except Exception:  # a detector asks for targets
-        return None
+def _given(network: nn.Module, arguments: tuple[Any, ...], training: bool) -> list[Tensor]:
+    """All tensors that it gives in a mode; in training mode for its first image, twice: BN takes no single values."""
+    images = (repeated(one, 2) for one in one_image(arguments)) if training else copy.deepcopy(arguments)
+    with torch.no_grad(), seeded(0):
+        return list(tensors_in(network.train(training)(*images)))
 
 
-def _differ(some: Sequence[Tensor], others: Sequence[Tensor] | None) -> bool:
+def _differ(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     """Whether any two are apart by more than rounding."""
-    if others is None or [one.shape for one in some] != [one.shape for one in others]:
+    if [one.shape for one in some] != [one.shape for one in others]:
         return True
     return not all(torch.allclose(*pair, 1e-3, 1e-5, equal_nan=True) for pair in zip(some, others, strict=True))
 

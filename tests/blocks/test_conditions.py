@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nni_blockswap.blocks.finding import find
+from nni_blockswap.errors import SpaceError
 from tests.blocks.networks import IMAGE, Sum, conv, paths, stays
 
 
@@ -77,6 +78,44 @@ def test_what_the_network_looks_into_or_holds_by_a_second_reference_stays() -> N
         "the network needs it as it is: 'Sequential' object has no attribute 'weight'"
     )
     assert stays(found)["listed"] == "the network does not run what stands in its place"
+
+
+class Assigned(Sum):
+    """Sets some of what comes from its first convolution, which no function is called for; or takes targets."""
+
+    def __init__(self, runs_in_training: bool) -> None:
+        super().__init__(conv(), conv())
+        self.runs_in_training = runs_in_training
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not self.runs_in_training:
+            raise ValueError("in training mode targets have to be given")
+        x = self.stem(x)
+        y = self.f[0](x)
+        y[:, :4] = 0.5
+        return x + self.f[1](y)
+
+
+class TrainedOtherwise(Sum):
+    """Reads a convolution's weight in training mode alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, x = self.f[0], self.stem(x)
+        return self.f[1](functional.conv2d(x, first.weight * 2, padding=1) if self.training else first(x))
+
+
+@pytest.mark.parametrize("runs_in_training", [True, False])
+def test_a_branch_that_computes_otherwise_in_evaluation_mode_stays(runs_in_training: bool) -> None:
+    """Where the network does not run in training mode, as a detector without targets, nobody had looked."""
+    with pytest.raises(SpaceError, match=r"the network does more between the convolutions than can be seen \(2,"):
+        find(Assigned(runs_in_training), IMAGE)
+
+
+def test_a_single_convolution_is_tried_in_training_mode_too() -> None:
+    """A network of single convolutions was not, and its students did not train."""
+    found = find(TrainedOtherwise(conv(), conv()), IMAGE)
+    assert paths(found) == ["f.1"]
+    assert stays(found)["f.0"].startswith("the network needs it as it is in training mode: ")
 
 
 def test_include_and_exclude() -> None:
