@@ -5,7 +5,7 @@ Nothing is traced symbolically, so that any forward that runs can be watched: lo
 
 import ast
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -72,7 +72,7 @@ class Flow:
     """Modules with convolutions inside, in the order in which they ended."""
 
     activations: list[tuple[int, str]] = field(default_factory=list)
-    """Steps in which an activation ran: as the path of a module that does nothing else, or as ``"ReLU()"``."""
+    """Steps in which an activation ran: as the path of a module that keeps the maps' shape, or as ``"ReLU()"``."""
 
     @cached_property
     def users(self) -> Mapping[int | None, list[Call]]:
@@ -134,6 +134,9 @@ class _Running:
     values: list[int | None]
     simple: bool
     begin: int
+    activations: int
+    """How many had run before."""
+
     adds: bool = False
 
 
@@ -150,13 +153,13 @@ class _Watch(TorchFunctionMode):
         self._bare: set[str] = set()  # modules that hold nothing: they do what their functions do
         for constant in (*network.parameters(), *network.buffers()):
             self._numbers[id(constant)] = ref(constant), None
-        names = convolutions(network)
+        names = set(convolutions(network).values())
         for path, module in network.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue
             if isinstance(module, nn.PReLU) or not [*module.children(), *module.parameters(), *module.buffers()]:
                 self._bare.add(path)
-            self._hook(path, module, whole=path in names or not any(under(name, path) for name in names))
+            self._hook(path, module, whole=module in names or names.isdisjoint(module.modules()))
 
     def _hook(self, path: str, module: nn.Module, whole: bool) -> None:
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -168,6 +171,9 @@ class _Watch(TorchFunctionMode):
 
         def end(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             running, outputs = self._open.pop(), list(tensors_in(output))
+            if path in self._bare and _keeps_maps(running.given, outputs):
+                before = running.activations
+                self.flow.activations[before:] = [(step, path) for step, _ in self.flow.activations[before:]]
             if whole:
                 self._whole.pop()
                 self._step(running, outputs)
@@ -187,14 +193,15 @@ class _Watch(TorchFunctionMode):
         running.adds = name == "add"
         result = func(*args, **kwargs)
         if name in ACTIVATIONS:
-            self.flow.activations.append((len(self.flow.steps), caller if caller in self._bare else spelled))
+            self.flow.activations.append((len(self.flow.steps), spelled))
         outputs = list(tensors_in(result))
         if outputs:  # else it asked for a shape
             self._step(running, outputs)
         return result
 
     def _begin(self, path: str, function: str | None, given: list[Tensor], simple: bool) -> _Running:
-        return _Running(path, function, given, [self._value(one) for one in given], simple, len(self.flow.steps))
+        values, flow = [self._value(one) for one in given], self.flow
+        return _Running(path, function, given, values, simple, len(flow.steps), len(flow.activations))
 
     def _step(self, running: _Running, outputs: list[Tensor]) -> None:
         if self._whole:
@@ -221,6 +228,11 @@ class _Watch(TorchFunctionMode):
             number = next(self._fresh)
             self._numbers[id(tensor)] = ref(tensor), number
         return number
+
+
+def _keeps_maps(given: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+    """Whether one batch (N, C, H, W) goes in and one of the same shape comes out."""
+    return len(given) == len(outputs) == 1 and given[0].dim() == 4 and given[0].shape == outputs[0].shape
 
 
 _OPTION = (int, float, str)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 from itertools import takewhile
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nni_blockswap.blocks.flow import Call, Flow, convolutions, module_of, under
 from nni_blockswap.blocks.found import FoundSite, is_function
+from nni_blockswap.networks import copied
 
 FRESH = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 """What torch's normalisations hold when they are new."""
@@ -32,9 +33,24 @@ def is_norm(module: nn.Module) -> bool:
 
 def norm_near(network: nn.Module, flow: Flow, begin: int, end: int) -> str | None:
     """Path of the normalisation that belongs to the convolutions at steps ``begin`` to ``end``; None without one."""
-    norms = [path for path, module in network.named_modules() if is_norm(module)]
+    norms = {path: module for path, module in network.named_modules() if is_norm(module)}
     steps = [step for step in _neighbours(network, flow, begin, end) if step.function is None]
-    return next((path for step in steps for path in norms if under(path, step.path)), None)
+    near = ((path, norm) for step in steps for path, norm in norms.items() if under(path, step.path))
+    return next((path for path, norm in near if _takes_maps(norm)), None)
+
+
+def _takes_maps(norm: nn.Module) -> bool:
+    """Whether one like it runs on (N, C, H, W), as a BatchNorm1d or what scales the last dimension does not."""
+    tensors = [one for one in (*norm.parameters(recurse=False), *norm.buffers(recurse=False)) if one.dim()]
+    known = [getattr(norm, name, 0) for name in ("num_features", "num_channels")]
+    channels = 2 * max([1, *known, *map(len, tensors)])  # even, and the width below is not
+    x = torch.zeros(1, channels, 2, 3, device=tensors[0].device if tensors else None)
+    try:
+        with torch.no_grad():
+            normalised: Tensor = resized(copied(norm), channels).eval()(x)
+    except Exception:  # it is anybody's
+        return False
+    return normalised.shape == x.shape
 
 
 def activation_near(network: nn.Module, flow: Flow, begin: int, end: int, norm: str | None) -> str | None:

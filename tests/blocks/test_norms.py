@@ -1,10 +1,15 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
 from nni_blockswap.blocks.finding import find
+from nni_blockswap.blocks.network import swap_blocks
 from nni_blockswap.blocks.norms import activation_like, norm_like
+from tests.blocks.networks import conv
 
 IMAGE = torch.rand(2, 3, 10, 10, generator=torch.Generator().manual_seed(0))
 
@@ -103,6 +108,50 @@ def test_what_is_a_normalisation_of_channels() -> None:
     norm, _ = imitated(Last(8, eps=1e-3))
     assert (norm.normalized_shape, norm.eps) == ((12,), 1e-3)
     assert norm(torch.rand(2, 12, 5, 5)).shape == (2, 12, 5, 5)
+
+
+class LastScale(Own):
+    """Scales and shifts the last dimension."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma + self.beta
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        [nn.Linear(8, 8), nn.BatchNorm1d(8)],
+        [nn.Linear(8, 8), LastScale(8)],
+        [nn.Unflatten(1, (8, 1, 1, 1)), nn.BatchNorm3d(8)],
+    ],
+)
+def test_a_normalisation_of_something_else_than_maps_is_not_imitated(head: list[nn.Module]) -> None:
+    """A substitute of a network without normalisation had that of its classifier, and did not run."""
+    network = nn.Sequential(conv(3), conv(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head)
+    space = swap_blocks(network, IMAGE)
+    assert [site.norm for site in space.findings.sites] == [None]
+    assert space.blocks()[0].candidate("B(2)").bn1.weight.shape == (4,)
+    for name in space.blocks()[0].names:
+        space.select({"block_00": name})
+        assert space(IMAGE).shape == network(IMAGE).shape
+
+
+class Pooled(nn.Module):
+    """An activation and more."""
+
+    def __init__(self, more: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.more = more
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.more(functional.leaky_relu(x, 0.2))
+
+
+@pytest.mark.parametrize("more", [lambda x: functional.max_pool2d(x, 2), lambda x: x.mean((2, 3))])
+def test_of_a_module_that_does_more_the_activation_alone_is_imitated(more: Callable[[Tensor], Tensor]) -> None:
+    """A substitute pooled between its convolutions, too."""
+    assert str(imitated(Pooled(more))[1]) == "LeakyReLU(negative_slope=0.2)"
+    assert isinstance(imitated(Pooled(torch.square))[1], Pooled)
 
 
 def test_normalisations_with_an_activation_inside() -> None:
