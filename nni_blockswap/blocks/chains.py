@@ -125,8 +125,11 @@ class Chains:
         return bool([*module.parameters(), *module.buffers()])
 
     def _convolutions(self, call: Call) -> list[str]:
-        """Paths of the convolutions that run in a call."""
-        return [path for path in self._all if call.function is None and under(path, call.path)]
+        """Paths of the convolutions that run in a call; a module may hold some that have their path elsewhere."""
+        if call.function is not None:
+            return []
+        inside = set(self._network.get_submodule(call.path).modules())
+        return [path for path, conv in self._all.items() if conv in inside]
 
     def _is_convolution(self, call: Call) -> bool:
         return call.function is None and call.path in self._all

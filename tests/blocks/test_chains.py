@@ -102,3 +102,36 @@ def test_no_two_sites_have_one_path() -> None:
 
 def test_what_is_used_elsewhere_is_no_chain() -> None:
     assert paths(find(Used(), IMAGE)) == ["one", "two"]
+
+
+class Named(nn.Module):
+    """A residual branch in a sequence whose modules the network has by names of their own, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two, self.three = conv(3), conv(), conv(), conv()
+        self.branch = nn.Sequential(self.one, nn.ReLU(), self.two)
+        self.single = nn.Sequential(self.three)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.branch(x)
+        return self.single(x)
+
+
+class Inside(Named):
+    """Between two of its convolutions runs a sequence that holds the third one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return x + self.two(self.single(self.one(x)))
+
+
+def test_convolutions_with_two_names() -> None:
+    """Called by the second one they were not reached, or taken for what stands between two others."""
+    found = find(Named(), IMAGE)
+    assert [(site.kind, site.steps) for site in found.sites] == [
+        ("branch", ("one", "branch.1", "two")),
+        ("conv", ("three",)),
+    ]
+    assert [site.steps for site in find(Inside(), IMAGE).sites] == [("one",), ("three", "two")]
