@@ -120,21 +120,22 @@ def _trial(
     of the first pass of a copy of its own: a pass may leave a state behind.
     """
     ran: Counter[FoundSite] = Counter()
+    evaluated, trained = expected[False], expected[True]
     try:
         given = _given(_with_others(model, sites, ran), arguments, training=False)
     except Exception as error:
         return f"the network needs it as it is: {first_line(error)}"
     if not all(ran[site] == 1 for site in sites):
         return "the network does not run what stands in its place"
-    if expected[False] is not None and _differ(expected[False], given):
+    if evaluated is not None and _differ(evaluated, given):
         return "the network does more between the convolutions than can be seen"
-    if expected[True] is None:
+    if trained is None:
         return None
     try:
         given = _given(_with_others(model, sites, ran), arguments, training=True)
     except Exception as error:
         return f"the network needs it as it is in training mode: {first_line(error)}"
-    return "the network does more between the convolutions in training mode" if _differ(expected[True], given) else None
+    return "the network does more between the convolutions in training mode" if _differ(trained, given) else None
 
 
 def _with_others(model: nn.Module, sites: Sequence[FoundSite], ran: Counter[FoundSite]) -> nn.Module:
