@@ -36,6 +36,11 @@ def read_annotations(path: Path) -> Any:
             )
     for one in index.anns.values():
         _check(one, index, path)
+        one.setdefault("iscrowd", 0)  # pycocotools' metrics ask every annotation for it
+    if 0 in index.anns:  # which they would take for no annotation
+        number = max(index.anns) + 1
+        index.anns[number] = index.anns.pop(0)
+        index.anns[number]["id"] = number
     return index
 
 

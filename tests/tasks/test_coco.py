@@ -13,6 +13,7 @@ from torchvision.io import write_jpeg
 from nni_blockswap.errors import DataError
 from nni_blockswap.tasks import make_task
 from nni_blockswap.tasks.coco import Coco
+from nni_blockswap.training.average_precision import average_precision, results_of
 
 RECTANGLE = [[2.0, 3.0, 12.0, 3.0, 12.0, 9.0, 2.0, 9.0]]  # polygon: x from 2 to 12, y from 3 to 9
 
@@ -153,6 +154,17 @@ def test_annotations_that_lack_something(root: Path, wrong: dict[str, object]) -
     edit(root / "annotations" / "instances_train2017.json", "annotations", 1, **wrong)
     with pytest.raises(DataError, match=f"the {next(iter(wrong))} of annotation 2 in '.*train2017.json' has to be "):
         Coco(str(root)).minibatch(1, seed=0)
+
+
+def test_an_annotation_may_be_number_0_and_need_not_say_that_it_is_no_crowd(root: Path) -> None:
+    """What pycocotools' metrics cannot do with: they count every instance all the same."""
+    edit(root / "annotations" / "instances_val2017.json", "annotations", 0, id=0, iscrowd=None)
+    held_out = Coco(str(root)).held_out
+    _, target = held_out[0]
+    found = {**target, "scores": torch.ones(1), "masks": target["masks"][:, None].float()}
+    assert target["iscrowd"].tolist() == [0]
+    figures = average_precision(held_out.index, {1: results_of(1, found)})
+    assert [figures["box/AP"], figures["mask/AP"]] == pytest.approx([1.0, 1.0])
 
 
 @pytest.mark.parametrize("wrong", [{"id": "a"}, {"height": None}, {"width": 20.0}, {"file_name": None}])
