@@ -94,8 +94,10 @@ def equal_points(student: nn.Module, teacher: nn.Module, points: Sequence[str], 
     for network in (student, teacher):
         with captured(network, points) as seen, undisturbed(network):
             network(moved(example, network))
-        shapes.append({point: tuple(activation.shape) for point, activation in seen.items()})
-    found = tuple(point for point in points if shapes[0][point] == shapes[1][point])
+        given: dict[str, Any] = {**seen}  # where something ran, and whatever that gives
+        ran = {point: one for point, one in given.items() if isinstance(one, Tensor) and one.numel()}
+        shapes.append({point: tuple(activation.shape) for point, activation in ran.items()})
+    found = tuple(point for point in points if point in shapes[0] and shapes[0][point] == shapes[1].get(point))
     if not found:
         raise ConfigError(
             f"features are matched where student and teacher have activations of one shape, and none of "

@@ -93,7 +93,7 @@ class Description(Callback):
 class AttentionPictures(Callback):
     """Draws where teacher and student look on a few validation images.
 
-    A row is an image: the image itself, then teacher and student side by side at each attention point.
+    A row is an image: the image itself, then teacher and student side by side at each attention point that gives maps.
     """
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -123,7 +123,8 @@ def _attention(module: ImageTraining) -> Tensor:
         module.network(images)
     columns = [_stretched(images.float().mean(1, keepdim=True))]
     for of_student, of_teacher in zip(student.values(), teacher.answer(images)[1].values(), strict=True):
-        columns += [_heat(of_teacher, images), _heat(of_student, images)]
+        if of_student.dim() == of_teacher.dim() == 4:  # features are matched where there are no maps, too
+            columns += [_heat(of_teacher, images), _heat(of_student, images)]
     cells = torch.stack(columns, 1).flatten(0, 1).cpu()  # (images * columns, 1, H, W)
     picture: Tensor = make_grid(cells, nrow=len(columns), pad_value=1.0)
     return picture

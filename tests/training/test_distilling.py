@@ -273,6 +273,42 @@ def test_dense_answers_are_learned(tmp_path: Path) -> None:
     assert result.metric > 0.9
 
 
+def test_features_are_matched_where_there_are_no_maps_too(tmp_path: Path, teacher: nn.Module) -> None:
+    """The last linear layer's: there nothing is drawn."""
+    result = run(tmp_path, teacher, features=1.0, attention_points=["0", "9"], epochs=1)
+    assert {name for name in result.history[0] if "features" in name} == {"train/features/9"}
+    with pytest.raises(ConfigError, match="activations of one shape, and none of 7 is such a place"):
+        run(tmp_path / "none", teacher, student=never_there(), features=1.0, attention_points=["7"])
+
+
+def never_there() -> nn.Sequential:
+    """The same network, whose pooling gives a pair."""
+
+    class Pair(nn.AdaptiveMaxPool2d):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x), x
+
+    class First(nn.Flatten):
+        def forward(self, pair: Any) -> Tensor:
+            return super().forward(pair[0])
+
+    network = net(8)
+    network[7], network[8] = Pair(1), First()
+    return network
+
+
+def test_it_goes_on_while_its_metric_is_undefined(tmp_path: Path) -> None:
+    """For as many epochs as it has patience."""
+    told: list[float] = []
+
+    def late(outputs: Tensor, labels: Tensor) -> float:
+        told.append(float("nan") if len(told) < 3 else 0.5)  # tried once, then twice in the first epoch
+        return told[-1]
+
+    result = run(tmp_path, epochs=4, patience=2, metric=("late", late))
+    assert [epoch["val/late"] for epoch in result.history][1:] == [pytest.approx(0.5)] * 3
+
+
 def test_it_stops_early_and_stays_stopped_until_it_is_made_longer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
