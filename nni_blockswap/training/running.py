@@ -120,7 +120,15 @@ def _callbacks(module: Training, out: Path) -> tuple[Timer, ModelCheckpoint, lis
     needed: list[Callback] = [timer, best, last]
     if module.recipe.patience is not None:
         patience = module.recipe.patience
-        needed.append(EarlyStopping(module.monitor, mode=mode, patience=patience, check_on_train_epoch_end=True))
+        needed.append(
+            EarlyStopping(
+                module.monitor,
+                mode=mode,
+                patience=patience,
+                check_finite=False,  # a metric may be undefined at first; losses and weights are looked at elsewhere
+                check_on_train_epoch_end=True,
+            )
+        )
     if in_terminal():
         needed.append(TQDMProgressBar())
     return timer, best, needed
