@@ -9,9 +9,10 @@ from typing import Any
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.results.trial import ARCHITECTURE, link_curves
+from nni_blockswap.files import read_json
+from nni_blockswap.results.trial import ARCHITECTURE, GIVEN, link_curves
 from nni_blockswap.training import options
-from nni_blockswap.training.folder import settings_in, take_over
+from nni_blockswap.training.folder import take_over
 from nni_blockswap.training.nni_link import NNILink, is_first_process, under_nni
 from nni_blockswap.training.program import say
 from nni_blockswap.trust import distrust, packages_in
@@ -38,7 +39,8 @@ def begin(given: argparse.Namespace) -> tuple[Architecture, Path, NNILink | None
         _take(given, link.parameters)
         return _handed_out(given, link), out, link
     if not is_first_process():
-        _take(given, settings_in(out))
+        if under_nni() and given.architecture is None:
+            _take(given, read_json(Path(os.environ["NNI_OUTPUT_DIR"]) / GIVEN))
         return Architecture.load(out / ARCHITECTURE, allow=None), out, link  # the first one has written it
     if given.architecture is None:
         raise ConfigError("--architecture FILE says what to train; 'blockswap search' writes one.")

@@ -9,7 +9,7 @@ import pytest
 from nni_blockswap import Architecture
 from nni_blockswap.files import write_json
 from nni_blockswap.results.trial import GIVEN
-from nni_blockswap.training.student import begin
+from nni_blockswap.training.student import announce, begin
 from tests.conftest import SMALL, WRN
 from trial import distill
 
@@ -50,3 +50,20 @@ def test_in_a_comparison_the_seed_goes_with_it(tmp_path: Path, monkeypatch: pyte
     given = distill.parser().parse_args([])
     begin(given)
     assert (given.method, given.variant, given.seed) == ("blockswap", "30%", 1)
+
+
+def test_in_a_comparison_all_processes_of_a_trial_train_by_its_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one alone talks to NNI; DDP would average gradients, and each process step at a rate of its own."""
+    named = {"method": "other", "variant": "", "seed": 1, "recipe": {"lr": 0.05}}
+    monkeypatch.setattr(nni, "get_next_parameter", lambda: {**FIRST.to_parameters(1), **named})
+    monkeypatch.setenv("NNI_PLATFORM", "local")
+    monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path))
+    architecture, out, _ = begin(distill.parser().parse_args([]))
+    announce("student", architecture, out)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    given = distill.parser().parse_args([])
+    again, _, link = begin(given)
+    assert (again.id, link) == (FIRST.id, None)
+    assert (distill.check(given).lr, given.seed, given.method) == (0.05, 1, "other")
