@@ -15,7 +15,7 @@ from nni_blockswap.tasks import make_task
 from nni_blockswap.tasks.coco import Coco
 from nni_blockswap.training import options
 from nni_blockswap.training.detection import DetectionTraining
-from nni_blockswap.training.folder import occupied
+from nni_blockswap.training.folder import occupied, take_over
 from nni_blockswap.training.machine import Machine
 from nni_blockswap.training.nni_link import NNILink
 from nni_blockswap.training.program import say
@@ -72,7 +72,10 @@ def run(given: argparse.Namespace, *, detectors: str, classifiers: str) -> None:
     recipe, machine = check(given)
     architecture = detector(found, options.space_args(given), detectors=detectors, classifiers=classifiers)
     architecture = remembering(architecture, given.init)
-    with occupied(out, _settings(architecture, recipe, given), _assumed()) as own:
+    settings = _settings(architecture, recipe, given)
+    if link is not None:
+        take_over(out, link.parameters, settings, _assumed())
+    with occupied(out, settings, _assumed()) as own:
         announce("detector", architecture, out)
         task = _task(architecture, given)
         module = DetectionTraining(_started(architecture, recipe, given), task, recipe)

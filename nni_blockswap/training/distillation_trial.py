@@ -19,7 +19,7 @@ from nni_blockswap.tasks import Task, make_task
 from nni_blockswap.training import options, pruning
 from nni_blockswap.training.classification import ImageTraining, Teacher, check_attention
 from nni_blockswap.training.condensation import deploy, learned
-from nni_blockswap.training.folder import occupied
+from nni_blockswap.training.folder import occupied, take_over
 from nni_blockswap.training.machine import Machine
 from nni_blockswap.training.nni_link import NNILink
 from nni_blockswap.training.program import say
@@ -77,7 +77,10 @@ def run(given: argparse.Namespace) -> None:
     architecture, out, link = begin(given)
     recipe, machine = check(given)
     architecture = remembering(architecture, given.init)
-    with occupied(out, _settings(architecture, recipe, given), _assumed()) as own:
+    settings = _settings(architecture, recipe, given)
+    if link is not None:
+        take_over(out, link.parameters, settings, _assumed())
+    with occupied(out, settings, _assumed()) as own:
         announce("student", architecture, out)
         task = make_task(given.data, given.data_root, **options.data_options(given))
         teacher_epochs = given.teacher_epochs or own.began_with  # also where the run was made a longer one

@@ -65,12 +65,16 @@ def occupied(out: Path, settings: Mapping[str, Any], assumed: Mapping[str, Any])
             raise
 
 
-def take_over(out: Path, parameters: Mapping[str, Any]) -> None:
+def take_over(
+    out: Path, parameters: Mapping[str, Any], settings: Mapping[str, Any], assumed: Mapping[str, Any]
+) -> None:
     """Let a trial go on from the last whole epoch of one of the same student that was killed, in a folder beside it.
 
     Args:
         out: the trial's folder; where a run has begun there already, that one goes on.
         parameters: what NNI gave the trial.
+        settings, assumed: of its run, as ``occupied`` takes them. One with others, as of a library that has learned
+            more since, is left alone.
     """
     if (out / SETTINGS).exists():
         return
@@ -78,6 +82,8 @@ def take_over(out: Path, parameters: Mapping[str, Any]) -> None:
     for folder in sorted(left, key=lambda folder: (folder / LAST).stat().st_mtime, reverse=True):
         with suppress(BlockSwapError, OSError, ValueError):
             if folder == out or read_json(folder / GIVEN) != parameters:
+                continue
+            if _others({**assumed, **settings_in(folder)}, settings):
                 continue
             checkpoints.read(folder / LAST)
             for path in (folder / SETTINGS, folder / LAST, folder / BEST):  # the first says whose the others are
@@ -112,8 +118,7 @@ def _claimed(out: Path, settings: Mapping[str, Any], assumed: Mapping[str, Any])
     if not (out / SETTINGS).exists():
         return {RUN: uuid.uuid4().hex, **settings}
     kept = {**assumed, **settings_in(out)}
-    ours = {RUN, EPOCHS, EXTENDED}
-    other = [name for name in {**kept, **settings} if name not in ours and kept.get(name) != settings.get(name)]
+    other = _others(kept, settings)
     if other:
         raise StateError(f"'{out}' holds a run with another {', '.join(other)}; give this one a folder of its own.")
     before, now = kept.get(EPOCHS), settings[EPOCHS]
@@ -129,6 +134,12 @@ def _claimed(out: Path, settings: Mapping[str, Any], assumed: Mapping[str, Any])
         "to have that from the first epoch on, start anew in another folder."
     )
     return {RUN: uuid.uuid4().hex, **kept, **settings, EXTENDED: [*kept.get(EXTENDED, []), before]}
+
+
+def _others(kept: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """The settings that are others than those that were kept, but for what may change in a run."""
+    ours = {RUN, EPOCHS, EXTENDED}
+    return [name for name in {**kept, **settings} if name not in ours and kept.get(name) != settings.get(name)]
 
 
 def _run_of(settings: Mapping[str, Any]) -> Run:

@@ -12,7 +12,6 @@ from nni_blockswap.errors import ConfigError
 from nni_blockswap.files import read_json
 from nni_blockswap.results.trial import ARCHITECTURE, GIVEN, link_curves
 from nni_blockswap.training import options
-from nni_blockswap.training.folder import take_over
 from nni_blockswap.training.nni_link import NNILink, is_first_process, under_nni
 from nni_blockswap.training.program import say
 from nni_blockswap.trust import distrust, packages_in
@@ -34,7 +33,6 @@ def begin(given: argparse.Namespace) -> tuple[Architecture, Path, NNILink | None
     out = Path(where)
     if link is not None:
         link_curves(link.output)
-        take_over(out, link.parameters)
     if link is not None and given.architecture is None:
         _take(given, link.parameters)
         return _handed_out(given, link), out, link

@@ -45,12 +45,22 @@ def test_a_trial_goes_on_where_one_of_the_same_student_was_killed(tmp_path: Path
         write_json(tmp_path / name / "parameters.json", {"architecture_id": student})
         checkpoints.save({"of": name}, tmp_path / name / "last.ckpt")
     (tmp_path / "rotten" / "last.ckpt").write_bytes(b"rot")  # the latest
-    take_over(new, {"architecture_id": "a"})
+    take_over(new, {"architecture_id": "a"}, SETTINGS, {})
     assert (enter(new).name, checkpoints.read(tmp_path / "mine" / "last.ckpt")) == (killed["mine"], {"of": "mine"})
-    take_over(new, {"architecture_id": "b"})
+    take_over(new, {"architecture_id": "b"}, SETTINGS, {})
     assert settings_in(new)["run"] == killed["mine"]  # a run that has begun is left alone
-    take_over(tmp_path / "third", {"architecture_id": "c"})
+    take_over(tmp_path / "third", {"architecture_id": "c"}, SETTINGS, {})
     assert not (tmp_path / "third").exists()
+
+
+def test_a_trial_begins_anew_where_the_killed_one_was_another_run(tmp_path: Path) -> None:
+    """As where its library has learned more since; a setting that is new is as usual in older folders."""
+    enter(tmp_path / "killed")
+    write_json(tmp_path / "killed" / "parameters.json", {"architecture_id": "a"})
+    checkpoints.save({}, tmp_path / "killed" / "last.ckpt")
+    for new, changed in {"other": {"init": "library=2"}, "averaged": {"ema": 0.9}, "same": {"epochs": 9}}.items():
+        take_over(tmp_path / new, {"architecture_id": "a"}, {**SETTINGS, **changed}, {"ema": None})
+        assert (tmp_path / new / "last.ckpt").exists() == (new == "same")
 
 
 def test_a_setting_that_is_new_is_as_usual_in_older_folders(tmp_path: Path) -> None:
