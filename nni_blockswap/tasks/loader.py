@@ -36,11 +36,13 @@ class OwnBatches:
     Args:
         batches: what gives them.
         name: what the user calls it.
+        part: which of how many equal parts of each batch is taken, from 0.
     """
 
-    def __init__(self, batches: Iterable[Any], name: str) -> None:
+    def __init__(self, batches: Iterable[Any], name: str, part: tuple[int, int] = (0, 1)) -> None:
         self.batches = batches
         self.name = name
+        self._part = part
 
     def __iter__(self) -> Iterator[Labelled]:
         for batch in self.batches:
@@ -55,7 +57,21 @@ class OwnBatches:
                     f"a batch has a label an image; one of {self.name} has {len(images)} images and labels of shape "
                     f"{tuple(labels.shape)}."
                 )
-            yield images, labels
+            yield self._own(images, labels)
+
+    def shared(self, number: int, count: int) -> "OwnBatches":
+        """What process ``number`` of ``count`` takes of each batch; what is over of one is left out."""
+        return OwnBatches(self.batches, self.name, (number, count))
+
+    def _own(self, images: Tensor, labels: Tensor) -> Labelled:
+        number, count = self._part
+        whole = len(images) // count * count
+        if not whole:
+            raise DataError(
+                f"{count} processes share each batch, and one of {self.name} has {len(images)} images; give larger "
+                "ones, as with drop_last=True, or train with --devices 1."
+            )
+        return images[number:whole:count], labels[number:whole:count]
 
     def _labels(self, given: Any) -> Tensor:
         try:

@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from nni_blockswap.errors import BlockSwapError, CheckpointError, ConfigError, DataError, first_line
 from nni_blockswap.results.writers import quieten_writers
 from nni_blockswap.tasks import Task
+from nni_blockswap.tasks.loader import OwnBatches
 from nni_blockswap.training.checkpoints import BEST, LAST, AtomicCheckpoints, to_resume
 from nni_blockswap.training.machine import Machine, training_device
 from nni_blockswap.training.module import Training
@@ -167,9 +168,13 @@ def fit(
         accumulate=recipe.accumulate,
         callbacks=[_Judged(), *callbacks, *needed],
     )
-    size = share(recipe.batch_size // recipe.accumulate, trainer)
+    batch_size = recipe.batch_size // recipe.accumulate
+    size = share(batch_size, trainer)
     check_batches(task, recipe)
-    training = task.train_loader(size, workers=machine.workers)
+    training: Any = task.train_loader(size, workers=machine.workers)
+    if trainer.world_size > 1 and isinstance(training, OwnBatches):  # Lightning shares out a DataLoader's alone
+        training = task.train_loader(batch_size, workers=machine.workers)
+        training = training.shared(trainer.global_rank, trainer.world_size)
     validation = task.val_loader(size, workers=machine.workers)
     try:
         with _interruptible():

@@ -57,6 +57,15 @@ def test_all_kinds_of_sources_can_be_taken_again_and_again(source: object) -> No
     assert is_sized(found) == (not isinstance(source, Stream))
 
 
+def test_processes_take_equal_parts_of_each_batch() -> None:
+    found = own_batches(DataLoader(DATASET, 5), "train", 5)
+    parts = [[labels.tolist() for _, labels in found.shared(number, 2)] for number in range(2)]
+    assert parts == [[[0, 2], [5, 7]], [[1, 3], [6, 8]]]
+    assert len(found.shared(1, 2)) == 2
+    with pytest.raises(DataError, match=r"6 processes share each batch, and one of train has 5 images; give larger"):
+        found.shared(0, 6).first()
+
+
 def test_a_dataset_is_shuffled_for_training_and_whole_for_judging() -> None:
     numbered = TensorDataset(torch.zeros(64, 1, 1, 1), torch.arange(64))
     task = LoaderTask(numbered, DATASET)

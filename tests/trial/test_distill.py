@@ -116,6 +116,18 @@ def test_two_processes_share_each_batch(trained: list[str], tmp_path: Path) -> N
     assert read(tmp_path / "out" / "last.ckpt")["global_step"] == 1437 // 128  # as with one process
 
 
+@pytest.mark.slow  # starts two processes: half a minute
+def test_two_processes_share_each_batch_of_ones_own_data_too(tmp_path: Path) -> None:
+    STUDENT.save(tmp_path / "student.json")
+    command = [sys.executable, "-m", "trial.distill", "--architecture", str(tmp_path / "student.json"), "--beta", "0"]
+    command += ["--data", "tests.trial.starting:own_digits", "--batch-size", "128", "--devices", "2", "--epochs", "1"]
+    ended = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert read(tmp_path / "out" / "last.ckpt")["global_step"] == 256 // 128  # as with one process
+
+
 @pytest.mark.parametrize(("more", "epochs"), [([], 1), (["--teacher-epochs", "2"], 2)])
 def test_a_teacher_is_trained_as_long_as_told(
     more: list[str], epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
