@@ -13,6 +13,9 @@ from nni_blockswap.results.writers import quieten_writers
 EVERY = 25
 """Scores between two points of a curve."""
 
+WIDEST = 1e20
+"""Where the bins of TensorBoard's histograms end; of scores that all lie beyond it makes none."""
+
 
 class Board:
     """Writes below ``folder``/tensorboard; with no folder it only keeps the best score.
@@ -54,7 +57,8 @@ class Board:
 
     def _draw(self) -> None:
         self._writer.add_scalar("search/best_score", self._best, len(self._scores))
-        self._writer.add_histogram("search/scores", _array(self._scores), len(self._scores))
+        if any(abs(score) < WIDEST for score in self._scores):
+            self._writer.add_histogram("search/scores", _array(self._scores), len(self._scores))
 
     def show(self, rankings: Sequence[Ranking]) -> None:
         """Scatter plots of score against each resource, and each winner as text."""
