@@ -16,7 +16,7 @@ from nni_blockswap.cost.table import Indices, Table
 from nni_blockswap.errors import BudgetError, ConfigError
 from nni_blockswap.library import choosing
 from nni_blockswap.library.library import Library
-from nni_blockswap.methods import METHODS, Method
+from nni_blockswap.methods import Method, method_named
 from nni_blockswap.methods.base import Problem
 from nni_blockswap.ranges import check_count
 from nni_blockswap.results.board import Board
@@ -213,7 +213,7 @@ def table_of(settings: SearchSettings) -> Table:
 def make_method(settings: SearchSettings, table: Table, budget: Budget, higher_is_better: bool = True) -> Method:
     """The method that searches ``budget``; what it proposes does not depend on other budgets."""
     problem = Problem(table, budget, settings.samples, settings.seed, settings.inits, higher_is_better)
-    return METHODS[settings.method](problem)
+    return method_named(settings.method)(problem)
 
 
 def _identity(settings: ScoreSettings, scorer: Scorer) -> dict[str, Any]:

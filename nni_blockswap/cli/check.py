@@ -197,7 +197,7 @@ def _search(config: Config) -> Iterator[Fault]:
     """Space, substitutes, budget, data and the machine: what the search would stumble over."""
     from nni_blockswap.experiment.classargs import wrong_types
     from nni_blockswap.library.choosing import PROXIES
-    from nni_blockswap.methods import METHODS
+    from nni_blockswap.methods import method_named
     from nni_blockswap.scoring.machine import resolve_device, resolve_precision
     from nni_blockswap.scoring.proxies.combination import parts
     from nni_blockswap.spaces import with_space
@@ -218,7 +218,7 @@ def _search(config: Config) -> Iterator[Fault]:
         yield from _attempt(lambda: _fitting(arguments, config))
     if arguments.get("proxy") not in PROXIES:
         yield from _attempt(lambda: parts(arguments.get("proxy", "fisher")))
-    yield from _attempt(lambda: METHODS[arguments.get("method", "uniform")])
+    yield from _attempt(lambda: method_named(arguments.get("method", "uniform")))
     yield from _attempt(
         lambda: resolve_precision(arguments.get("precision", "auto"), resolve_device(arguments.get("device", "auto")))
     )
