@@ -16,7 +16,7 @@ from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError, DataError
 from nni_blockswap.scoring.engines.plain import measure
 from nni_blockswap.scoring.machine import autocast, resolve_device, resolve_precision
-from nni_blockswap.scoring.proxies import PROXIES, Score, make_proxy, mean_score
+from nni_blockswap.scoring.proxies import PROXIES, Proxy, Score, make_proxy, mean_score
 from nni_blockswap.scoring.scorer import Scorer, check_fit
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.spaces import NETWORK
@@ -33,9 +33,10 @@ CANDIDATES = [
 ]
 
 
-def scorer(proxy: str = "fisher", **settings: object) -> Scorer:
+def scorer(proxy: str | Proxy = "fisher", **settings: object) -> Scorer:
     given = {"batch_size": 16, "seed": 3, "device": "cpu", "space": SPACE, "space_args": ARGUMENTS, **settings}
-    return Scorer(ScoreSettings(data="digits", **given), make_task("digits", None, image_size=8), make_proxy(proxy))
+    made = make_proxy(proxy) if isinstance(proxy, str) else proxy
+    return Scorer(ScoreSettings(data="digits", **given), make_task("digits", None, image_size=8), made)
 
 
 def scores(init: int = 0, proxy: str = "fisher", candidates=CANDIDATES, **settings: object) -> list[Score]:
@@ -217,6 +218,30 @@ class DoubledLoss(Classification):
 
     def loss(self, network: torch.nn.Module, batch: Labelled) -> Tensor:
         return 2 * super().loss(network, batch)
+
+
+class Gives:
+    """A proxy whose measure gives something."""
+
+    name, higher_is_better, needs_weight_gradients = "gives", True, False
+
+    def __init__(self, something: object) -> None:
+        self.something = something
+
+    def measure(self, network: object, task: object, batch: object) -> Score:
+        return self.something  # type: ignore[return-value]
+
+
+def test_a_proxys_tensors_become_numbers() -> None:
+    given = Score(torch.tensor(2.5), (np.float32(1.5), torch.tensor([1])))  # type: ignore[arg-type]
+    ((_, found),) = scorer(Gives(given)).scores(0, CANDIDATES[:1])
+    assert repr(found) == "Score(value=2.5, blocks=(1.5, 1.0))"
+
+
+@pytest.mark.parametrize("given", [2.5, None, Score(torch.ones(2)), Score(None), Score(1.0, 2.0)])  # type: ignore[arg-type]
+def test_what_is_no_score_is_told(given: object) -> None:
+    with pytest.raises(ConfigError, match=r"the proxy 'gives' gave .*; its measure returns Score\(number\)"):
+        list(scorer(Gives(given)).scores(0, CANDIDATES[:1]))
 
 
 def test_a_tasks_own_loss_is_scored() -> None:

@@ -26,7 +26,7 @@ from nni_blockswap.scoring.engines.feeding import added, entering, head_gradient
 from nni_blockswap.scoring.engines.links import links, shared
 from nni_blockswap.scoring.engines.sparse import prepare_head
 from nni_blockswap.scoring.machine import autocast, keep_freed_memory
-from nni_blockswap.scoring.proxies import Score, mean_score
+from nni_blockswap.scoring.proxies import Score, in_numbers, mean_score
 from nni_blockswap.scoring.proxies.fisher import OfFisherInformation, fisher_information
 from nni_blockswap.tasks import Batch, Task
 from nni_blockswap.tasks.classification import Classification
@@ -103,7 +103,7 @@ def measuring(
     """Mean of what ``proxy`` says of each minibatch, of the Fisher information that ``chain`` finds."""
 
     def score(choices: Mapping[str, str], index: int) -> Score:
-        return proxy.score(chain.measure(choices, index).blocks, chain.channels)
+        return in_numbers(proxy.score(chain.measure(choices, index).blocks, chain.channels), proxy.name)
 
     def measure(choices: Mapping[str, str]) -> Score:
         with autocast(device, precision):

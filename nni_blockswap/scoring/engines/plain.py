@@ -9,7 +9,7 @@ from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.scoring.engines.base import Measure, Work
 from nni_blockswap.scoring.engines.buffers import telling_buffers
 from nni_blockswap.scoring.machine import autocast
-from nni_blockswap.scoring.proxies import Score, mean_score
+from nni_blockswap.scoring.proxies import Score, in_numbers, mean_score
 from nni_blockswap.tasks.draws import drawn_alike
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4  # the paper's recipe (section 5), for scores after training
@@ -43,7 +43,7 @@ def measure(work: Work, network: BlockSpace, choices: Mapping[str, str]) -> Scor
         scores = []
         for batch in work.measured:
             with autocast(work.device, work.precision):
-                scores.append(work.proxy.measure(network, work.task, batch))
+                scores.append(in_numbers(work.proxy.measure(network, work.task, batch), work.proxy.name))
     return mean_score(scores)
 
 

@@ -4,9 +4,9 @@ from typing import Any, TypeVar, cast
 
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.registry import Registry
-from nni_blockswap.scoring.proxies.base import Proxy, Score, mean_score
+from nni_blockswap.scoring.proxies.base import Proxy, Score, in_numbers, mean_score
 
-__all__ = ["PAPER", "PROXIES", "Proxy", "Score", "make_proxy", "mean_score", "register"]
+__all__ = ["PAPER", "PROXIES", "Proxy", "Score", "in_numbers", "make_proxy", "mean_score", "register"]
 
 PAPER = ("fisher", "grad_norm", "l2_norm", "accuracy")
 """Fisher potential and the other metrics of the paper's Table 1."""

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from nni_blockswap.blocks.space import BlockSpace
-from nni_blockswap.errors import ConfigError
+from nni_blockswap.errors import ConfigError, shown
 from nni_blockswap.tasks import Batch, Task
 from nni_blockswap.tasks.classification import Classification
 
@@ -26,6 +26,21 @@ def mean_score(scores: Sequence[Score]) -> Score:
     """The mean of scores, block by block."""
     blocks = tuple(sum(terms) / len(scores) for terms in zip(*(score.blocks for score in scores), strict=True))
     return Score(sum(score.value for score in scores) / len(scores), blocks)
+
+
+def in_numbers(score: Any, proxy: str) -> Score:
+    """What the proxy of this name gave, its tensors and NumPy's numbers as Python's: as such they are kept on disk.
+
+    Raises:
+        ConfigError: it is no score.
+    """
+    try:
+        return Score(float(score.value), tuple(map(float, score.blocks)))
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:  # the last is torch's, of several numbers
+        raise ConfigError(
+            f"the proxy '{proxy}' gave {shown(score)}; its measure returns Score(number), and where that is a sum over "
+            "blocks Score(number, terms)."
+        ) from error
 
 
 class Proxy(Protocol):
