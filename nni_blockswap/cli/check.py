@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,7 @@ def _check_teacher(source: str) -> None:
 
 def _search(config: Config) -> Iterator[Fault]:
     """Space, substitutes, budget, data and the machine: what the search would stumble over."""
+    from nni_blockswap.cost.budget import known_resource
     from nni_blockswap.experiment.classargs import wrong_types
     from nni_blockswap.library.choosing import PROXIES
     from nni_blockswap.methods import method_named
@@ -210,6 +212,8 @@ def _search(config: Config) -> Iterator[Fault]:
         return
     if "space" in arguments and "budget" in arguments:
         yield from _attempt(lambda: _affordable(arguments, config))
+    for name in arguments.get("resources", ()):
+        yield from _attempt(partial(known_resource, name, f"'{name}' is no resource"))
     if "space" in arguments and arguments.get("comparison") and not wrong:
         compared: list[Fault] = []
         yield from _attempt(lambda: compared.extend(_comparable(config)))

@@ -13,6 +13,7 @@ from nni_blockswap.files import expanded
 from nni_blockswap.finite import is_finite
 from nni_blockswap.library.choosing import LISTED
 from nni_blockswap.library.settings import LibrarySettings
+from nni_blockswap.methods import METHODS
 from nni_blockswap.methods.halving import rungs
 from nni_blockswap.ranges import check_count
 from nni_blockswap.searching import SearchSettings
@@ -50,13 +51,15 @@ def read_settings(arguments: Mapping[str, Any], search_space: Any, base: Path) -
 
 
 def _check_ranked(settings: SearchSettings, students: int) -> None:
-    """Raise ConfigError where halving or a library ranks fewer architectures than there are to be students."""
+    """Raise ConfigError where fewer architectures are ranked than there are to be students."""
     ranked, _ = rungs(settings.samples, settings.inits)[-1]
     if settings.method == "halving" and ranked < students:
         raise ConfigError(
             f"halving ranks {ranked} of {settings.samples} samples, and {students} students are asked for; "
             "raise samples."
         )
+    if settings.library is None and settings.method in METHODS and settings.samples < students:
+        raise ConfigError(f"samples is {settings.samples}, and {students} students are asked for; raise samples.")
     listed = min(settings.samples, LISTED)
     if settings.library is not None and listed < students:
         raise ConfigError(

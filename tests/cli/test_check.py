@@ -110,6 +110,8 @@ def test_the_papers_experiments_lack_nothing_but_data(path, tmp_path):
         ),
         ({"trialCommand": "python -m trial.distill --workers -1"}, "--workers must not be negative, as -1 is"),
         ({"tuner__classArgs__samples": 0}, "samples is a whole number of at least 1, not 0"),
+        ({"tuner__classArgs__samples": 2}, "samples is 2, and 3 students are asked for; raise samples"),
+        ({"tuner__classArgs__resources": ["latncy"]}, "'latncy' is no resource. Resources are params, macs, latency"),
         ({"tuner__classArgs__seed": -1}, "seed must be a whole number from 0 to 4294967295, not -1"),
         ({"tuner__classArgs__space_args__num_classes": 5}, "digits has 10 classes and the network 5"),
         ({"tuner__classArgs__space_args__num_classes": 1000}, "digits has 10 classes and the network 1000"),
