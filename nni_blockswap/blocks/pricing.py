@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from nni_blockswap.blocks.shells import Block
 from nni_blockswap.cost.resources import RESOURCES, Measured, Resource
 from nni_blockswap.cost.resources.base import RealNetwork
 from nni_blockswap.cost.table import Column, Table
+from nni_blockswap.errors import BudgetError, shown
 
 
 def price(
@@ -40,7 +42,7 @@ def price(
             np.array([_of_candidate(resource, block, name, x, known) for name in block.names], dtype=np.int64)
             for block, x in zip(blocks, entering, strict=True)
         )
-        return Column(resource.unit, resource.read(rest, run), costs)
+        return Column(resource.unit, _read(resource, rest, run), costs)
 
     found = {name: RESOURCES[name] for name in resources}
     table = Table(
@@ -58,8 +60,19 @@ def _of_candidate(resource: Resource, block: Block, name: str, entering: Tensor,
     key = (block.site, name, entering.shape)
     if key not in known:
         branch = block.candidate(name)
-        known[key] = resource.read(list(branch.modules()), partial(branch, entering))
+        known[key] = _read(resource, list(branch.modules()), partial(branch, entering))
     return known[key]
+
+
+def _read(resource: Resource, modules: Sequence[nn.Module], run: Callable[[], object]) -> int:
+    """What ``modules`` take. Raises BudgetError where that is no whole number: sums of costs are exact."""
+    found: Any = resource.read(modules, run)
+    if not isinstance(found, int | float | np.number) or not float(found).is_integer() or found < 0:
+        raise BudgetError(
+            f"the resource '{resource.name}' gives {shown(found)}, and a cost is a whole number from 0 on; count in a "
+            "smaller unit, or round."
+        )
+    return int(found)
 
 
 def _entering(blocks: Sequence[Block], run: Callable[[], object]) -> list[Tensor]:

@@ -218,8 +218,11 @@ def known_resource(name: str, fault: str) -> str:
     if ":" in name:
         found: Any = RESOURCES[name]
         lacking = [one for one in ("name", "unit", "suffixes") if not hasattr(found, one)]
+        lacking += [] if hasattr(found, "read") or hasattr(found, "measure") else ["read"]
         if lacking:
             raise BudgetError(f"the resource '{name}' has no {lacking[0]}; see nni_blockswap/cost/resources/base.py.")
+        if RESOURCES.is_everywhere(found.name) and RESOURCES[found.name] is not found:
+            raise BudgetError(f"the resource '{name}' calls itself {found.name}, as another one does; rename it.")
         RESOURCES.register(found.name, found)
         return str(found.name)
     if name.lower() not in RESOURCES:

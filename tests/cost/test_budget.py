@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from nni_blockswap.cost.budget import Budget
+from nni_blockswap.cost.resources import RESOURCES
+from nni_blockswap.cost.resources.latency import LATENCY, Conditions, Latency
 from nni_blockswap.cost.table import Column, Table
 from nni_blockswap.errors import BudgetError
 from nni_blockswap.spaces import cost_table
@@ -209,6 +211,33 @@ def test_an_import_path_that_leads_to_no_resource() -> None:
         BudgetError, match=r"the resource 'os:path' has no name; see nni_blockswap/cost/resources/base.py"
     ):
         Budget.parse("os:path=5")
+
+
+class Unreadable:
+    name, unit, suffixes = "memory", "bytes", {}  # type: ignore[var-annotated]
+
+
+UNREADABLE = Unreadable()
+ONE_THREAD = Latency(Conditions(threads=1))
+NAMED = Latency(Conditions(threads=1), "one_thread")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("UNREADABLE", "has no read; see nni_blockswap/cost/resources/base.py"),
+        ("ONE_THREAD", "calls itself latency, as another one does; rename it"),
+    ],
+)
+def test_what_cannot_be_a_resource(name: str, sentence: str) -> None:
+    with pytest.raises(BudgetError, match=sentence):
+        Budget.parse(f"{__name__}:{name}=5")
+    assert RESOURCES["latency"] is LATENCY
+
+
+def test_a_resource_with_a_name_of_its_own() -> None:
+    assert Budget.parse(f"{__name__}:NAMED=5ms") == Budget(one_thread=5000)
+    assert Budget.parse("nni_blockswap.cost.resources.latency:LATENCY=5ms") == Budget(latency=5000)
 
 
 def test_a_count_is_whole() -> None:

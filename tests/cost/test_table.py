@@ -1,11 +1,13 @@
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import nn
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.errors import SpaceError
+from nni_blockswap.cost.resources import RESOURCES
+from nni_blockswap.errors import BudgetError, SpaceError
 from nni_blockswap.spaces import cost_table
 from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import SMALL, WRN
@@ -115,3 +117,28 @@ def test_the_originals_costs_outlive_its_candidates() -> None:
     assert narrow.names(narrow.original())["block_00"] == "B(2)"  # the dearest that is left
     for table in (narrow, narrow.narrowed({"block_01": ["G(2)"]})):
         assert (table.original_cost("params"), table.original_cost("macs")) == (original.params, original.macs)
+
+
+class Megabytes:
+    """Of weights in float32."""
+
+    name, unit, suffixes = "megabytes", "MB", {}  # type: ignore[var-annotated]
+
+    def read(self, modules: Sequence[nn.Module], run: object) -> float:
+        return sum(4 * p.numel() for module in modules for p in module.parameters(recurse=False)) / self.size
+
+    size = 1e6
+
+
+class Bytes(Megabytes):
+    name, unit, size = "own_bytes", "bytes", 1.0
+
+
+def test_costs_are_whole_numbers() -> None:
+    RESOURCES.register("megabytes", Megabytes())  # type: ignore[arg-type]
+    RESOURCES.register("own_bytes", Bytes())  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match=r"'megabytes' gives \d\.\d+, and a cost is a whole number from 0 on"):
+        cost_table(WRN, SMALL, ["megabytes"])
+    table = cost_table(WRN, SMALL, ["own_bytes"])
+    assert table.original_cost("own_bytes") == 4 * table.original_cost("params")
+    assert type(table.column("own_bytes").fixed) is int
