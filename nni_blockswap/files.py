@@ -68,7 +68,7 @@ def locked(
         waiting: called before the wait, where somebody does hold it.
 
     Raises:
-        StateError: somebody else holds it.
+        StateError: somebody else holds it, or the disk has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
@@ -80,6 +80,10 @@ def locked(
             lock.acquire(timeout=patience)
     except Timeout:
         raise StateError(otherwise) from None
+    except NotImplementedError as error:
+        raise StateError(
+            f"the disk of '{path.parent}' has no locks (flock); choose a folder on another disk."
+        ) from error
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """Files that are never seen half-written."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import pytest
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.cost.budget import Budget
-from nni_blockswap.errors import BudgetError, SpaceError
-from nni_blockswap.files import read_json, write_text
+from nni_blockswap.errors import BudgetError, SpaceError, StateError
+from nni_blockswap.files import LOCK, locked, read_json, write_text
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
@@ -27,6 +28,15 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None
         write_text(tmp_path / "a", "\ud800")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_disk_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_flock)
+    with pytest.raises(StateError, match=r"the disk of '.*' has no locks \(flock\); choose"), locked(tmp_path / LOCK):
+        pass
 
 
 def test_json_that_is_nested_without_end_is_a_value_error(tmp_path: Path) -> None:

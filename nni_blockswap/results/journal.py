@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from nni_blockswap.errors import ConfigError, StateError
 from nni_blockswap.files import LOCK, locked, read_json, write_json
@@ -36,7 +36,8 @@ class Journal:
 
     def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
         self._scores: dict[tuple[int, str], Score] = {}
-        self._folder, self._stream, self._hold = folder, None, ExitStack()
+        self._folder, self._hold = folder, ExitStack()
+        self._stream: TextIO | None = None
         plain = json.loads(json.dumps(identity))
         self._name = zlib.crc32(json.dumps(plain, sort_keys=True).encode())
         if folder is None:
@@ -75,12 +76,13 @@ class Journal:
             self._stream.flush()
 
     def close(self) -> None:
-        """Close the file; where there is no score, other settings may use the folder."""
+        """Close the file and let others into the folder; where there is no score, other settings, too."""
         if self._folder is not None and self._stream is not None:
-            self._stream.close()
-            self._hold.close()
-            if not self._scores:
-                (self._folder / "search.json").unlink(missing_ok=True)
+            stream, self._stream = self._stream, None
+            with self._hold:  # falls also where the disk has no room for what is left to be written
+                stream.close()
+                if not self._scores:
+                    (self._folder / "search.json").unlink(missing_ok=True)
 
     def _read(self, path: Path) -> None:
         if not path.exists():

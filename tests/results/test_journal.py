@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,23 @@ def test_one_search_at_a_time_works_in_a_folder(tmp_path: Path, monkeypatch: pyt
         Journal(tmp_path, IDENTITY)
     first.close()
     Journal(tmp_path, IDENTITY).close()
+
+
+def test_a_full_disk_holds_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nni_blockswap.results.journal.PATIENCE", 0.05)
+    first = Journal(tmp_path, IDENTITY)
+    first._stream = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
+    with pytest.raises(OSError, match="No space left"), closing(first):
+        first.add(0, "S S", Score(1.0))
+    Journal(tmp_path, IDENTITY).close()
+
+
+def test_nobody_is_let_into_a_folder_before_it_is_left_as_it_stays(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, IDENTITY)
+    seen: list[bool] = []
+    journal._hold.callback(lambda: seen.append((tmp_path / "search.json").exists()))
+    journal.close()
+    assert seen == [False]
 
 
 def test_a_killed_search_holds_no_folder(tmp_path: Path) -> None:
