@@ -8,6 +8,7 @@ from typing import Any, cast
 from nni_blockswap import searching
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.conversation import OnProgress, Progress, unheard
+from nni_blockswap.cost.budget import Budget
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.library import building, school
 from nni_blockswap.library.library import Library
@@ -42,7 +43,7 @@ def search_own(
     space: BlockSpace,
     loader: Any,
     *,
-    budget: str | int | Sequence[str | int],
+    budget: str | int | Budget | Sequence[str | int | Budget],
     samples: int = 1000,
     seed: int = 0,
     out: str | Path | None = None,
@@ -55,7 +56,7 @@ def search_own(
     Args:
         space: what ``swap_blocks`` made, or any other space.
         loader: batches (images, labels), see ``tasks.loader``; a LightningDataModule; or a task, such as a detector's.
-        budget: as ``Budget.parse`` reads it; a list of them gives a list of rankings.
+        budget: as ``Budget.parse`` reads it, or a ``Budget``; a list of them gives a list of rankings.
         samples: architectures to score at each budget.
         seed: of samples, weights and minibatch.
         out: folder that keeps the scores as they come, so that a search that was stopped goes on.
@@ -69,7 +70,8 @@ def search_own(
     named = _named("a search", space, settings, SearchSettings)
     _register(_task(loader, loss))
     several = isinstance(budget, Sequence) and not isinstance(budget, str)
-    budgets = [str(one) for one in budget] if several else [str(budget)]  # type: ignore[union-attr]
+    given: Sequence[str | int | Budget] = budget if several else [budget]  # type: ignore[assignment, list-item]
+    budgets = [one if isinstance(one, Budget) else str(one) for one in given]
     asked = SearchSettings(
         **named,
         budgets=budgets,

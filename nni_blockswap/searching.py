@@ -52,7 +52,7 @@ class SearchSettings(ScoreSettings):
             measured or sampled: the best architectures are found exactly, at most ``library.choosing.LISTED`` of them.
     """
 
-    budgets: Sequence[str]
+    budgets: Sequence[str | Budget]
     tolerance: float | None = None
     at_most: bool = False
     resources: Sequence[str] = ()
@@ -77,7 +77,7 @@ class SearchSettings(ScoreSettings):
 
     def parsed(self) -> list[Budget]:
         """The budgets. Raises BudgetError where one is none, or is there twice."""
-        found: dict[Budget, str] = {}
+        found: dict[Budget, str | Budget] = {}
         for text in self.budgets:
             budget = Budget.parse(text, self.tolerance, self.at_most)
             budget = budget if self.library is None else budget.capped()

@@ -77,6 +77,16 @@ def test_several_budgets_give_a_list_and_out_keeps_the_scores(tmp_path: Path) ->
     assert [list(ranking) for ranking in first] == [list(ranking) for ranking in second]
 
 
+def test_a_budget_in_hand_is_taken_as_it_is() -> None:
+    space = bs.swap_blocks(network(), EXAMPLE)
+    quick = {name: value for name, value in QUICK.items() if name != "at_most"}
+    cap, used = bs.search(space, loader(), budget=[bs.Budget(params=0.7, at_most=True), bs.Budget(params=0.7)], **quick)
+    assert (cap.budget, used.budget) == ("70%", "70%-5%")
+    assert list(cap) == list(bs.search(space, loader(), budget="70%", **QUICK))
+    with pytest.raises(BlockSwapError, match=r"Budget\(params=0.7\) says itself how much of it to use; leave out"):
+        bs.search(space, loader(), budget=bs.Budget(params=0.7), **QUICK)
+
+
 def test_a_loss_of_ones_own_is_searched_with() -> None:
     def doubled(outputs: Tensor, labels: Tensor) -> Tensor:
         return 2 * nn.functional.cross_entropy(outputs, labels)

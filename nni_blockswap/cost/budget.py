@@ -86,8 +86,8 @@ class Budget:
         return f"Budget({', '.join(f'{name}={figure!r}' for name, figure in (*self.limits, *tolerance, *at_most))})"
 
     @classmethod
-    def parse(cls, text: str | int, tolerance: float | None = None, at_most: bool = False) -> "Budget":
-        """Read a budget as a person writes it.
+    def parse(cls, text: "str | int | Budget", tolerance: float | None = None, at_most: bool = False) -> "Budget":
+        """Read a budget as a person writes it; one that was read already is itself.
 
         Args:
             text: ``400000``, ``"400K"``, ``"2.1M"``, ``"0.81G"``, ``"36%"`` (of the teacher), ``"macs=90M"`` or
@@ -100,6 +100,10 @@ class Budget:
         Raises:
             BudgetError: ``text`` is no budget, or its band is not what ``tolerance`` and ``at_most`` say.
         """
+        if isinstance(text, Budget):
+            if tolerance is not None or at_most:
+                raise BudgetError(f"{text!r} says itself how much of it to use; leave out tolerance and at_most.")
+            return text
         spelled = "".join(str(text).split())
         if _PLAIN_LABEL.fullmatch(spelled):
             if tolerance is not None or at_most:

@@ -167,7 +167,7 @@ def faults(comparison: Comparison, settings: SearchSettings) -> list[BlockSwapEr
     return found
 
 
-def _reached(text: str, settings: SearchSettings) -> None:
+def _reached(text: str | Budget, settings: SearchSettings) -> None:
     alone = replace(settings, budgets=[text])
     Sampler(table_of(alone), *alone.parsed())
 
@@ -195,7 +195,7 @@ def _compared(
             original = _original(settings, {})
             for text in settings.budgets:
                 kept = _count(text, settings)
-                yield method, text, [[{**original.to_parameters(), "params": kept, "nonzero": kept}]]
+                yield method, str(text), [[{**original.to_parameters(), "params": kept, "nonzero": kept}]]
         elif method == FRONT:
             for text, best in front(settings, out / FRONT, on_progress).chosen.items():
                 yield method, text, [[best.to_parameters(1)]]
@@ -226,7 +226,7 @@ def _rankings(
 ) -> Iterator[tuple[str, Ranking]]:
     library = settings.library if proxy in PROXIES else None
     rankings = search(replace(settings, proxy=proxy, library=library), out / proxy, on_progress)
-    return zip(settings.budgets, rankings, strict=True)
+    return zip(map(str, settings.budgets), rankings, strict=True)
 
 
 def _best_of(
@@ -249,7 +249,7 @@ def _random(settings: SearchSettings, seeds: int, count: int) -> Iterator[Compar
         drawn = draw(Problem(table, budget, seeds * count, settings.seed + 1))
         found = (Architecture.from_indices(settings.space, arguments, table, indices) for indices in drawn)
         given = [one.to_parameters() for one in found]
-        yield RANDOM, text, [given[start : start + count] for start in range(0, len(given), count)]
+        yield RANDOM, str(text), [given[start : start + count] for start in range(0, len(given), count)]
 
 
 def _everywhere(substitute: str, settings: SearchSettings) -> Architecture:
@@ -296,7 +296,7 @@ def _original(settings: SearchSettings, changed: Mapping[str, Any]) -> Architect
     return Architecture.original(settings.space, {**settings.space_args, **changed})
 
 
-def _count(text: str, settings: SearchSettings) -> int:
+def _count(text: str | Budget, settings: SearchSettings) -> int:
     """How many parameters a budget means. Raises ConfigError where it limits none."""
     bounds = Budget.parse(text).bounds(cost_table(settings.space, settings.space_args))
     if "params" not in bounds:

@@ -98,7 +98,7 @@ def front(settings: SearchSettings, out: str | Path, on_progress: OnProgress = u
     found = Front(
         tuple(nondominated(list(known.values()), higher)),
         {
-            text: _best(known.values(), budget, table, higher)
+            str(text): _best(known.values(), budget, table, higher)
             for text, budget in zip(settings.budgets, settings.parsed(), strict=True)
         },
         tuple(known.values()),
