@@ -55,11 +55,16 @@ def dense_convolutions(module: nn.Module) -> list[nn.Conv2d]:
     return [one for one in module.modules() if isinstance(one, nn.Conv2d) and one.groups == 1]
 
 
-def first_norm(branch: nn.Module) -> nn.Module | None:
-    """The first module of ``branch`` that has a scale and a shift for each channel."""
+def first_norm(branch: nn.Module, channels: int | None = None) -> nn.Module | None:
+    """The first module of ``branch`` that has a scale and a shift for each channel, of so many where it is said.
+
+    One that has them in another shape, (1, C, 1, 1) or for each position, is none.
+    """
     for module in branch.modules():
         scale, shift = (getattr(module, name, None) for name in ("weight", "bias"))
-        if isinstance(scale, Tensor) and isinstance(shift, Tensor) and scale.shape == shift.shape:
+        if not isinstance(scale, Tensor) or not isinstance(shift, Tensor) or scale.dim() != 1:
+            continue
+        if scale.shape == shift.shape and channels in (None, len(scale)):
             return module
     return None
 

@@ -95,7 +95,8 @@ class Mobile:
         if len(theirs) == 1:
             separate_inputs(expand, depthwise, project, theirs[0].weight)
         else:
-            norm, most = first_norm(original), min(depthwise.out_channels, theirs[0].out_channels)
+            norm = first_norm(original, theirs[0].out_channels)
+            most = min(depthwise.out_channels, theirs[0].out_channels)
             kept = importance(theirs[0].weight, theirs[1].weight, norm).topk(most).indices.sort().values
             separate_outputs(expand, depthwise, theirs[0].weight[kept])
             project.weight[:, :most, 0, 0] = theirs[1].weight[:, kept].sum((2, 3))

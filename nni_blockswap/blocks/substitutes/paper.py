@@ -126,12 +126,13 @@ class Paper:
         theirs = dense_convolutions(original)
         if len(theirs) == 2 and theirs[0].out_channels != theirs[1].in_channels:
             return False
+        norm = first_norm(original, theirs[0].out_channels)
         if len(own[::3]) == 2 * len(theirs):
-            _inherit_pairs(own, theirs, first_norm(original), entered)
+            _inherit_pairs(own, theirs, norm, entered)
             return True
         if len(own[::3]) != 3 or len(theirs) not in (1, 2) or own[3].out_channels > _directions(theirs):
             return False
-        _inherit_bottleneck(own, theirs, first_norm(original), entered)
+        _inherit_bottleneck(own, theirs, norm, entered)
         return True
 
 
