@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from torch import nn
 
-from nni_blockswap.blocks.conditions import is_depthwise, is_pointwise, keeps_size, obstacle_alone
+from nni_blockswap.blocks.conditions import is_depthwise, is_pointwise, keeps_size, obstacle_alone, partners_in
 from nni_blockswap.blocks.flow import Call, Flow, convolutions, under
 from nni_blockswap.blocks.found import FoundSite, Kind
 from nni_blockswap.blocks.narrowing import is_narrowable, layers
@@ -31,6 +31,7 @@ class Chains:
         self._network = network
         self._flow = flow
         self._all = convolutions(network)
+        self._partners = partners_in(network)
         self._usable = {path: conv for path, conv in self._all.items() if path not in obstacles}
 
     def sites(self) -> list[FoundSite]:
@@ -112,6 +113,8 @@ class Chains:
             return False
         if call.function is not None:
             return call.function != ""
+        if any(under(path, call.path) for path in self._partners):  # what it shares stays, and is paid for there
+            return False
         return self._flow.times[call.path] == 1 or not self._has_tensors(call.path)
 
     def _is_light(self, call: Call) -> bool:

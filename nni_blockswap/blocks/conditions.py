@@ -33,7 +33,7 @@ def obstacles(network: nn.Module, flow: Flow, include: Patterns, exclude: Patter
     first_calls = {call.path: call for call in reversed(flow.steps) if call.function is None}
     found = convolutions(network)
     stem = next((call.path for call in flow.steps if call.function is None and call.path in found), None)
-    partners = _partners(network)
+    partners = partners_in(network)
     reasons = {}
     for path, conv in found.items():
         by_user = [pattern for place, pattern in unwanted.items() if under(path, place)]
@@ -107,7 +107,7 @@ def _of_its_call(conv: nn.Module, call: Call) -> str | None:
     return None
 
 
-def _partners(network: nn.Module) -> dict[str, str]:
+def partners_in(network: nn.Module) -> dict[str, str]:
     """Modules that share a parameter with another one, and the path of that one."""
     owners: defaultdict[int, list[str]] = defaultdict(list)
     for path, module in network.named_modules():

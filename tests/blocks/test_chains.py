@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nni_blockswap.blocks.finding import find
+from nni_blockswap.blocks.network import swap_blocks
+from nni_blockswap.blocks.pricing import price
 from tests.blocks.networks import IMAGE, Sum, conv, paths
 
 
@@ -135,3 +137,13 @@ def test_convolutions_with_two_names() -> None:
         ("conv", ("three",)),
     ]
     assert [site.steps for site in find(Inside(), IMAGE).sites] == [("one",), ("three", "two")]
+
+
+def test_a_normalisation_that_shares_its_weights_stays() -> None:
+    """Replaced with the branch it was counted in it and where its weights stayed."""
+    networks = [Sum(conv(), nn.BatchNorm2d(8), conv(), nn.BatchNorm2d(8)) for _ in range(2)]
+    networks[0].f[1].weight = networks[0].f[3].weight
+    assert [paths(find(network, IMAGE)) for network in networks] == [["f.0", "f.2"], ["f"]]
+    space = swap_blocks(networks[0], IMAGE)
+    table = price(space, space.blocks(), space.run_counted, ["params"])
+    assert table.original_cost("params") == sum(weight.numel() for weight in networks[0].parameters())
