@@ -1,7 +1,7 @@
 """Any user's network: out of its wrappers, copied, laid out, and looked at for what a checkpoint cannot hold."""
 
 import copy
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,11 +26,23 @@ def unwrapped(network: nn.Module) -> nn.Module:
 def copied(network: nn.Module) -> nn.Module:
     """A deep copy, also of a network whose modules hold what a forward pass has computed.
 
-    ``weight_norm``, ``spectral_norm`` and pruning leave such tensors, which torch does not copy. In the copy they are
-    values alone, until the next pass computes them.
+    ``weight_norm``, ``spectral_norm`` and pruning leave such tensors, a class of somebody's own may keep activations in
+    a list, and torch does not copy them. In the copy they are values alone, until the next pass computes them.
     """
-    held = (value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor))
-    return copy.deepcopy(network, {id(value): value.detach().clone() for value in held if not value.is_leaf})
+    held = (tensor for module in network.modules() for tensor in tensors_in(vars(module)))
+    return copy.deepcopy(network, {id(one): one.detach().clone() for one in held if not one.is_leaf})
+
+
+def tensors_in(given: Any) -> Iterator[Tensor]:
+    """Tensors in nested lists, tuples and dictionaries."""
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, Mapping):
+        for item in given.values():
+            yield from tensors_in(item)
+    elif isinstance(given, (list, tuple)):
+        for item in given:
+            yield from tensors_in(item)
 
 
 def channels_last(network: nn.Module) -> nn.Module:

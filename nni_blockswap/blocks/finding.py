@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from nni_blockswap.blocks.chains import Chains
 from nni_blockswap.blocks.conditions import Patterns, obstacle_alone, obstacles
-from nni_blockswap.blocks.flow import Flow, convolutions, tensors_in, under, watch
+from nni_blockswap.blocks.flow import Flow, convolutions, under, watch
 from nni_blockswap.blocks.found import Findings, FoundSite, Kept
 from nni_blockswap.blocks.origin import one_image, repeated
 from nni_blockswap.blocks.surgery import extract, replace
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import SpaceError, first_line
-from nni_blockswap.networks import copied
+from nni_blockswap.networks import copied, tensors_in
 
 
 def find(model: nn.Module, example_input: Any, include: Patterns = None, exclude: Patterns = None) -> Findings:

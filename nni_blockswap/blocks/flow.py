@@ -5,7 +5,7 @@ Nothing is traced symbolically, so that any forward that runs can be watched: lo
 
 import ast
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -15,6 +15,8 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from nni_blockswap.networks import tensors_in
 
 ACTIVATIONS = {
     "celu": "CELU", "elu": "ELU", "gelu": "GELU", "hardswish": "Hardswish", "hardtanh": "Hardtanh",
@@ -261,15 +263,3 @@ def module_of(spelled: str) -> nn.Module:
     named = {option.arg: ast.literal_eval(option.value) for option in call.keywords}
     module: nn.Module = getattr(nn, call.func.id)(*map(ast.literal_eval, call.args), **named)
     return module
-
-
-def tensors_in(given: Any) -> Iterator[Tensor]:
-    """Tensors in nested lists, tuples and dictionaries."""
-    if isinstance(given, Tensor):
-        yield given
-    elif isinstance(given, Mapping):
-        for item in given.values():
-            yield from tensors_in(item)
-    elif isinstance(given, (list, tuple)):
-        for item in given:
-            yield from tensors_in(item)

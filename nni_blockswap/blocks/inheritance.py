@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_blockswap.blocks.flow import tensors_in
+from nni_blockswap.networks import tensors_in
 
 SHIFT = 1.0
 """Deviations; a ReLU lets 84 % of a normal variable pass that was lifted by one."""

@@ -289,9 +289,11 @@ def test_several_arguments() -> None:
 
 def test_a_network_that_cannot_be_copied() -> None:
     network = sequential()
-    network.kept = [network[0].weight * 2]  # no leaf
-    with pytest.raises(SpaceError, match=r"^Sequential cannot be copied: Only Tensors created explicitly"):
+    network.kept = (number for number in range(3))
+    with pytest.raises(SpaceError, match=r"^Sequential cannot be copied: cannot pickle 'generator' object"):
         find(network, IMAGE)
+    network.kept = {"seen": [network[0].weight * 2]}  # as a forward pass leaves activations, no leaves
+    assert len(find(network, IMAGE).sites) == 2
 
 
 def test_the_block_in_the_middle_of_a_network_can_be_looked_at_alone() -> None:

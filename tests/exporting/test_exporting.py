@@ -122,7 +122,7 @@ def diverged():
 
 def uncopied():
     network = nn.Conv2d(3, 4, 3)
-    network.seen = [network.weight * 2]
+    network.seen = (number for number in range(3))
     return network
 
 
@@ -144,7 +144,7 @@ IMAGES = torch.zeros(1, 3, 8, 8)
         (Detector(), "net.pt2", IMAGES, "a detector, which takes its images as a list, is not exported"),
         (undecided(), "net.pt2", IMAGES, r"a search space, whose choices are open, is no network yet"),
         (diverged(), "net.pt2", IMAGES, "'bias' holds values that are not finite"),
-        (uncopied(), "net.pt2", IMAGES, "the network cannot be copied: Only Tensors created explicitly"),
+        (uncopied(), "net.pt2", IMAGES, "the network cannot be copied: cannot pickle 'generator' object"),
         ("resnet18", "net.pt2", IMAGES, r"a torch\.nn\.Module is exported, not a str"),
         (nn.Conv2d(3, 4, 3), "my-net.safetensors", IMAGES, "'my-net' is no name in Python"),
     ],
