@@ -47,9 +47,14 @@ def tensors_in(given: Any) -> Iterator[Tensor]:
 
 def channels_last(network: nn.Module) -> nn.Module:
     """The same network, its 4-D weights laid out with channels last: what convolutions like best on CPU and GPU."""
+    return laid_out(network, torch.channels_last)
+
+
+def laid_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The same network, its 4-D weights laid out so."""
     for value in (*network.parameters(), *network.buffers()):
         if value.dim() == 4:  # nn.Module.to would also ask it of 5-D ones, which have no such layout
-            value.data = value.data.to(memory_format=torch.channels_last)
+            value.data = value.data.to(memory_format=layout)
     return network
 
 

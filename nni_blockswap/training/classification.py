@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from nni_blockswap.blocks.capture import captured
 from nni_blockswap.blocks.norms import is_norm
+from nni_blockswap.blocks.points import undisturbed
 from nni_blockswap.errors import ConfigError
-from nni_blockswap.networks import channels_last
+from nni_blockswap.networks import channels_last, laid_out
+from nni_blockswap.tasks.draws import undrawn
 from nni_blockswap.training.attention import attention_distances
 from nni_blockswap.training.condensation import Condensation, learned
 from nni_blockswap.training.imitation import feature_distances, logit_distance
@@ -62,6 +64,7 @@ class ImageTraining(Training):
         super().__init__(channels_last(network), task, recipe)
         self.teacher = teacher if recipe.imitates else None
         self._is_undefined = False
+        self._layout: torch.memory_format | None = None
 
     @property
     def remedy(self) -> str:
@@ -85,9 +88,23 @@ class ImageTraining(Training):
             self.teacher.network.to(self.device)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Images normalised and augmented, with channels last."""
+        """Images normalised and augmented, with channels last where the networks take them so."""
         images, labels = super().on_after_batch_transfer(batch, dataloader_idx)
-        return (images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images), labels
+        if images.dim() != 4:
+            return images, labels
+        self._layout = self._layout or self._layout_for(images[:1])
+        return images.contiguous(memory_format=self._layout), labels
+
+    def _layout_for(self, example: Tensor) -> torch.memory_format:
+        """Channels last, unless a network's code does not run so, as ``x.view(len(x), -1)`` does not."""
+        networks = [self.network] if self.teacher is None else [self.network, self.teacher.network]
+        with undrawn([self.device] if self.device.type == "cuda" else []):
+            if all(_takes_channels_last(one.to(self.device), example) for one in networks):
+                return torch.channels_last
+        with torch.inference_mode(False):  # of a validation, whose tensors no training could use
+            for one in (*networks, self.evaluated):
+                laid_out(one, torch.contiguous_format)
+        return torch.contiguous_format
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss of one batch: the task's own, and the terms of what is imitated (equation (1) and beyond)."""
@@ -158,6 +175,16 @@ def _is_frozen_norm(module: nn.Module) -> bool:
     """Whether it is a normalisation in evaluation mode with parameters of which none is trained."""
     weights = list(module.parameters())
     return is_norm(module) and not module.training and bool(weights) and not any(one.requires_grad for one in weights)
+
+
+def _takes_channels_last(network: nn.Module, images: Tensor) -> bool:
+    """Whether the network, its weights laid out so, runs on images that are, too."""
+    try:
+        with undisturbed(network):
+            network(images.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _only_tensor(answer: object) -> Tensor:

@@ -44,6 +44,34 @@ def test_wrappers_are_taken_off(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "the teacher is taken without the DataParallel around it" in capsys.readouterr().out
 
 
+class Viewing(nn.Sequential):
+    """Its code wants memory as torch lays it out by itself; with channels last ``view`` raises."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(1, 8, 3, padding=1), nn.MaxPool2d(2), nn.Linear(128, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self[1](self[0](images))
+        return self[2](maps.view(len(maps), -1))
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(Viewing, Viewing), (net, Viewing), (Viewing, net)])
+def test_a_networks_code_may_need_torchs_own_layout(student: Any, teacher: Any, tmp_path: Path) -> None:
+    made = [kind(8) if kind is net else kind() for kind in (student, teacher)]
+    images = BATCHES[0][0]
+    result = run(tmp_path, made[1], student=made[0], kd=1.0, ema=0.5, attention_points=["0"], beta=10.0)
+    assert result.student(images).shape == (32, 4)
+    assert made[0][0].weight.is_contiguous()
+    after = run(tmp_path, made[1], student=made[0], kd=1.0, ema=0.5, attention_points=["0"], beta=10.0, epochs=3)
+    assert len(after.history) == 3
+
+
+def test_where_it_can_a_network_is_trained_with_channels_last(tmp_path: Path) -> None:
+    student = net(8)
+    run(tmp_path, student=student, epochs=1)
+    assert student[4].weight.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_teacher_may_have_weights_that_are_computed(tmp_path: Path) -> None:
     teacher = net(16, seed=1)
