@@ -60,7 +60,7 @@ def _simple_commands(command: str) -> list[list[str]]:
         elif set(word) <= set("();<>|&"):
             found.append([])
         elif found[-1] or not word.partition("=")[0].isidentifier() or "=" not in word:
-            found[-1].append(word)
+            found[-1].append(os.path.expanduser(word))  # as the shell does
     return [words for words in found if words]
 
 

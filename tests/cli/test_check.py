@@ -212,6 +212,15 @@ def test_every_fault_is_one_line_with_rule_value_and_remedy(written, changes, se
     assert all("\n" not in fault for fault in fatal)
 
 
+def test_a_home_in_the_trials_command_is_the_one_that_the_shell_puts_there(written, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = "python -m trial.distill --data digits --data-option image_size=8 --teacher ~/t.pt"
+    path = written(trialCommand=command)
+    assert f"there is no checkpoint '{tmp_path / 't.pt'}'." in [fault.sentence for fault in find_faults(path)]
+    (tmp_path / "t.pt").touch()
+    assert not any("there is no checkpoint" in fault.sentence for fault in find_faults(path))
+
+
 GUARD = "if __name__ == '__main__':\n    parser()"
 
 
