@@ -1,5 +1,6 @@
 """Builds a library: candidates of all blocks learn side by side on one forward pass of the teacher a step."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -13,7 +14,7 @@ from nni_blockswap.blocks.network import NetworkSpace
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.conversation import unheard
 from nni_blockswap.cost.table import Table
-from nni_blockswap.errors import ConfigError, StateError
+from nni_blockswap.errors import ConfigError, StateError, first_line
 from nni_blockswap.files import LOCK, locked
 from nni_blockswap.library import workers
 from nni_blockswap.library.bench import Bench
@@ -123,7 +124,7 @@ def _claim(folder: Path, settings: LibrarySettings, table: Table, teacher: str, 
     identity = {
         **named,
         "space_args": complete_args(settings.space, settings.space_args),
-        "data_options": dict(settings.data_options),
+        "data_options": _as_read_back(settings.data_options),
         "labels": list(table.labels),
         "teacher_digest": teacher,
         "data_fingerprint": data,
@@ -145,6 +146,16 @@ def _claim(folder: Path, settings: LibrarySettings, table: Table, teacher: str, 
                 f"'{folder}' holds another library ({', '.join(changed)}); choose another folder for this one."
             )
     return {**identity, "steps": dict.fromkeys(table.labels, 0) if before is None else before["steps"]}
+
+
+def _as_read_back(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a data set as library.json keeps them. Raises ConfigError where it cannot."""
+    try:
+        return dict(json.loads(json.dumps(options)))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"a library keeps its data_options, which are numbers, texts, lists and mappings: {first_line(error)}."
+        ) from error
 
 
 def _starts(space: str, table: Table) -> str:

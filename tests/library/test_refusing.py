@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from nni_blockswap.library.assembling import assemble
 from nni_blockswap.library.building import build
 from nni_blockswap.library.library import Library, read_about, write_about
 from nni_blockswap.spaces import NETWORK, cost_table
-from nni_blockswap.tasks import make_task
+from nni_blockswap.tasks import TASKS, make_task
 from tests.conftest import WRN
 from tests.library.conftest import SPACE_ARGS, copy_of, make_teacher, settings
 
@@ -46,6 +47,16 @@ def test_two_do_not_build_one_library_at_once(teacher: Path, tmp_path: Path, mon
 def test_another_library_is_not_mixed_in(library: Library, teacher: Path, changed: dict[str, Any], said: str) -> None:
     with pytest.raises((StateError, CheckpointError), match=said):
         build(_replaced(teacher, changed), library.folder)
+
+
+def test_a_programs_options_of_the_data_are_known_again(teacher: Path, tmp_path: Path) -> None:
+    """A tuple comes back from library.json as a list; what does not come back is refused."""
+    TASKS.register("sized", lambda root, size: make_task("digits", image_size=size[0]))
+    sized = _replaced(teacher, {"data": "sized", "data_options": {"size": (8, 8)}, "steps": 1})
+    first = build(sized, tmp_path)
+    assert build(sized, tmp_path).digest == first.digest
+    with pytest.raises(ConfigError, match=r"a library keeps its data_options, which are numbers, texts, .*int64"):
+        build(_replaced(teacher, {"data_options": {"image_size": np.int64(8)}}), tmp_path / "other")
 
 
 def _replaced(teacher: Path, changed: dict[str, Any]) -> Any:
