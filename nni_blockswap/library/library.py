@@ -99,11 +99,17 @@ class Library:
         """Of a block's candidate, by the names that they have in its branch.
 
         Raises:
-            StateError: none of that name has learned.
+            StateError: none of that name has learned; or the block has learned more since the library was loaded.
             CheckpointError: they are damaged.
         """
         self.error(label, name)
-        return of_candidate(store.read(self.folder / f"{label}.safetensors")[0], name)
+        tensors, said = store.read(self.folder / f"{label}.safetensors")
+        if said["digest"] != self.digests[label]:
+            raise StateError(
+                f"in the library in '{self.folder}' {label} has learned more since it was loaded, and its errors are "
+                "others now; load it again once it is whole."
+            )
+        return of_candidate(tensors, name)
 
     def error(self, label: str, name: str) -> Error:
         """Of a block's candidate. Raises StateError where none of that name has learned."""

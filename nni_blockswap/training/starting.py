@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,11 +77,22 @@ def identity(how: str) -> str:
 def library_digest(how: str) -> str | None:
     """Of the library that a student starts from; None where it starts from something else."""
     folder = library_folder(how)
-    if folder is None:
-        return None
-    from nni_blockswap.library.library import Library  # NNI comes with it, and takes seconds
+    return None if folder is None else _library(folder).digest
 
-    return Library.load(folder).digest
+
+def _library(folder: str) -> "Library":
+    """The library in ``folder``, whose files are looked at once while it stays as it is: a trial asks for it often."""
+    from nni_blockswap.library.library import ABOUT  # NNI comes with it, and takes seconds
+
+    about = Path(folder) / ABOUT
+    return _loaded(folder, about.stat().st_mtime_ns if about.exists() else None)
+
+
+@lru_cache(maxsize=1)
+def _loaded(folder: str, written: int | None) -> "Library":
+    from nni_blockswap.library.library import Library
+
+    return Library.load(folder)
 
 
 def taught_by(how: str) -> str | None:
@@ -106,9 +118,7 @@ def check_taught(how: str, data: str, data_options: Mapping[str, Any], teacher: 
     folder = library_folder(how)
     if folder is None:
         return
-    from nni_blockswap.library.library import Library
-
-    library = Library.load(folder)
+    library = _library(folder)
     library.check_teacher(teacher.state_dict())
     check_data(library, data, data_options)
 
@@ -144,12 +154,12 @@ def _check_can_be_drawn(path: str, module: nn.Module) -> None:
     if computed is not None:
         raise ConfigError(
             f"{where} computes its {computed} from other weights, which are not drawn anew; end that, as by "
-            "remove_weight_norm or prune.remove, or leave init out."
+            "remove_weight_norm or prune.remove, leave init out, or let it be teacher."
         )
     if not hasattr(module, "reset_parameters") and next(module.parameters(recurse=False), None) is not None:
         raise ConfigError(
-            f"{where} has weights and no reset_parameters to draw them anew; build the student afresh, and leave init "
-            "out."
+            f"{where} has weights and no reset_parameters to draw them anew; build the student afresh and leave init "
+            "out, or let it start from its teacher's weights, init teacher."
         )
 
 
@@ -194,14 +204,13 @@ def from_library(student: nn.Module, teacher: nn.Module | None, argument: str, s
         StateError: the library is of another space or teacher.
     """
     from nni_blockswap.library.assembling import furnish
-    from nni_blockswap.library.library import Library
 
     architecture = getattr(student, "architecture", None)
     if teacher is None or not isinstance(architecture, Architecture) or not argument:
         raise ConfigError(
             "a student starts from a library, library=DIR, if an Architecture has built it and it has a teacher."
         )
-    library = Library.load(argument)
+    library = _library(argument)
     furnish(student, architecture, teacher.state_dict(), library)
     return f"the library in '{argument}' ({library.digest})"
 

@@ -88,22 +88,42 @@ def test_a_student_starts_from_it_and_remembers_it(library: Library, teacher: Pa
             start(student, how, taught, seed=0)
 
 
-def test_weights_are_read_once_and_of_swapped_blocks_alone(
-    library: Library, teacher: Path, monkeypatch: pytest.MonkeyPatch
+def test_files_are_looked_at_once_and_weights_read_of_swapped_blocks_alone(
+    library: Library, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reads: list[str] = []
-    read = store.read
+    reads: dict[str, list[str]] = {"about": [], "read": []}
 
-    def counted(path: Path) -> Any:
-        reads.append(path.stem)
-        return read(path)
+    def counted(name: str) -> Any:
+        known = getattr(store, name)
 
-    monkeypatch.setattr(store, "read", counted)
+        def one(path: Path) -> Any:
+            reads[name].append(path.stem)
+            return known(path)
+
+        return one
+
+    for name in reads:
+        monkeypatch.setattr(store, name, counted(name))
+    library = replace(library, folder=copy_of(library, tmp_path))
     architecture, how = Architecture.from_choices(WRN, ["W(1/2)", "S", "G(4)"], SPACE_ARGS), f"library={library.folder}"
     assert identity(how) == f"library={library.digest}"
     student = remembering(architecture, how).build()
-    start(student, how, load_teacher(WRN, SPACE_ARGS, str(teacher))[0], seed=0)
-    assert reads == ["block_00", "block_02"]
+    original, _ = load_teacher(WRN, SPACE_ARGS, str(teacher))
+    check_taught(how, "digits", {}, original)
+    start(student, how, original, seed=0)
+    assert reads == {"about": ["block_00", "block_01", "block_02"], "read": ["block_00", "block_02"]}
+
+
+def test_what_has_learned_more_since_it_was_loaded_is_not_taken_for_what_it_was(
+    library: Library, teacher: Path, tmp_path: Path
+) -> None:
+    known = replace(library, folder=copy_of(library, tmp_path))
+    tensors, said = store.read(tmp_path / "block_01.safetensors")
+    store.write(tmp_path / "block_01.safetensors", {name: value + 1 for name, value in tensors.items()}, said)
+    architecture, state = Architecture.from_choices(WRN, ["G(4)"] * 3, SPACE_ARGS), torch.load(teacher)
+    with pytest.raises(StateError, match="block_01 has learned more since it was loaded"):
+        assemble(architecture, state, known)
+    assemble(architecture, state, Library.load(tmp_path))
 
 
 def test_a_trial_starts_from_it(library: Library, teacher: Path, tmp_path: Path) -> None:
