@@ -43,6 +43,14 @@ train_loader = val_loader = DataLoader(TensorDataset(torch.randn(512, 1, 16, 16)
 """
 """What README's Python takes for granted; ``blockswap init DIR`` has written the model."""
 
+TRAINED = """
+import torch
+import torchvision
+
+torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), "mine.pt")
+"""
+"""What docs/own_network.md's commands take for granted: the network's trained weights."""
+
 
 @dataclass(frozen=True)
 class Newcomer:
@@ -148,6 +156,7 @@ def test_the_web_pages_commands(newcomer: Newcomer, readme: tuple[Path, str]) ->
 
 @pytest.mark.parametrize("name", ["own_budget", "own_network", "library"])
 def test_the_commands_of_a_how_to(newcomer: Newcomer, name: str, tmp_path: Path) -> None:
+    newcomer.python([TRAINED], tmp_path)
     newcomer.page(ROOT / "docs" / f"{name}.md", tmp_path)
 
 
