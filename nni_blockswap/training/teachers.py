@@ -12,6 +12,7 @@ from pytorch_lightning import Callback
 from torch import nn
 
 from nni_blockswap.architecture import Architecture
+from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import CheckpointError, ConfigError
 from nni_blockswap.files import locked
@@ -120,6 +121,11 @@ def given_teacher(original: Architecture, source: str) -> Any:
         CheckpointError: they cannot be found, read, or do not fit.
     """
     network: Any = original.build()
+    if source == ORIGINAL and isinstance(network, BlockSpace):
+        raise CheckpointError(
+            f"'{ORIGINAL}' is a network of your own that comes with its weights, and {original.space} draws new ones; "
+            "name a checkpoint."
+        )
     if source != ORIGINAL:
         load_weights(network, weights_of(read_source(source), network.state_dict().keys()), source)
     return network

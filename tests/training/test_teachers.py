@@ -28,7 +28,7 @@ from nni_blockswap.training.classification import ImageTraining
 from nni_blockswap.training.machine import Machine
 from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.running import evaluate
-from nni_blockswap.training.teachers import TeacherPlan, find_teacher, trained_teacher
+from nni_blockswap.training.teachers import TeacherPlan, find_teacher, given_teacher, trained_teacher
 from tests.conftest import SMALL, WRN
 
 STUDENT = Architecture.from_choices(WRN, ["B(2)", "G(4)", "S"], SMALL)
@@ -60,6 +60,11 @@ def accuracy_by_hand(network, task) -> float:
                 hits += int(network(image[None])[0].argmax() == label)
                 count += 1
     return hits / count
+
+
+def test_a_space_that_draws_its_weights_has_no_original_ones() -> None:
+    with pytest.raises(CheckpointError, match=r"'original' is a network of your own .* draws new ones; name a checkp"):
+        given_teacher(STUDENT.teacher(), "original")
 
 
 def test_a_given_checkpoint_is_loaded_and_measured(task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
