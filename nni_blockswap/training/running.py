@@ -16,13 +16,15 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from nni_blockswap.errors import BlockSwapError, CheckpointError, ConfigError, DataError, first_line
 from nni_blockswap.results.writers import quieten_writers
 from nni_blockswap.tasks import Task
-from nni_blockswap.tasks.loader import OwnBatches
+from nni_blockswap.tasks.loader import OwnBatches, is_sized
 from nni_blockswap.training.checkpoints import BEST, LAST, AtomicCheckpoints, to_resume
 from nni_blockswap.training.machine import Machine, training_device
 from nni_blockswap.training.module import Training
 from nni_blockswap.training.nni_link import is_first_process
 from nni_blockswap.training.program import in_terminal, say
 from nni_blockswap.training.recipe import Optimisation
+
+NONE_TO_JUDGE_ON = "the validation set gives no batch, and nothing can be judged; give it images."
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ def fit(
         training = task.train_loader(batch_size, workers=machine.workers)
         training = training.shared(trainer.global_rank, trainer.world_size)
     validation = task.val_loader(size, workers=machine.workers)
+    _check_some(validation, NONE_TO_JUDGE_ON)
     try:
         with _interruptible():
             trainer.fit(module, training, validation, ckpt_path=earlier.path if earlier else None, weights_only=True)
@@ -210,6 +213,14 @@ def check_batches(task: Task, recipe: Optimisation) -> None:
     examples = getattr(task.train_loader(1), "dataset", None)  # a user's own batches may have none
     if examples is not None and len(examples) < recipe.batch_size:
         raise DataError(f"the training set has {len(examples)} images, less than one batch; lower --batch-size.")
+    size = recipe.batch_size // recipe.accumulate
+    _check_some(task.train_loader(size), f"the training set makes no whole batch of {size} images; lower --batch-size.")
+
+
+def _check_some(batches: Any, sentence: str) -> None:
+    """Raise DataError where there is no batch; of what does not say how many there are a training shows it."""
+    if is_sized(batches) and not len(batches):
+        raise DataError(sentence)
 
 
 def evaluate(module: Training, machine: Machine) -> float:
@@ -218,6 +229,7 @@ def evaluate(module: Training, machine: Machine) -> float:
         return 0.0
     trainer = make_trainer(Path(), 1, replace(machine, devices="1"), board=False)
     loader = module.task.val_loader(module.recipe.batch_size, workers=machine.workers)
+    _check_some(loader, NONE_TO_JUDGE_ON)
     with _interruptible():
         (metrics,) = trainer.validate(module, loader, verbose=False)
     return float(metrics[module.monitor])

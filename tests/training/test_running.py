@@ -4,14 +4,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
-from torch import distributed
+from torch import distributed, nn
+from torch.utils.data import TensorDataset
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError, DataError, TrainingError
 from nni_blockswap.files import read_json
+from nni_blockswap.tasks.loader import LoaderTask
+from nni_blockswap.training.classification import ImageTraining
+from nni_blockswap.training.machine import Machine
 from nni_blockswap.training.program import main
-from nni_blockswap.training.running import share
+from nni_blockswap.training.recipe import Recipe
+from nni_blockswap.training.running import evaluate, fit, share
 from tests.conftest import SMALL, WRN
 from tests.trial.starting import run_here
 
@@ -28,6 +34,19 @@ def test_a_training_set_smaller_than_a_batch_is_refused(tmp_path: Path, monkeypa
     ):
         run_here(monkeypatch, [*arguments, *data, "--batch-size", "2"])
     assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_data_of_ones_own_without_a_batch_are_refused(tmp_path: Path) -> None:
+    network, recipe = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), Recipe(beta=0, batch_size=8, epochs=1)
+    six = TensorDataset(torch.rand(6, 1, 2, 2), torch.arange(6) % 2)
+    for task, sentence in (
+        (LoaderTask(six, six), "the training set makes no whole batch of 8 images; lower --batch-size"),
+        (LoaderTask([six.tensors], []), "the validation set gives no batch"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            fit(ImageTraining(network, task, recipe), tmp_path, Machine())
+    with pytest.raises(DataError, match="the validation set gives no batch"):
+        evaluate(ImageTraining(network, task, recipe), Machine())
 
 
 LOST = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2301"
