@@ -44,7 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     parser.add_argument("--precision", default="float32", help="float32 (default) or bf16")
     parser.add_argument(
-        "--blocks", nargs="+", metavar="LABEL", help="with more --steps: only these of a finished library, as block_03"
+        "--blocks",
+        nargs="+",
+        action="extend",
+        metavar="LABEL",
+        help="with more --steps: only these of a finished library, as block_03",
     )
     parser.add_argument(
         "--blocks-at-once",

@@ -22,8 +22,12 @@ def add_space_options(parser: argparse.ArgumentParser, *, positional: bool = Fal
     own.add_argument("--model", metavar="MODULE:FUNCTION", help="what returns it, such as torchvision.models:resnet50")
     add_key_values(own, "--model-arg", about="arguments of the function")
     own.add_argument("--input-size", metavar="C,H,W", help="of one image (default 3,224,224)")
-    own.add_argument("--include", nargs="+", metavar="PATTERN", help="swap below these module paths alone")
-    own.add_argument("--exclude", nargs="+", metavar="PATTERN", help="leave what is below these module paths")
+    own.add_argument(
+        "--include", nargs="+", action="extend", metavar="PATTERN", help="swap below these module paths alone"
+    )
+    own.add_argument(
+        "--exclude", nargs="+", action="extend", metavar="PATTERN", help="leave what is below these module paths"
+    )
     add_key_values(parser, "--space-arg", about="arguments of the space")
 
 

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_space_options(parser, required=False)
     add_score_options(parser, required=False)
-    parser.add_argument("--proxies", nargs="+", metavar="NAME", help="default: the paper's four")
+    parser.add_argument("--proxies", nargs="+", action="extend", metavar="NAME", help="default: the paper's four")
     parser.add_argument(
         "--train-minibatches",
         nargs="+",

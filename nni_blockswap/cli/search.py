@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget",
         required=True,
         nargs="+",
+        action="extend",
         metavar="N",
         help="400000, 400K, 36%%, macs=90M, params=400K,macs=90M; several give a ranking each",
     )
@@ -57,7 +58,8 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resources",
         nargs="+",
-        default=(),
+        action="extend",
+        default=[],
         metavar="NAME",
         help="what else to tell of each architecture, beside parameters, MACs and what is limited: latency",
     )
@@ -142,7 +144,7 @@ def settings_of(options: argparse.Namespace) -> SearchSettings:
         budgets=options.budget,
         tolerance=options.tolerance,
         at_most=options.at_most,
-        resources=options.resources,
+        resources=tuple(options.resources),
         method=options.method,
         samples=options.samples,
         proxy=options.proxy,

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from decimal import Decimal
 
 from nni_blockswap.cli.options import add_band_options, add_search_space_file, add_space_options, space_of
 
@@ -12,7 +13,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_space_options(parser, positional=True)
     add_search_space_file(parser)
     parser.add_argument(
-        "--budget", nargs="+", default=[], metavar="N", help="400000, 400K, 36%%, macs=90M, params=400K,macs=90M"
+        "--budget",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="N",
+        help="400000, 400K, 36%%, macs=90M, params=400K,macs=90M",
     )
     add_band_options(parser)
     parser.add_argument("--json", action="store_true", help="write the candidates in NNI's search space format instead")
@@ -43,8 +49,17 @@ def run(options: argparse.Namespace) -> int:
         print(f"{what:8s}  {'; '.join(f'{one.reach[place]:,} {one.unit}' for one in columns)}")
     print(f"original  {', '.join(f'{table.original_cost(name):,} {one.unit}' for name, one in table.columns.items())}")
     everything = math.prod(len(names) for names in table.candidates)
-    print(f"{everything:.4g} architectures")
+    print(f"{_rounded(everything)} architectures")
     for budget in budgets:
         count = Sampler(table, budget).count
-        print(f"{count:.4g} of them in {budget} ({count / everything:.3g} of all): {budget.describe(table)}")
+        share = math.exp(math.log(count) - math.log(everything))
+        print(f"{count:.4g} of them in {budget} ({share:.3g} of all): {budget.describe(table)}")
     return 0
+
+
+def _rounded(number: int) -> str:
+    """Four digits of it, also where no float is as large."""
+    try:
+        return f"{number:.4g}"
+    except OverflowError:
+        return f"{Decimal(number):.4g}"

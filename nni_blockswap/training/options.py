@@ -70,6 +70,7 @@ def add_teacher(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attention-points",
         nargs="+",
+        action="extend",
         metavar="MODULE",
         help="where student and teacher are compared; default: those of the space",
     )

@@ -12,11 +12,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.cli import library, main, search, show
+from nni_blockswap.blocks.site import label
+from nni_blockswap.cli import library, main, parser, search, show
 from nni_blockswap.cli.search import add_arguments, settings_of
+from nni_blockswap.cost.table import Column, Table
 from nni_blockswap.searching import SearchSettings
 from nni_blockswap.spaces import cost_table
 from tests.conftest import SMALL, WRN
@@ -33,6 +36,32 @@ def test_space_prints_candidates_costs_and_counts(capsys: pytest.CaptureFixture[
     shares = [float(share) for share in re.findall(r"\(([\d.]+) of all\)", out)]
     assert shares == pytest.approx([0.050, 0.022], abs=5e-4)  # acceptance of uniform proposals, four million draws
     assert "block_17  16 candidates" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("search --out DIR", ("budget", "resources", "include", "exclude")),
+        ("space", ("budget", "include", "exclude")),
+        ("rank-study ID --out DIR", ("proxies", "include", "exclude")),
+        ("library --out DIR --space SPACE --data digits", ("blocks",)),
+    ],
+)
+def test_an_option_that_takes_several_may_be_repeated(command: str, names: tuple[str, ...]) -> None:
+    words = [word for name in names for word in (f"--{name}", "a", f"--{name}", "b", "c")]
+    options = vars(parser().parse_args([*command.split(), *words]))
+    assert {name: options[name] for name in names} == {name: ["a", "b", "c"] for name in names}
+
+
+def test_more_architectures_than_a_float_holds(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    column = Column("parameters", 5, tuple(np.arange(10) for _ in range(400)))
+    labels, names = tuple(map(label, range(400))), ("S", *map(str, range(1, 10)))
+    table = Table(labels, (names,) * 400, {"params": column})
+    monkeypatch.setattr("nni_blockswap.spaces.cost_table", lambda *_: table)
+    assert main(["space", WRN, "--budget", "14"]) == 0
+    out = capsys.readouterr().out
+    assert "1.000e+400 architectures" in out
+    assert "of them in 14-5% (0 of all): 14 to 14 parameters" in out
 
 
 def test_the_space_is_named_in_its_place_or_as_elsewhere_but_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,9 +154,9 @@ def test_every_option_of_a_search_reaches_its_settings(tmp_path: Path) -> None:
         precision="bf16",
         processes=4,
         recompute=True,
-        budgets=["40K", "macs=50%"],
+        budgets=["30K", "40K", "macs=50%"],
         tolerance=0.1,
-        resources=["latency"],
+        resources=("latency",),
         samples=9,
         proxy="library",
         library="lib",
