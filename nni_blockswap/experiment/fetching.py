@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 PERIOD = 10.0
 """Seconds between two looks at the machines."""
 
+SILENCE = 60.0
+"""Seconds that a machine may say nothing while files come; one that has lost its power never says a word."""
+
 
 def fetch(folder: Path) -> list[str]:
     """Copy what is new of the trials of the experiment in ``folder``; nothing where they run on this machine.
@@ -97,6 +100,7 @@ class Fetcher:
 
 def _fetch_from(machine: RemoteMachine, folder: Path) -> None:
     with connected(machine) as client, client.open_sftp() as sftp:
+        sftp.get_channel().settimeout(SILENCE)
         _, home, _ = run(client, 'printf %s "$HOME"')
         root = posixpath.join(home, "nni-experiments", folder.name)
         if _is_here(sftp, root, folder):

@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from nni_blockswap.experiment.fetching import Fetcher, fetch
@@ -101,6 +102,30 @@ def test_a_machine_that_is_away_is_named_and_the_others_are_fetched_from(
     (fault,) = fetch(here)
     assert f"@127.0.0.1:1 stays there for now: {away['user']}@127.0.0.1:1 cannot be reached by ssh" in fault
     assert set(results(here)) == {"t1"}
+
+
+def test_a_machine_that_falls_silent_is_not_waited_for(
+    two_machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = experiment(tmp_path / "abc7", two_machines[:1])
+    trial(two_machines[0], here, "t1")
+    sshd = next(one for one in psutil.Process().children() if f"{two_machines[0]['home']}.conf" in one.cmdline())
+    frozen: list[psutil.Process] = []
+
+    def freeze(*_: object) -> bool:
+        frozen.extend(sshd.children(recursive=True))
+        for process in frozen:
+            process.suspend()
+        return False
+
+    monkeypatch.setattr("nni_blockswap.experiment.fetching._is_here", freeze)
+    monkeypatch.setattr("nni_blockswap.experiment.fetching.SILENCE", 0.5)
+    try:
+        (fault,) = fetch(here)
+    finally:
+        for process in frozen:
+            process.resume()
+    assert "stays there for now" in fault
 
 
 @pytest.mark.parametrize("platform", ["local", "kubeflow"])
