@@ -20,6 +20,7 @@ from nni_blockswap.experiment import probe
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.experiment.machines import RemoteMachine, connected, machines_of, run
 from nni_blockswap.training.sources import is_file
+from nni_blockswap.trust import packages_in
 
 FILES, BYTES = 2000, 300 * 2**20
 """As much of trialCodeDirectory as NNI uploads."""
@@ -72,6 +73,7 @@ def _given(config: Config) -> argparse.Namespace:
     """What the trial's command says of files, in the options of this project's trials."""
     command = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name, default in (
+        ("--data", None),
         ("--data-root", None),
         ("--teacher", None),
         ("--teacher-dir", "teachers"),
@@ -157,8 +159,13 @@ def _listening() -> socket.socket:
 
 def _asked(config: Config, port: int) -> dict[str, Any]:
     """What the probe is to look for."""
-    named = [config.arguments.get("space"), config.arguments.get("model"), _given(config).module, "nni_blockswap"]
-    modules = {str(name).partition(":")[0].partition(".")[0] for name in named if name}
+    given = _given(config)
+    named = [config.arguments.get(name) for name in ("space", "space_args", "model", "model_args")]
+    modules = {
+        *packages_in([*named, given.data]),
+        str(given.module or "nni_blockswap").partition(".")[0],
+        "nni_blockswap",
+    }
     own = {path.stem for path in config.trial_directory.glob("*") if path.is_dir() or path.suffix == ".py"}
     address = _address(config)
     return {

@@ -78,6 +78,17 @@ def test_packages_that_lack_are_named_with_their_versions(written: Any, two_mach
     assert "nni_blockswap, search_spaces, trial cannot be imported on" in found
 
 
+def test_modules_of_ones_own_that_trials_import_are_looked_for(written: Any) -> None:
+    config = written(trial=" --data their_data.images:load")
+    config.arguments["space_args"]["extra"] = ["their_blocks:MB(4)"]
+    config.arguments["proxy"] = "of_the_search_alone:Proxy"
+    found = "\n".join(faults(config))
+    assert "their_blocks, their_data cannot be imported on" in found
+    for name in ("their_blocks.py", "their_data"):
+        (config.trial_directory / name).mkdir()
+    assert faults(config) == []
+
+
 def test_code_that_is_uploaded_need_not_be_there(written: Any, two_machines: Machines) -> None:
     bare = two_machines[0]["home"] / "bare_too"
     bare.mkdir()
