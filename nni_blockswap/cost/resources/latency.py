@@ -34,7 +34,7 @@ import nni_blockswap
 from nni_blockswap.cost.resources.base import RealNetwork
 from nni_blockswap.cost.resources.timing import Rounds
 from nni_blockswap.cost.table import Column, Indices, Table
-from nni_blockswap.errors import BudgetError
+from nni_blockswap.errors import BudgetError, first_line
 from nni_blockswap.exporting.onnx_session import session
 from nni_blockswap.files import expanded, read_json, write_json
 from nni_blockswap.processes import threads
@@ -115,6 +115,7 @@ class Latency:
         name = hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:16]
         path = folder() / f"{name}.json"
         if not path.exists():
+            _check_writable(self.name)
             conditions = replace(self.conditions, threads=where["threads"])
             _log.info("Measuring the latency of %d candidates.", sum(map(len, counted.candidates)))
             rounds = Rounds(path.with_suffix(".rounds.json"), self.name, ROUNDS)
@@ -141,6 +142,19 @@ ONNX_LATENCY = Latency(Conditions(runtime="onnxruntime"), "onnx_latency")
 def folder() -> Path:
     """Where tables are kept: latency/ below BLOCKSWAP_CACHE, by default ~/.cache/nni_blockswap."""
     return expanded(os.environ.get("BLOCKSWAP_CACHE", "~/.cache/nni_blockswap")) / "latency"
+
+
+def _check_writable(name: str) -> None:
+    """Raise BudgetError unless what takes minutes can be kept."""
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        if not os.access(folder(), os.W_OK):
+            raise PermissionError("permission denied")
+    except OSError as error:
+        raise BudgetError(
+            f"{name} is kept in '{folder()}', which cannot be written to ({first_line(error)}); name another folder by "
+            "the environment variable BLOCKSWAP_CACHE."
+        ) from error
 
 
 def _measured(network: RealNetwork, counted: Table, conditions: Conditions, rounds: Rounds) -> dict[str, Any]:

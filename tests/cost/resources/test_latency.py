@@ -115,6 +115,16 @@ def test_it_is_measured_once_and_again_under_other_conditions(
     assert torch.get_num_threads() == 1
 
 
+def test_a_cache_that_cannot_be_written_to_is_told_before_anything_is_measured(
+    clock: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BLOCKSWAP_CACHE", str(tmp_path / "file"))
+    with pytest.raises(BudgetError, match=r"latency is kept in '.*file/latency', which cannot be written to .*CACHE"):
+        cost_table(WRN, SMALL, ["latency"])
+    assert clock == []
+
+
 def test_a_network_that_does_not_run_keeps_no_hook() -> None:
     space = WideResNetSpace(**SMALL)
 
