@@ -58,6 +58,25 @@ def test_answers_that_are_no_tensor_need_a_loss_of_ones_own(training_alone: bool
     assert len(list(own)) == 5
 
 
+@pytest.mark.parametrize("proxy", ["accuracy", "synflow"])
+def test_a_proxy_of_one_tensor_tells_so(proxy: str) -> None:
+    space = bs.swap_blocks(Named(), EXAMPLE)
+    with pytest.raises(BlockSwapError, match=f"the proxy '{proxy}' needs a network that answers with one tensor, and"):
+        bs.search(space, loader(), budget="70%", loss=lambda out, _: out["out"].square().mean(), proxy=proxy, **QUICK)
+
+
+def test_accuracy_takes_shares_of_classes_and_tells_what_it_cannot_compare() -> None:
+    space, soft = bs.swap_blocks(network(), EXAMPLE), nn.functional.one_hot(LABELS).double()
+    hard = bs.search(space, [(IMAGES, LABELS)], budget="70%", proxy="accuracy", **QUICK)
+    mixed = bs.search(space, [(IMAGES, soft)], budget="70%", proxy="accuracy", **QUICK)
+    assert {one.id: one.score for one in mixed} == {one.id: one.score for one in hard}
+    scaled = [(IMAGES, soft[:, :2])]
+    with pytest.raises(
+        BlockSwapError, match=r"compares answers \(16, 3\) with a class for each, and labels are \(16, 2"
+    ):
+        bs.search(space, scaled, budget="70%", proxy="accuracy", loss=lambda out, _: out.square().mean(), **QUICK)
+
+
 def test_a_network_that_runs_in_eval_mode_alone_is_told() -> None:
     class Untrainable(nn.Sequential):
         def forward(self, images: Tensor) -> Tensor:

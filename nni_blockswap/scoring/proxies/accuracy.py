@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 
 from nni_blockswap.blocks.space import BlockSpace
-from nni_blockswap.scoring.proxies.base import Score, check_classifies
+from nni_blockswap.errors import ConfigError
+from nni_blockswap.scoring.proxies.base import Score, check_classifies, one_tensor
 from nni_blockswap.tasks import Batch, Task
 
 
@@ -22,6 +23,13 @@ class Accuracy:
         """One forward pass. Raises ConfigError for a task without classes to count."""
         check_classifies(self.name, task)
         images, labels = batch
-        logits = network(images)
+        logits = one_tensor(self.name, network(images))
+        if labels.is_floating_point() and labels.shape == logits.shape:  # shares of classes, as mixup makes them
+            labels = labels.argmax(1)
+        if labels.is_floating_point() or labels.shape != (logits.shape[0], *logits.shape[2:]):
+            raise ConfigError(
+                f"the proxy 'accuracy' compares answers {tuple(logits.shape)} with a class for each, and labels are "
+                f"{tuple(labels.shape)} of {labels.dtype}: use fisher."
+            )
         hits = float((logits.argmax(1) == labels).float().mean())
         return Score(hits if bool(logits.isfinite().all()) else math.nan)

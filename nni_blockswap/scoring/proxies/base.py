@@ -112,6 +112,16 @@ def check_classifies(proxy: str, task: Task) -> None:
         raise ConfigError(f"the proxy '{proxy}' needs a classification task; '{task.name}' is none: use fisher.")
 
 
+def one_tensor(proxy: str, outputs: object) -> Tensor:
+    """A network's ``outputs``. Raises ConfigError where they are several, as a loss of one's own may take."""
+    if not isinstance(outputs, Tensor):
+        raise ConfigError(
+            f"the proxy '{proxy}' needs a network that answers with one tensor, and this one's is a "
+            f"{type(outputs).__name__}: use fisher."
+        )
+    return outputs
+
+
 def logarithm(value: float) -> float:
     """The natural logarithm; -inf of 0, and NaN of NaN."""
     return math.log(value) if value > 0 else (-math.inf if value == 0 else math.nan)

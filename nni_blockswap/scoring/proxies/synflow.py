@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nni_blockswap.blocks.space import BlockSpace
-from nni_blockswap.scoring.proxies.base import Score, check_classifies, connections, gradients, logarithm
+from nni_blockswap.scoring.proxies.base import Score, check_classifies, connections, gradients, logarithm, one_tensor
 from nni_blockswap.tasks import Batch, Task
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -37,7 +37,7 @@ class Synflow:
         weights = [absolute[name].requires_grad_() for name in connections(network)]
         ones = torch.ones_like(images[:1], dtype=torch.float64)
         with linearised(network), torch.autocast(images.device.type, enabled=False):
-            flow = functional_call(network, absolute, (ones,)).sum()
+            flow = one_tensor(self.name, functional_call(network, absolute, (ones,))).sum()
         total = sum(float((weight.detach() * gradient).sum()) for weight, gradient in gradients(flow, weights))
         return Score(logarithm(total))
 
