@@ -102,7 +102,7 @@ class Scoring:
                 self._done += 1
                 self._board.add(self.journal[key].value)
         self._wanted |= asked
-        for init in range(inits):
+        for init in sorted(range(inits), key=lambda init: init != self._scorer.init):
             missing = [text for text in spelled if (init, text) not in self.journal]
             found = self._scorer.scores(init, [spelled[text] for text in missing]) if missing else ()
             for position, score in found:

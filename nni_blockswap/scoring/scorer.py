@@ -64,6 +64,11 @@ class Scorer:
         self.training, self.measured = batches[:trained], batches[trained:]
         self._running: tuple[int, Run] | None = None
 
+    @property
+    def init(self) -> int | None:
+        """The draw of the weights that is at hand, and that the next scores come from soonest."""
+        return None if self._running is None else self._running[0]
+
     def scores(self, init: int, candidates: Sequence[Mapping[str, str]]) -> Iterator[tuple[int, Score]]:
         """Score ``candidates`` (canonical choices by label) under the ``init``-th draw of the weights.
 
