@@ -10,6 +10,7 @@ import torch
 
 import nni_blockswap
 from nni_blockswap.architecture import Architecture
+from nni_blockswap.blocks.digest import digest_of_class
 from nni_blockswap.conversation import OnProgress, Scoring, converse, mean_of, unheard
 from nni_blockswap.cost.budget import Budget, known_resource
 from nni_blockswap.cost.table import Indices, Table
@@ -27,8 +28,9 @@ from nni_blockswap.scoring.proxies import Score, make_proxy
 from nni_blockswap.scoring.proxies.combination import parts, scores_of
 from nni_blockswap.scoring.scorer import Scorer
 from nni_blockswap.scoring.settings import ScoreSettings
-from nni_blockswap.spaces import table_of_blocks
+from nni_blockswap.spaces import cost_table, table_of_blocks
 from nni_blockswap.tasks import make_task
+from nni_blockswap.trust import IMPORTED, packages_in
 
 MOST_SAMPLES = 10**7
 """At a thousand a second this is three hours."""
@@ -228,6 +230,7 @@ def _identity(settings: ScoreSettings, scorer: Scorer) -> dict[str, Any]:
         "seed": settings.seed,
         "proxy": settings.proxy,
         **({} if loss is None else {"loss": loss}),
+        **_own_code(settings, scorer),
         "minibatches": settings.minibatches,
         "train_minibatches": settings.train_minibatches,
         "augment": settings.augment,
@@ -235,6 +238,19 @@ def _identity(settings: ScoreSettings, scorer: Scorer) -> dict[str, Any]:
         "precision": scorer.precision,
         "compiled": can_compile(scorer.precision, scorer.device),
         "versions": {"nni_blockswap": nni_blockswap.__version__, "torch": torch.__version__},
+    }
+
+
+def _own_code(settings: ScoreSettings, scorer: Scorer) -> dict[str, str]:
+    """What tells a proxy and a space of the user's own from what they were before their code was changed.
+
+    Of a space it is what its candidates cost: a layer that costs the same is not told from another.
+    """
+    kind = type(scorer.proxy)
+    own = set(packages_in([settings.space, scorer.space_args])) - {*IMPORTED, "live"}  # what lives has a digest
+    return {
+        **({} if kind.__module__.startswith("nni_blockswap.") else {"proxy_digest": digest_of_class(kind)}),
+        **({"costs_digest": cost_table(settings.space, scorer.space_args).costs_digest} if own else {}),
     }
 
 

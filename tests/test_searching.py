@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +23,9 @@ from nni_blockswap.scoring.proxies import Score
 from nni_blockswap.scoring.scorer import Scorer
 from nni_blockswap.scoring.settings import ScoreSettings
 from nni_blockswap.searching import SearchSettings, make_method, score, search, table_of
-from nni_blockswap.spaces import cost_table
+from nni_blockswap.spaces import _prepare, cost_table
 from nni_blockswap.tasks import make_task
+from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import SMALL, WRN
 
 SPACE_ARGS = {**SMALL, "image_size": 16}
@@ -212,6 +214,59 @@ def test_other_settings_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("nni_blockswap.scoring.scorer.resolve_device", lambda name: torch.device("meta"))
     with pytest.raises(StateError, match="device was 'cpu', now 'meta'"):
         run(tmp_path, precision="float32")
+
+
+class Weights:
+    """All weights, added up."""
+
+    name, higher_is_better, needs_weight_gradients = "weights", True, False
+
+    def measure(self, network: Any, task: object, batch: object) -> Score:
+        return Score(float(sum(weight.sum() for weight in network.active_parameters())))
+
+
+class Squares(Weights):
+    def measure(self, network: Any, task: object, batch: object) -> Score:
+        return Score(float(sum(weight.square().sum() for weight in network.active_parameters())))
+
+
+class Own(WideResNetSpace):
+    def __init__(self) -> None:
+        super().__init__(depth=10, width=1, in_channels=1, image_size=16)
+
+
+class Wider(WideResNetSpace):
+    def __init__(self) -> None:
+        super().__init__(depth=10, width=2, in_channels=1, image_size=16)
+
+
+def test_scores_by_code_of_ones_own_are_not_taken_for_those_by_other_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = sys.modules[__name__]
+    own = {"space": f"{__name__}:Own", "space_args": {}, "proxy": f"{__name__}:Weights", "budgets": ["50%"]}
+    first = run(tmp_path, **own)
+    assert run(tmp_path, **own) == first
+    with monkeypatch.context() as changed:
+        changed.setattr(here, "Weights", Squares)
+        with pytest.raises(StateError, match=r"proxy_digest was '.*', now '.*'"):
+            run(tmp_path, **own)
+    monkeypatch.setattr(here, "Own", Wider)
+    monkeypatch.setattr("nni_blockswap.spaces._prepare", _prepare.__wrapped__)  # as in another process
+    with pytest.raises(StateError, match=r"costs_digest was '.*', now '.*'"):
+        run(tmp_path, **own)
+
+
+def test_a_draw_of_the_weights_that_is_at_hand_is_scored_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def start(self: Scorer, init: int) -> Callable[[Sequence[object]], Iterator[tuple[int, Score]]]:
+        started.append(init)
+        return lambda candidates: ((position, Score(1.0)) for position in range(len(candidates)))
+
+    monkeypatch.setattr(Scorer, "_started", start)
+    run(method="evolution", inits=3, samples=24)
+    assert started == [0, 1, 2, 0, 1, 0, 2, 0, 1]  # four rounds
 
 
 def test_what_is_scored_are_the_minibatches_that_were_asked_for(tmp_path: Path) -> None:

@@ -51,6 +51,17 @@ def digest_of_function(function: Callable[..., Any]) -> str:
     return f"{zlib.crc32(_spelled(function).encode()):08x}"
 
 
+def digest_of_class(kind: type) -> str:
+    """The same of the code and attributes of a class and of those that it derives from, but for this package's."""
+    package = __name__.partition(".")[0]
+    bases = [base for base in kind.__mro__[:-1] if base.__module__.partition(".")[0] != package]
+    told = [
+        [base, {name: value for name, value in vars(base).items() if name == "__init__" or not name.startswith("__")}]
+        for base in bases
+    ]
+    return f"{zlib.crc32(_spelled(told).encode()):08x}"
+
+
 def _own(attributes: Mapping[str, Any], private: str) -> dict[str, Any]:
     """What no other module has; private ones are caches, or a trainer's."""
     return {name: value for name, value in attributes.items() if name not in _OF_ALL and not name.startswith(private)}

@@ -79,6 +79,12 @@ class Table:
         return f"{zlib.crc32(repr(self.candidates).encode()):08x}"
 
     @property
+    def costs_digest(self) -> str:
+        """The same of what they cost."""
+        told = [(name, one.fixed, [block.tolist() for block in one.costs]) for name, one in self.columns.items()]
+        return f"{zlib.crc32(repr((self.candidates, told)).encode()):08x}"
+
+    @property
     def measured(self) -> dict[str, Any]:
         """Where and when costs were measured that are not counted, by resource, as ``measured``; empty if none was."""
         sources = {name: dict(column.source) for name, column in self.columns.items() if column.source}
