@@ -93,7 +93,9 @@ def _of_its_kind(conv: nn.Module) -> str | None:
         return f"a {type(conv).__name__}, not a Conv2d"
     if "weight" not in dict(conv.named_parameters(recurse=False)):
         return "its weight is computed from other parameters"
-    return None
+    sizes = {name: getattr(conv, name) for name in ("stride", "padding", "dilation")}
+    numbers = (f"its {name} is {size}, no pair" for name, size in sizes.items() if type(size) not in (tuple, str))
+    return next(numbers, None)  # as somebody sets it later
 
 
 def _of_its_call(conv: nn.Module, call: Call) -> str | None:

@@ -1,6 +1,7 @@
 """Each reason for which a convolution stays, on a network of three."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,13 @@ def quantised() -> nn.Module:
     return torch.ao.nn.qat.Conv2d.from_float(layer)
 
 
+def changed(**sizes: Any) -> nn.Module:
+    """As a program changes the strides of a network that it has from elsewhere."""
+    layer = conv()
+    vars(layer).update(sizes)
+    return layer
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -40,6 +48,8 @@ def quantised() -> nn.Module:
         (lambda: nn.utils.parametrizations.spectral_norm(conv()), "its weight is computed from other parameters"),
         (lambda: nn.utils.parametrizations.weight_norm(conv()), "its weight is computed from other parameters"),
         (quantised, "quantised"),
+        (lambda: changed(stride=2), "its stride is 2, no pair"),
+        (lambda: changed(dilation=[1, 1]), "its dilation is [1, 1], no pair"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
