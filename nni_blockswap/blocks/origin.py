@@ -57,8 +57,12 @@ def make(model: str, model_args: Mapping[str, Any]) -> nn.Module:
     device = torch.empty(0).device
     if device.type == "meta":
         return _on_meta(network)
-    if model.startswith(LIVE):
-        network = copy.deepcopy(network)
+    try:
+        network = copied(network)  # a function may give the same one each time, and what is made here is changed
+    except Exception as error:
+        raise SpaceError(
+            f"{model} gives a {type(network).__name__} that cannot be copied: {first_line(error)}."
+        ) from error
     return network if device.type == "cpu" else network.to(device)
 
 
