@@ -1,6 +1,7 @@
 """Fresh weights, drawn from a seed."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -22,6 +23,18 @@ def initialise_layer(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def redrawing(module: nn.Module) -> Callable[[], object] | None:
+    """Its method ``reset_parameters``; None where it has none that can be called without arguments."""
+    reset = getattr(module, "reset_parameters", None)
+    if not callable(reset):
+        return None
+    try:
+        inspect.signature(reset).bind()
+    except (TypeError, ValueError):  # it asks for some, or nobody can say
+        return None
+    return reset
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.blocks.weights import initialise_layer, seeded
+from nni_blockswap.blocks.weights import initialise_layer, redrawing, seeded
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.tasks.loader import LoaderTask
 from nni_blockswap.training.sources import ORIGINAL
@@ -139,9 +139,8 @@ def redraw(student: nn.Module, teacher: nn.Module | None, argument: str, seed: i
         _check_can_be_drawn(path, module)
     with seeded(seed):
         for module in student.modules():
-            reset: Any = getattr(module, "reset_parameters", None)
-            if reset is not None:
-                reset()
+            if (draw := redrawing(module)) is not None:
+                draw()
             initialise_layer(module)
     return "fresh weights"
 
@@ -156,7 +155,7 @@ def _check_can_be_drawn(path: str, module: nn.Module) -> None:
             f"{where} computes its {computed} from other weights, which are not drawn anew; end that, as by "
             "remove_weight_norm or prune.remove, leave init out, or let it be teacher."
         )
-    if not hasattr(module, "reset_parameters") and next(module.parameters(recurse=False), None) is not None:
+    if redrawing(module) is None and next(module.parameters(recurse=False), None) is not None:
         raise ConfigError(
             f"{where} has weights and no reset_parameters to draw them anew; build the student afresh and leave init "
             "out, or let it start from its teacher's weights, init teacher."
