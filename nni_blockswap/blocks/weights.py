@@ -27,8 +27,8 @@ def initialise_layer(module: nn.Module) -> None:
 
 def redrawing(module: nn.Module) -> Callable[[], object] | None:
     """Its method ``reset_parameters``; None where it has none that can be called without arguments."""
-    reset = getattr(module, "reset_parameters", None)
-    if not callable(reset):
+    reset: Callable[[], object] | None = getattr(module, "reset_parameters", None)
+    if reset is None:
         return None
     try:
         inspect.signature(reset).bind()
