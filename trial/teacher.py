@@ -1,7 +1,8 @@
-"""Train the teacher of a search space and keep it for its students: ``python -m trial.teacher``."""
+"""Train the teacher of a search space or of a network of your own, and keep it: ``python -m trial.teacher``."""
 
 import argparse
 
+from nni_blockswap.own_options import add_own_network
 from nni_blockswap.training import options, teachers
 from nni_blockswap.training.program import main
 from nni_blockswap.training.recipe import Recipe
@@ -16,6 +17,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", metavar="DIR", help="leave the weights there, too, as weights.pt")
     options.add_teacher_folder(command)
     options.add_space(command)
+    add_own_network(command)
     options.add_data(command)
     options.add_recipe(command)
     options.add_machine(command)

@@ -8,6 +8,7 @@ from typing import Any
 from nni_blockswap.data_options import add_data_set
 from nni_blockswap.errors import ConfigError, SpaceError
 from nni_blockswap.key_values import add_key_values, key_values
+from nni_blockswap.own_options import add_own_network, own_network
 from nni_blockswap.trust import distrust, packages_in
 
 
@@ -18,16 +19,7 @@ def add_space_options(parser: argparse.ArgumentParser, *, positional: bool = Fal
     if positional:
         parser.add_argument("named", nargs="?", metavar="SPACE", help=text)
     parser.add_argument("--space", metavar="SPACE", help="the same, as other commands take it" if positional else text)
-    own = parser.add_argument_group("in place of a space, a network of your own")
-    own.add_argument("--model", metavar="MODULE:FUNCTION", help="what returns it, such as torchvision.models:resnet50")
-    add_key_values(own, "--model-arg", about="arguments of the function")
-    own.add_argument("--input-size", metavar="C,H,W", help="of one image (default 3,224,224)")
-    own.add_argument(
-        "--include", nargs="+", action="extend", metavar="PATTERN", help="swap below these module paths alone"
-    )
-    own.add_argument(
-        "--exclude", nargs="+", action="extend", metavar="PATTERN", help="leave what is below these module paths"
-    )
+    add_own_network(parser)
     add_key_values(parser, "--space-arg", about="arguments of the space")
 
 
@@ -44,19 +36,8 @@ def space_of(options: argparse.Namespace) -> dict[str, Any]:
     space = options.space if options.named is None else options.named
     if space is None and options.model is None and options.needs_space:
         raise ConfigError("name a search space with --space MODULE:CLASS, or a network with --model MODULE:FUNCTION.")
-    given = {"space": space, "space_args": key_values(options.space_arg, "--space-arg"), "model": options.model}
-    given |= {"include": options.include, "exclude": options.exclude}
-    given |= {"model_args": key_values(options.model_arg, "--model-arg"), "input_size": _size(options.input_size)}
-    return with_space(given)
-
-
-def _size(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    parts = text.replace("x", ",").split(",")
-    if len(parts) != 3 or not all(part.isdecimal() and len(part) < 10 and int(part) > 0 for part in parts):
-        raise ConfigError(f"--input-size is channels, height and width, as in 3,224,224; not '{text}'.")
-    return [int(part) for part in parts]
+    arguments = key_values(options.space_arg, "--space-arg")
+    return with_space({"space": space, "space_args": arguments, **own_network(options)})
 
 
 def add_band_options(parser: argparse.ArgumentParser) -> None:

@@ -32,7 +32,8 @@ def load_teacher(space: str, space_args: Mapping[str, Any], source: str | None) 
             that a network of the user's own comes with.
 
     Raises:
-        CheckpointError: it cannot be read, or does not fit; or nobody says where weights are.
+        CheckpointError: it cannot be read, or does not fit; or nobody says where weights are; or a network of the
+            user's own comes with other weights each time.
         SpaceError: a block of the space does not offer ``S``, or nobody can put the blocks of what it builds in sight.
         ConfigError: the network keeps something that is no tensor.
     """
@@ -56,6 +57,11 @@ def load_teacher(space: str, space_args: Mapping[str, Any], source: str | None) 
             raise SpaceError(
                 f"{space} builds a plain {type(network).__name__}, in which a library finds no blocks to learn from; "
                 "let its build return the space itself, or name the network as a model."
+            )
+        if source in (None, sources.ORIGINAL) and store.digest(original.build().state_dict()) != digest:
+            raise CheckpointError(
+                "the network comes with other weights each time that it is made, so no student could find the "
+                "library's teacher again; let its function load trained weights, or give --teacher FILE."
             )
         network = kind.in_shells(network, original.choices, **original.space_args).eval().requires_grad_(False)
     return network, digest

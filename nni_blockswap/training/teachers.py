@@ -17,8 +17,10 @@ from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import CheckpointError, ConfigError
 from nni_blockswap.files import locked
 from nni_blockswap.metric import ACCURACY
+from nni_blockswap.own_options import own_network
 from nni_blockswap.results.trial import ARCHITECTURE, WEIGHTS
 from nni_blockswap.scoring import scorer as scoring
+from nni_blockswap.spaces import with_space
 from nni_blockswap.tasks import Task, make_task
 from nni_blockswap.training import checkpoints, options
 from nni_blockswap.training.classification import ImageTraining, Teacher
@@ -63,12 +65,8 @@ def run(given: argparse.Namespace) -> None:
     data_options = options.data_options(given)
     task = make_task(given.data, given.data_root, **data_options)
     named = (
-        Architecture.load(given.architecture, allow=given.allow)
-        if given.architecture is not None
-        else named_original(given)
+        Architecture.load(given.architecture, allow=given.allow) if given.architecture is not None else _original(given)
     )
-    if named is None:
-        raise ConfigError("--space MODULE:CLASS or --architecture FILE says whose teacher to train.")
     plan = TeacherPlan(None, Path(given.teacher_dir), recipe.of_teacher(None))
     teacher = find_teacher(named, task, data_options, plan, machine)
     if given.out is not None and is_first_process():
@@ -129,6 +127,16 @@ def given_teacher(original: Architecture, source: str) -> Any:
     if source != ORIGINAL:
         load_weights(network, weights_of(read_source(source), network.state_dict().keys()), source)
     return network
+
+
+def _original(given: argparse.Namespace) -> Architecture:
+    """The original network of the space, or the network of one's own, in the command line."""
+    named = with_space({"space": given.space, "space_args": options.space_args(given), **own_network(given)})
+    if named["space"] is None:
+        raise ConfigError(
+            "--space MODULE:CLASS, --model MODULE:FUNCTION or --architecture FILE says whose teacher to train."
+        )
+    return Architecture.original(named["space"], named["space_args"])
 
 
 def named_original(given: argparse.Namespace) -> Architecture | None:

@@ -29,9 +29,18 @@ class Own(nn.Module):
 
 
 def own() -> nn.Module:
+    return _seeded(Own)
+
+
+def deep() -> nn.Module:
+    return _seeded(Deep)
+
+
+def _seeded(kind: type[nn.Module]) -> nn.Module:
+    """The same weights each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Own()
+        return kind()
 
 
 class Dropping(Own):

@@ -85,7 +85,7 @@ def test_a_teacher_runs_on_what_swap_blocks_was_given() -> None:
 
 
 def test_weights_of_five_dimensions_are_no_obstacle(tmp_path: Path) -> None:
-    asked = LibrarySettings(space=NETWORK, space_args={"model": "tests.library.own:Deep", **OWN}, data="digits",
+    asked = LibrarySettings(space=NETWORK, space_args={"model": "tests.library.own:deep", **OWN}, data="digits",
                             data_options={"image_size": 8}, steps=1, batch_size=32, held_out=32,
                             device="cpu")  # fmt: skip
     assert build(asked, tmp_path).errors["block_00"]["W(1/2)"].value > 0

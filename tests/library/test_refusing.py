@@ -33,6 +33,13 @@ def test_blocks_without_their_librarys_identity_are_not_taken_for_another_one(
             build(settings(source), tmp_path / "lib")
 
 
+def test_a_network_with_other_weights_each_time_teaches_nobody(tmp_path: Path) -> None:
+    """No other process could find the teacher again."""
+    drawn = {"space": NETWORK, "space_args": {"model": "tests.library.own:Own", "input_size": [1, 8, 8]}}
+    with pytest.raises(CheckpointError, match="comes with other weights each time that it is made"):
+        build(_replaced(tmp_path, {**drawn, "teacher": None}), tmp_path / "lib")
+
+
 def test_two_do_not_build_one_library_at_once(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "PATIENCE", 0.05)
     with locked(tmp_path / LOCK, 1.0, "held"), pytest.raises(StateError, match="another process builds the library"):

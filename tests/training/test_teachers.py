@@ -19,8 +19,9 @@ from PIL import Image
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.weights import seeded
-from nni_blockswap.errors import CheckpointError
+from nni_blockswap.errors import CheckpointError, ConfigError
 from nni_blockswap.files import locked
+from nni_blockswap.spaces import NETWORK
 from nni_blockswap.tasks import make_task
 from nni_blockswap.training import teachers
 from nni_blockswap.training.checkpoints import read
@@ -30,6 +31,7 @@ from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.running import evaluate
 from nni_blockswap.training.teachers import TeacherPlan, find_teacher, given_teacher, trained_teacher
 from tests.conftest import SMALL, WRN
+from trial import teacher
 
 STUDENT = Architecture.from_choices(WRN, ["B(2)", "G(4)", "S"], SMALL)
 OPTIONS = {"image_size": 8}
@@ -219,3 +221,25 @@ def test_a_teacher_hardly_better_than_chance_is_warned_of(
     torch.save({name: 0 * value for name, value in STUDENT.teacher().build().state_dict().items()}, tmp_path / "t.pt")
     find(task, tmp_path, str(tmp_path / "t.pt"))
     assert "warning: that is hardly better than guessing" in capsys.readouterr().out
+
+
+def test_a_network_of_ones_own_is_trained_from_the_command_line(tmp_path: Path) -> None:
+    own = [
+        "--model",
+        "tests.library.own:own",
+        "--input-size",
+        "1,8,8",
+        "--data",
+        "digits",
+        "--data-option",
+        "image_size=8",
+    ]
+    few = ["--epochs", "1", "--limit-steps", "1", "--teacher-dir", str(tmp_path), "--out", str(tmp_path / "mine")]
+    teachers.run(teacher.parser().parse_args([*own, *few]))
+    named = Architecture.original(NETWORK, {"model": "tests.library.own:own", "input_size": [1, 8, 8]})
+    weights = read(tmp_path / "mine" / "weights.pt")
+    assert {name: value.shape for name, value in weights.items()} == {
+        name: value.shape for name, value in named.build().state_dict().items()
+    }
+    with pytest.raises(ConfigError, match="--model MODULE:FUNCTION or --architecture FILE says whose teacher"):
+        teachers.run(teacher.parser().parse_args(["--data", "digits", *few]))
