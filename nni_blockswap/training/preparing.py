@@ -38,6 +38,9 @@ from nni_blockswap.training.starting import is_of_library
 RESERVED = ("loss", "top5", "params", "epochs", "seconds", "metric", "versions")
 """Names that a result has already."""
 
+USUAL_BATCH = 128
+"""Images a batch of a Dataset, where nobody says how many."""
+
 
 def recipe_of(epochs: int, train: Any, batch_size: int | None, init: str | None, given: Mapping[str, Any]) -> Recipe:
     """The recipe, with the defaults that suit ``init``; of batches that come as they are each is a part of a step."""
@@ -46,20 +49,21 @@ def recipe_of(epochs: int, train: Any, batch_size: int | None, init: str | None,
         raise ConfigError(f"distill has no option '{name}'; a recipe's are {', '.join(sorted(known))}.")
     if batch_size is not None and not isinstance(train, Dataset):
         raise ConfigError("batch_size is for a Dataset; the batches of train have a size already.")
-    size = (batch_size or 128) if isinstance(train, Dataset) else given.get("accumulate", 1)
+    size = (batch_size or USUAL_BATCH) if isinstance(train, Dataset) else given.get("accumulate", 1)
     usual = OF_A_LIBRARY if is_of_library(init) else {}
     return Recipe(epochs=epochs, batch_size=size, **{**usual, **given})
 
 
 def batches_of(train: Any, val: Any, batch_size: int, workers: int) -> tuple[OwnBatches, OwnBatches]:
-    """Those to learn from, and those to be judged on."""
+    """Those to learn from, and those to be judged on; ``batch_size`` is that of a Dataset ``train``."""
+    judged = batch_size if isinstance(train, Dataset) else USUAL_BATCH
     if is_data_module(train):
         if val is not None:
             raise ConfigError("a LightningDataModule has its own validation batches; leave val out.")
         train, val = loaders_of(train)
     return (
         own_batches(train, "train", batch_size, shuffle=True, drop_last=True, workers=workers),
-        own_batches(val, "val", batch_size, workers=workers),
+        own_batches(val, "val", judged, workers=workers),
     )
 
 

@@ -297,6 +297,17 @@ def never_there() -> nn.Sequential:
     return network
 
 
+def test_a_dataset_is_judged_on_in_whole_batches_beside_batches_to_learn_from(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def noting(outputs: Tensor, labels: Tensor) -> float:
+        seen.append(len(labels))
+        return 0.5
+
+    run(tmp_path, val=VAL, epochs=1, metric=("noting", noting))
+    assert seen == [2, 40]  # two are tried before
+
+
 def test_it_goes_on_while_its_metric_is_undefined(tmp_path: Path) -> None:
     """For as many epochs as it has patience."""
     told: list[float] = []
