@@ -130,7 +130,7 @@ def _prepared(
         student: Any = architecture.build()
     check_fit(architecture, task)
     if given.attention_points:
-        student.attention_points = tuple(given.attention_points)
+        student.attention_points = tuple(dict.fromkeys(given.attention_points))
     if recipe.beta or recipe.features:
         check_attention(student)
     teacher = None

@@ -201,7 +201,7 @@ def points_of(
     if not (recipe.beta or recipe.features):
         return (), ()
     of_its_space = getattr(student, "attention_points", None)
-    points = shared_points(student, teacher, example, of_its_space) if named is None else tuple(named)
+    points = shared_points(student, teacher, example, of_its_space) if named is None else tuple(dict.fromkeys(named))
     if named is not None and recipe.beta:
         attention_distances(_maps(student, points, example), _maps(teacher, points, example), recipe.attention)
     return points, equal_points(student, teacher, points, example) if recipe.features else ()

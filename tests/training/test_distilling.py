@@ -275,7 +275,7 @@ def test_dense_answers_are_learned(tmp_path: Path) -> None:
 
 def test_features_are_matched_where_there_are_no_maps_too(tmp_path: Path, teacher: nn.Module) -> None:
     """The last linear layer's: there nothing is drawn."""
-    result = run(tmp_path, teacher, features=1.0, attention_points=["0", "9"], epochs=1)
+    result = run(tmp_path, teacher, features=1.0, attention_points=["0", "9", "9"], epochs=1)
     assert {name for name in result.history[0] if "features" in name} == {"train/features/9"}
     with pytest.raises(ConfigError, match="activations of one shape, and none of 7 is such a place"):
         run(tmp_path / "none", teacher, student=never_there(), features=1.0, attention_points=["7"])
