@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_blockswap.blocks.shells import Block
+from nni_blockswap.errors import ConfigError
 
 Look = Callable[[Tensor, Tensor], None]
 """Given what enters a branch, (N, C_in, H, W), and what leaves it, (N, C_out, H', W')."""
@@ -23,6 +24,9 @@ def watch(network: nn.Module, inputs: Any, looks: Mapping[Block, Look]) -> None:
     Each look comes at once, before anything is changed in place, so that activations of one block are held at a time.
     The pass ends behind the last of the blocks: of a detector, heads and proposals are not run. A look may run the
     branch that it looks at, and is not shown that.
+
+    Raises:
+        ConfigError: a look has changed what enters.
     """
     missing = dict.fromkeys(looks)
     looking: set[Block] = set()
@@ -32,10 +36,16 @@ def watch(network: nn.Module, inputs: Any, looks: Mapping[Block, Look]) -> None:
             if block in looking:
                 return
             looking.add(block)
+            before = entered[0]._version
             try:
                 looks[block](entered[0], left)
             finally:
                 looking.discard(block)
+            if entered[0]._version != before:
+                raise ConfigError(
+                    f"a candidate of {block.label} changes in place what enters it, as one does that begins with "
+                    "nn.ReLU(inplace=True), and others learn from that, too; let it leave that as it is."
+                )
             missing.pop(block, None)
             if not missing:
                 raise _Seen

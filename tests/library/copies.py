@@ -46,6 +46,13 @@ class Zeros(Family):
         return Zero()
 
 
+class InPlace(Family):
+    usage = "INPLACE(1)"
+
+    def build(self, name: str, site: Site) -> nn.Module:
+        return nn.Sequential(nn.LeakyReLU(inplace=True), site.build("S"))
+
+
 class Counter(nn.Conv2d):
     """It keeps what is no tensor."""
 
@@ -62,4 +69,5 @@ class Counters(Family):
 
 FAMILIES.register("copies", Copies())
 FAMILIES.register("counters", Counters())
+FAMILIES.register("in_place", InPlace())
 FAMILIES.register("zeros", Zeros())

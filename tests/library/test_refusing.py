@@ -56,6 +56,12 @@ def test_another_library_is_not_mixed_in(library: Library, teacher: Path, change
         build(_replaced(teacher, changed), library.folder)
 
 
+def test_a_candidate_that_changes_what_others_learn_from_is_refused(teacher: Path, tmp_path: Path) -> None:
+    extra = {"space_args": {**SPACE_ARGS, "extra": ["tests.library.copies:INPLACE(1)"]}}
+    with pytest.raises(ConfigError, match="a candidate of block_00 changes in place what enters it"):
+        build(_replaced(teacher, extra), tmp_path)
+
+
 def test_a_programs_options_of_the_data_are_known_again(teacher: Path, tmp_path: Path) -> None:
     """A tuple comes back from library.json as a list; what does not come back is refused."""
     TASKS.register("sized", lambda root, size: make_task("digits", image_size=size[0]))
