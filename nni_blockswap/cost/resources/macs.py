@@ -5,10 +5,13 @@ into the batch, frames or patches of its one image, counts as often.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from nni_blockswap.networks import tensors_in
 
 
 class Macs:
@@ -22,11 +25,12 @@ class Macs:
         """Counted by hooks while the modules run."""
         total = 0
 
-        def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def count(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             nonlocal total
-            total += _products(module, inputs[0], output)
+            total += _products(module, next(tensors_in((inputs, named))), next(tensors_in(output)))
 
-        handles = [module.register_forward_hook(count) for module in modules if isinstance(module, _ConvNd | nn.Linear)]
+        layers = [module for module in modules if isinstance(module, _ConvNd | nn.Linear)]
+        handles = [layer.register_forward_hook(count, with_kwargs=True) for layer in layers]
         try:
             if handles:
                 with torch.no_grad():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.networks import tensors_in
 from nni_blockswap.scoring.proxies.base import Score, check_classifies, connections
 from nni_blockswap.tasks import Batch, Task
 
@@ -67,13 +68,15 @@ def traced(network: nn.Module) -> Iterator[Trace]:
         if isinstance(output, Tensor) and output.ndim == 4 and len(output) and output[0, 0].numel() > 1:
             trace.features = output.clone()  # what follows may work in place
 
-    def keep_variance(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if len(inputs[0]):
-            trace.variances.append(inputs[0].var((0, 2, 3), correction=0).mean())
+    def keep_variance(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x = next(tensors_in((inputs, named)))
+        if len(x):
+            trace.variances.append(x.var((0, 2, 3), correction=0).mean())
 
     leaves = [module for module in network.modules() if not list(module.children())]
     handles = [module.register_forward_hook(keep_map) for module in leaves]
-    handles += [m.register_forward_pre_hook(keep_variance) for m in leaves if isinstance(m, nn.BatchNorm2d)]
+    norms = [module for module in leaves if isinstance(module, nn.BatchNorm2d)]
+    handles += [norm.register_forward_pre_hook(keep_variance, with_kwargs=True) for norm in norms]
     try:
         yield trace
     finally:

@@ -24,6 +24,22 @@ def test_products_of_a_layer(module: nn.Module, x: tuple[int, ...], products: in
     assert MACS.read([module], lambda: module(torch.zeros(x))) == products
 
 
+class WithMask(nn.Conv2d):
+    """Gives a mask beside its map."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x), x[:, :1] > 0
+
+
+def test_layers_that_are_called_by_keyword_or_give_more_than_a_map() -> None:
+    """A network with one of either had no table of costs."""
+    layer, masked, fall = nn.ConvTranspose2d(4, 6, 2), WithMask(4, 8, 3), nn.Linear(6, 7)
+    x = torch.zeros(1, 4, 3, 3)
+    assert MACS.read([layer], lambda: layer(input=x)) == 4 * 6 * 4 * 9
+    assert MACS.read([masked], lambda: masked(x)) == 4 * 8 * 9
+    assert MACS.read([fall], lambda: fall(input=torch.zeros(1, 6))) == 6 * 7
+
+
 def test_a_layer_that_runs_twice_counts_twice_and_others_do_not() -> None:
     shared, left_out = nn.Conv2d(2, 2, 1, bias=False), nn.Conv2d(2, 2, 1)
     x: Tensor = torch.zeros(1, 2, 3, 3)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nni_blockswap.blocks.shells import PreActivationBlock
 from nni_blockswap.scoring.proxies import make_proxy
-from nni_blockswap.scoring.proxies.zen import SEED
+from nni_blockswap.scoring.proxies.zen import SEED, traced
 from tests.scoring.test_proxies import Anything, conv, covering, frozen_copy, normalised
 
 
@@ -59,3 +59,11 @@ def test_images_play_no_part_but_for_their_shape(super_network, batch) -> None:
         make_proxy("zen").measure(super_network, Anything(), (images, batch[1])) for images in (batch[0], -batch[0])
     )
     assert one == other
+
+
+def test_a_normalisation_that_is_called_by_keyword_is_seen() -> None:
+    norm = nn.BatchNorm2d(2)
+    x = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    with traced(norm) as trace:
+        norm(input=x)
+    torch.testing.assert_close(trace.variances, [x.var((0, 2, 3), correction=0).mean()])
