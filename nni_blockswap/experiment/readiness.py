@@ -20,10 +20,13 @@ from nni_blockswap.experiment import probe
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.experiment.machines import RemoteMachine, connected, machines_of, run
 from nni_blockswap.training.sources import is_file
-from nni_blockswap.trust import packages_in
+from nni_blockswap.trust import IMPORTED, add_allow, packages_in
 
 FILES, BYTES = 2000, 300 * 2**20
 """As much of trialCodeDirectory as NNI uploads."""
+
+TRIALS = ("trial.distill", "trial.detect")
+"""This project's own, by their modules."""
 
 FIND_PYTHON = """
 [ -z "$1" ] || [ -x "$1/python" ] || [ -x "$1/python3" ] || { echo "holds no program python"; exit 9; }
@@ -50,9 +53,11 @@ def faults(config: Config) -> list[str]:
 def warnings(config: Config) -> list[str]:
     """A sentence for each thing that a person may not want."""
     machines = _machines(config)
-    if len(machines) < 2:
+    if not machines:
         return []
-    found, given = [], _given(config)
+    given, found = _given(config), list(_not_allowed(config))
+    if len(machines) < 2:
+        return found
     if given.teacher is None and not posixpath.isabs(given.teacher_dir):
         found.append(
             "every machine trains a teacher of its own; train one here, python -m trial.teacher --out teachers/mine, "
@@ -65,6 +70,24 @@ def warnings(config: Config) -> list[str]:
     return found
 
 
+def _not_allowed(config: Config) -> Iterator[str]:
+    """Packages of the user's that this project's trials have to be allowed: no signature tells them there."""
+    given = _given(config)
+    allowed = (*IMPORTED, *given.allow, *packages_in(given.space))
+    lacking = [name for name in _of_networks(config) if name not in allowed]
+    if lacking and given.module in TRIALS:
+        names = " ".join(lacking)
+        yield (
+            f"trials on another machine import {names} only where their command says so; add --allow {names} to "
+            "trialCommand."
+        )
+
+
+def _of_networks(config: Config) -> list[str]:
+    """Packages of the import paths that an architecture's parameters hold."""
+    return packages_in([config.arguments.get(name) for name in ("space", "space_args", "model", "model_args")])
+
+
 def _machines(config: Config) -> list[RemoteMachine]:
     return machines_of(config.service, config.path.parent)
 
@@ -73,6 +96,7 @@ def _given(config: Config) -> argparse.Namespace:
     """What the trial's command says of files, in the options of this project's trials."""
     command = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name, default in (
+        ("--space", None),
         ("--data", None),
         ("--data-root", None),
         ("--teacher", None),
@@ -80,6 +104,7 @@ def _given(config: Config) -> argparse.Namespace:
         ("--init", "fresh"),
     ):
         command.add_argument(name, default=default)
+    add_allow(command)
     command.add_argument("-m", dest="module")
     return command.parse_known_args(_words(config))[0]
 
@@ -160,9 +185,9 @@ def _listening() -> socket.socket:
 def _asked(config: Config, port: int) -> dict[str, Any]:
     """What the probe is to look for."""
     given = _given(config)
-    named = [config.arguments.get(name) for name in ("space", "space_args", "model", "model_args")]
     modules = {
-        *packages_in([*named, given.data]),
+        *_of_networks(config),
+        *packages_in(given.data),
         str(given.module or "nni_blockswap").partition(".")[0],
         "nni_blockswap",
     }

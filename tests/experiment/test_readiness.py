@@ -127,6 +127,15 @@ def test_what_a_person_may_not_want_is_a_warning(written: Any) -> None:
     assert len(warnings(config)) == 1
 
 
+def test_packages_of_ones_own_have_to_be_allowed_elsewhere(written: Any) -> None:
+    config = written()
+    config.arguments["space_args"]["extra"] = ["their_blocks:MB(4)"]
+    (warning,) = warnings(config)
+    assert "import their_blocks only where their command says so; add --allow their_blocks to trialCommand" in warning
+    config.content["trialCommand"] += " --allow their_blocks"
+    assert warnings(config) == []
+
+
 def test_the_probe_says_what_it_finds_and_why_there_is_no_way_back() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
