@@ -203,7 +203,33 @@ def _capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
     graph.capture_end()
 
 
-def graphed(chain: FisherChain, network: BlockSpace, batches: Sequence[Labelled]) -> FisherChain | GraphedFisherChain:
+class WhileRecordable:
+    """``fast`` until something cannot be recorded, as memory ran out or a substitute waits for the GPU; then ``plain``.
+
+    Args:
+        fast: what records when a candidate first needs it.
+        plain: makes what measures without recordings.
+    """
+
+    def __init__(self, fast: GraphedFisherChain, plain: Callable[[], FisherChain]) -> None:
+        self.channels = fast.channels
+        self._measuring: GraphedFisherChain | FisherChain = fast
+        self._plain = plain
+
+    def measure(self, choices: Mapping[str, str], index: int = 0) -> Score:
+        """Fisher potential of the architecture ``choices`` on the ``index``-th minibatch."""
+        try:
+            return self._measuring.measure(choices, index)
+        except RuntimeError as error:
+            if isinstance(self._measuring, FisherChain):
+                raise
+            _tell(first_line(error))
+        del self._measuring  # with the memory of all recordings
+        self._measuring = self._plain()
+        return self._measuring.measure(choices, index)
+
+
+def graphed(chain: FisherChain, network: BlockSpace, batches: Sequence[Labelled]) -> FisherChain | WhileRecordable:
     """``chain`` from CUDA graphs, or itself, with a warning, where they do not work or do not give its score."""
     choices = {block.label: block.names[-1] for block in network.blocks()}
     try:
@@ -213,7 +239,11 @@ def graphed(chain: FisherChain, network: BlockSpace, batches: Sequence[Labelled]
         problem = first_line(error)
     else:
         if math.isclose(found, expected, rel_tol=TOLERANCE):
-            return fast
+            return WhileRecordable(fast, partial(FisherChain, network, TASK, batches))
         problem = f"they score {found:g} where it is {expected:g}"
-    warnings.warn(f"CUDA graphs are not used: {problem}. Scores are the same and take longer.", stacklevel=2)
+    _tell(problem)
     return chain
+
+
+def _tell(problem: str) -> None:
+    warnings.warn(f"CUDA graphs are not used: {problem}. Scores are the same and take longer.", stacklevel=3)

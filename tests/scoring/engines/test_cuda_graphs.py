@@ -5,7 +5,7 @@ import torch
 
 from nni_blockswap.scoring.engines import cuda_graphs
 from nni_blockswap.scoring.engines.chain import FisherChain
-from nni_blockswap.scoring.engines.cuda_graphs import CudaRecorder, GraphedFisherChain, graphed
+from nni_blockswap.scoring.engines.cuda_graphs import CudaRecorder, GraphedFisherChain, WhileRecordable, graphed
 from nni_blockswap.scoring.machine import autocast
 from nni_blockswap.scoring.proxies import make_proxy
 from nni_blockswap.tasks.classification import Classification
@@ -103,6 +103,31 @@ def test_graphs_that_do_not_work_are_told_and_not_used(monkeypatch, recorder, me
         assert graphed(chain, network, data) is chain
 
 
+class Unrecordable(Rerun):
+    """A driver that fails at some recording after the first candidate's."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+
+    def __call__(self, place, steps):
+        if self.recorded == 20:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return super().__call__(place, steps)
+
+
+def test_what_cannot_be_recorded_later_is_scored_the_plain_way(monkeypatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "CudaRecorder", Unrecordable)
+    network, data = super_network(WRN, torch.float64), [batch(WRN, torch.float64)]
+    fast = graphed(FisherChain(network, Classification(), data), network, data)
+    plain = FisherChain(super_network(WRN, torch.float64), Classification(), data)
+    rows = covering(network)[:4]
+    with pytest.warns(UserWarning, match="CUDA graphs are not used: operation not permitted") as told:
+        found = [fast.measure(choices).blocks for choices in rows]
+    assert len(told) == 1
+    for blocks, choices in zip(found, rows, strict=True):
+        assert blocks == pytest.approx(plain.measure(choices).blocks, rel=1e-11)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float64", "float32", "bf16"])
 @SPACES
@@ -129,5 +154,7 @@ def test_a_gpu_scores_from_graphs(recwarn) -> None:
     images, labels = batch(WRN, torch.float32)
     data = [(images.to(device), labels.to(device))]
     network = super_network(WRN, torch.float32).to(device)
-    assert isinstance(graphed(FisherChain(network, Classification(), data), network, data), GraphedFisherChain)
+    fast = graphed(FisherChain(network, Classification(), data), network, data)
+    assert isinstance(fast, WhileRecordable)
+    fast.measure(covering(network)[0])
     assert not recwarn
