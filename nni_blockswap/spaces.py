@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 
 from torch import nn
 
+from nni_blockswap.cost.resources import RESOURCES
 from nni_blockswap.cost.table import Table
 from nni_blockswap.errors import BlockSwapError, SpaceError, first_line, shown
 from nni_blockswap.registry import load
@@ -110,7 +111,8 @@ def cost_table(space: str, space_args: Mapping[str, Any] | None = None, resource
         SpaceError: no such space, or its constructor cannot take these arguments.
     """
     wanted = tuple(dict.fromkeys((*ALWAYS, *resources)))
-    return _prepare(space, json.dumps(complete_args(space, space_args or {})), wanted)
+    meant = tuple(id(RESOURCES[name]) for name in wanted)  # a notebook may define one anew
+    return _prepare(space, json.dumps(complete_args(space, space_args or {})), wanted, meant)
 
 
 def table_of_blocks(space: str, space_args: Mapping[str, Any] | None = None, resources: Sequence[str] = ()) -> Table:
@@ -122,7 +124,7 @@ def table_of_blocks(space: str, space_args: Mapping[str, Any] | None = None, res
 
 
 @lru_cache(maxsize=16)
-def _prepare(space: str, arguments: str, resources: tuple[str, ...]) -> Table:
+def _prepare(space: str, arguments: str, resources: tuple[str, ...], meant: tuple[int, ...]) -> Table:
     try:
         return load_space(space).cost_table(resources, **json.loads(arguments))
     except BlockSwapError:

@@ -134,7 +134,13 @@ class Bytes(Megabytes):
     name, unit, size = "own_bytes", "bytes", 1.0
 
 
-def test_costs_are_whole_numbers() -> None:
+class Halves(Bytes):
+    """In bfloat16."""
+
+    size = 2.0
+
+
+def test_costs_are_whole_numbers_of_the_resource_as_it_is_now() -> None:
     RESOURCES.register("megabytes", Megabytes())  # type: ignore[arg-type]
     RESOURCES.register("own_bytes", Bytes())  # type: ignore[arg-type]
     with pytest.raises(BudgetError, match=r"'megabytes' gives \d\.\d+, and a cost is a whole number from 0 on"):
@@ -142,3 +148,5 @@ def test_costs_are_whole_numbers() -> None:
     table = cost_table(WRN, SMALL, ["own_bytes"])
     assert table.original_cost("own_bytes") == 4 * table.original_cost("params")
     assert type(table.column("own_bytes").fixed) is int
+    RESOURCES.register("own_bytes", Halves())  # type: ignore[arg-type]
+    assert cost_table(WRN, SMALL, ["own_bytes"]).original_cost("own_bytes") == 2 * table.original_cost("params")
