@@ -129,8 +129,7 @@ def task_of(
     """
     if loss is not None and recipe.label_smoothing:
         raise ConfigError("label_smoothing belongs to cross-entropy; leave it out beside a loss of your own.")
-    if recipe.warmup and not is_sized(batches[0]):
-        raise ConfigError("warmup counts epochs, and train does not say how many batches it has; leave it out.")
+    recipe.check_sized(sized=is_sized(batches[0]))
     classes = outputs.shape[1] if outputs.dim() > 1 else 1
     judged, judge = (usual_metric(batches[1].first()[1], outputs), None) if metric is None else _own_metric(metric)
     if metric is not None and judged.key in RESERVED:

@@ -167,6 +167,11 @@ class Recipe(Optimisation):
         share = (passed if self.schedule == "cosine_steps" and is_known else epoch) / self.epochs
         return 0.5 * self.lr * (1 + math.cos(math.pi * share))
 
+    def check_sized(self, *, sized: bool) -> None:
+        """Raise ConfigError where it counts the steps of an epoch, and batches do not say how many there are."""
+        if self.warmup and not sized:
+            raise ConfigError("warmup counts epochs, and train does not say how many batches it has; leave it out.")
+
     def of_teacher(self, epochs: int | None) -> "Recipe":
         """The same recipe for the teacher: ``epochs`` where given, nothing to imitate."""
         nobody = replace(self, beta=0.0, kd=0.0, features=0.0, attention="mse", temperature=Recipe().temperature)

@@ -22,7 +22,7 @@ from nni_blockswap.training.machine import Machine, training_device
 from nni_blockswap.training.module import Training
 from nni_blockswap.training.nni_link import is_first_process
 from nni_blockswap.training.program import in_terminal, say
-from nni_blockswap.training.recipe import Optimisation
+from nni_blockswap.training.recipe import Optimisation, Recipe
 
 NONE_TO_JUDGE_ON = "the validation set gives no batch, and nothing can be judged; give it images."
 
@@ -209,12 +209,15 @@ def _interruptible() -> Iterator[None]:
 
 
 def check_batches(task: Task, recipe: Optimisation) -> None:
-    """Raise DataError where the training set is smaller than a batch."""
+    """Raise DataError where the training set is smaller than a batch, ConfigError where a warm-up has no length."""
     examples = getattr(task.train_loader(1), "dataset", None)  # a user's own batches may have none
     if examples is not None and len(examples) < recipe.batch_size:
         raise DataError(f"the training set has {len(examples)} images, less than one batch; lower --batch-size.")
     size = recipe.batch_size // recipe.accumulate
-    _check_some(task.train_loader(size), f"the training set makes no whole batch of {size} images; lower --batch-size.")
+    batches = task.train_loader(size)
+    _check_some(batches, f"the training set makes no whole batch of {size} images; lower --batch-size.")
+    if isinstance(recipe, Recipe):
+        recipe.check_sized(sized=is_sized(batches))
 
 
 def _check_some(batches: Any, sentence: str) -> None:

@@ -1,13 +1,16 @@
 """How a trial runs and ends: one sentence of one process, and no step on less than a batch."""
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch import distributed, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.errors import ConfigError, DataError, TrainingError
@@ -36,7 +39,14 @@ def test_a_training_set_smaller_than_a_batch_is_refused(tmp_path: Path, monkeypa
     assert not (tmp_path / "out" / "result.json").exists()
 
 
-def test_data_of_ones_own_without_a_batch_are_refused(tmp_path: Path) -> None:
+class Endless(IterableDataset[Any]):
+    """Examples of which nobody knows how many there are."""
+
+    def __iter__(self) -> Any:
+        return itertools.repeat((torch.rand(1, 2, 2), 1))
+
+
+def test_data_of_ones_own_that_make_no_epoch_are_refused(tmp_path: Path) -> None:
     network, recipe = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), Recipe(beta=0, batch_size=8, epochs=1)
     six = TensorDataset(torch.rand(6, 1, 2, 2), torch.arange(6) % 2)
     for task, sentence in (
@@ -45,6 +55,9 @@ def test_data_of_ones_own_without_a_batch_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=sentence):
             fit(ImageTraining(network, task, recipe), tmp_path, Machine())
+    endless = LoaderTask(Endless(), [six.tensors])
+    with pytest.raises(ConfigError, match="warmup counts epochs, and train does not say how many batches"):
+        fit(ImageTraining(network, endless, replace(recipe, warmup=2)), tmp_path, Machine())
     with pytest.raises(DataError, match="the validation set gives no batch"):
         evaluate(ImageTraining(network, task, recipe), Machine())
 
