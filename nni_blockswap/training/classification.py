@@ -92,7 +92,7 @@ class ImageTraining(Training):
         images, labels = super().on_after_batch_transfer(batch, dataloader_idx)
         if images.dim() != 4:
             return images, labels
-        self._layout = self._layout or self._layout_for(images[:1])
+        self._layout = self._layout or self._layout_for(images[:2])  # a norm may need two
         return images.contiguous(memory_format=self._layout), labels
 
     def _layout_for(self, example: Tensor) -> torch.memory_format:

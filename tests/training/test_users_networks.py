@@ -66,6 +66,16 @@ def test_a_networks_code_may_need_torchs_own_layout(student: Any, teacher: Any, 
     assert len(after.history) == 3
 
 
+def test_a_norm_of_the_batch_may_stand_behind_a_pool(tmp_path: Path) -> None:
+    pooled, normed = (
+        nn.AdaptiveAvgPool2d(1),
+        nn.BatchNorm2d(8, track_running_stats=False),
+    )  # which one image cannot pass
+    student = nn.Sequential(nn.Conv2d(1, 8, 3), pooled, normed, nn.Flatten(), nn.Linear(8, 4))
+    run(tmp_path, student=student, epochs=1)
+    assert student[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_where_it_can_a_network_is_trained_with_channels_last(tmp_path: Path) -> None:
     student = net(8)
     run(tmp_path, student=student, epochs=1)
