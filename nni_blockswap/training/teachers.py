@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback
 from torch import nn
 
@@ -119,7 +120,7 @@ def given_teacher(original: Architecture, source: str) -> Any:
         CheckpointError: they cannot be found, read, or do not fit.
     """
     network: Any = original.build()
-    if source == ORIGINAL and isinstance(network, BlockSpace):
+    if source == ORIGINAL and isinstance(network, BlockSpace) and _differ(network, original.build()):
         raise CheckpointError(
             f"'{ORIGINAL}' is a network of your own that comes with its weights, and {original.space} draws new ones; "
             "name a checkpoint."
@@ -127,6 +128,12 @@ def given_teacher(original: Architecture, source: str) -> Any:
     if source != ORIGINAL:
         load_weights(network, weights_of(read_source(source), network.state_dict().keys()), source)
     return network
+
+
+def _differ(network: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks of one kind have other weights or statistics."""
+    pairs = zip(network.state_dict().values(), other.state_dict().values(), strict=True)
+    return any(not torch.equal(one, another) for one, another in pairs)
 
 
 def _original(given: argparse.Namespace) -> Architecture:

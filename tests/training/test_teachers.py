@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -30,6 +31,7 @@ from nni_blockswap.training.machine import Machine
 from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.running import evaluate
 from nni_blockswap.training.teachers import TeacherPlan, find_teacher, given_teacher, trained_teacher
+from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import SMALL, WRN
 from trial import teacher
 
@@ -67,6 +69,20 @@ def accuracy_by_hand(network, task) -> float:
 def test_a_space_that_draws_its_weights_has_no_original_ones() -> None:
     with pytest.raises(CheckpointError, match=r"'original' is a network of your own .* draws new ones; name a checkp"):
         given_teacher(STUDENT.teacher(), "original")
+
+
+class Trained(WideResNetSpace):
+    """A space whose constructor takes weights that are there, here those of one seed."""
+
+    def __init__(self, **arguments: Any) -> None:
+        with seeded(7):
+            super().__init__(**arguments)
+
+
+def test_a_space_that_comes_with_its_weights_has_original_ones() -> None:
+    named = Architecture.original(f"{__name__}:Trained", SMALL)
+    first, again = (given_teacher(named, "original").state_dict() for _ in range(2))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
 
 
 def test_a_given_checkpoint_is_loaded_and_measured(task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
