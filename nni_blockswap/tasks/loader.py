@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from nni_blockswap.blocks.digest import digest_of_function
 from nni_blockswap.errors import DataError, TooFewError, first_line
@@ -60,18 +60,19 @@ class OwnBatches:
             yield self._own(images, labels)
 
     def shared(self, number: int, count: int) -> "OwnBatches":
-        """What process ``number`` of ``count`` takes of each batch; what is over of one is left out."""
+        """What process ``number`` of ``count`` takes of each batch; what is over of one is left out.
+
+        Of a batch with fewer images than processes, such as the last one, each takes all: the mean of their gradients
+        is that of the batch. A loader whose sampler is distributed gives each process images of its own already.
+        """
+        if any(isinstance(one, DistributedSampler) for one in samplers(self.batches)):
+            return self
         return OwnBatches(self.batches, self.name, (number, count))
 
     def _own(self, images: Tensor, labels: Tensor) -> Labelled:
         number, count = self._part
         whole = len(images) // count * count
-        if not whole:
-            raise DataError(
-                f"{count} processes share each batch, and one of {self.name} has {len(images)} images; give larger "
-                "ones, as with drop_last=True, or train with --devices 1."
-            )
-        return images[number:whole:count], labels[number:whole:count]
+        return (images[number:whole:count], labels[number:whole:count]) if whole else (images, labels)
 
     def _labels(self, given: Any) -> Tensor:
         try:
@@ -288,7 +289,7 @@ def is_sized(batches: Any) -> bool:
     """Whether it knows how many there are."""
     try:
         return isinstance(batches, Sized) and len(batches) >= 0
-    except TypeError:
+    except (TypeError, NotImplementedError):  # the second is what older datasets without a length raise
         return False
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SubsetRandomSampler,
@@ -35,6 +36,13 @@ class Stream(IterableDataset[Any]):
         return iter(DATASET)
 
 
+class Endless(Stream):
+    """The same, which says so."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
 def batches(source: object) -> Any:
     return own_batches(source, "train", 4, shuffle=True, drop_last=True)
 
@@ -46,6 +54,7 @@ def batches(source: object) -> Any:
         DataLoader(DATASET, 4, drop_last=True),
         [(IMAGES[:4], LABELS[:4]), [IMAGES[4:8], LABELS[4:8].tolist()]],
         Stream(),
+        Endless(),
     ],
 )
 def test_all_kinds_of_sources_can_be_taken_again_and_again(source: object) -> None:
@@ -62,8 +71,18 @@ def test_processes_take_equal_parts_of_each_batch() -> None:
     parts = [[labels.tolist() for _, labels in found.shared(number, 2)] for number in range(2)]
     assert parts == [[[0, 2], [5, 7]], [[1, 3], [6, 8]]]
     assert len(found.shared(1, 2)) == 2
-    with pytest.raises(DataError, match=r"6 processes share each batch, and one of train has 5 images; give larger"):
-        found.shared(0, 6).first()
+
+
+def test_of_a_batch_with_fewer_images_than_processes_each_takes_all() -> None:
+    found = own_batches(DataLoader(DATASET, 9), "train", 9)
+    parts = [[labels.tolist() for _, labels in found.shared(number, 2)] for number in range(2)]
+    assert parts == [[[0, 2, 4, 6], [9]], [[1, 3, 5, 7], [9]]]
+
+
+def test_what_a_distributed_sampler_has_shared_out_is_not_shared_again() -> None:
+    loaders = [DataLoader(DATASET, 5, sampler=DistributedSampler(DATASET, 2, rank, shuffle=False)) for rank in range(2)]
+    shared = [own_batches(one, "train", 5).shared(rank, 2) for rank, one in enumerate(loaders)]
+    assert [[labels.tolist() for _, labels in one] for one in shared] == [[[0, 2, 4, 6, 8]], [[1, 3, 5, 7, 9]]]
 
 
 def test_a_dataset_is_shuffled_for_training_and_whole_for_judging() -> None:
