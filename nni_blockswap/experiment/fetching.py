@@ -47,7 +47,8 @@ def fetch(folder: Path) -> list[str]:
             try:
                 _fetch_from(machine, folder)
             except (MachineError, OSError) as error:
-                faults.append(f"what trials wrote on {machine} stays there for now: {error}")
+                silent = f"it said nothing for {SILENCE:g} seconds." if isinstance(error, TimeoutError) else ""
+                faults.append(f"what trials wrote on {machine} stays there for now: {silent or error}")
     return faults
 
 
