@@ -33,16 +33,18 @@ def copied(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, {id(one): one.detach().clone() for one in held if not one.is_leaf})
 
 
-def tensors_in(given: Any) -> Iterator[Tensor]:
-    """Tensors in nested lists, tuples and dictionaries."""
+def tensors_in(given: Any, above: frozenset[int] = frozenset()) -> Iterator[Tensor]:
+    """Tensors in nested lists, tuples and dictionaries.
+
+    Args:
+        given: any.
+        above: ids of what it stands in, which may stand in it again.
+    """
     if isinstance(given, Tensor):
         yield given
-    elif isinstance(given, Mapping):
-        for item in given.values():
-            yield from tensors_in(item)
-    elif isinstance(given, (list, tuple)):
-        for item in given:
-            yield from tensors_in(item)
+    elif isinstance(given, (Mapping, list, tuple)) and id(given) not in above:
+        for item in given.values() if isinstance(given, Mapping) else given:
+            yield from tensors_in(item, above | {id(given)})
 
 
 def channels_last(network: nn.Module) -> nn.Module:

@@ -94,8 +94,9 @@ def _of_its_kind(conv: nn.Module) -> str | None:
     if "weight" not in dict(conv.named_parameters(recurse=False)):
         return "its weight is computed from other parameters"
     sizes = {name: getattr(conv, name) for name in ("stride", "padding", "dilation")}
-    numbers = (f"its {name} is {size}, no pair" for name, size in sizes.items() if type(size) not in (tuple, str))
-    return next(numbers, None)  # as somebody sets it later
+    fine = {"stride": (tuple, list)}  # the others are a site's own
+    unfit = [name for name, size in sizes.items() if not isinstance(size, fine.get(name, (tuple, str)))]
+    return f"its {unfit[0]} is {sizes[unfit[0]]}, no tuple" if unfit else None  # as somebody sets it later
 
 
 def _of_its_call(conv: nn.Module, call: Call) -> str | None:

@@ -67,6 +67,7 @@ def _of_candidate(resource: Resource, block: Block, name: str, entering: Tensor,
 def _read(resource: Resource, modules: Sequence[nn.Module], run: Callable[[], object]) -> int:
     """What ``modules`` take. Raises BudgetError where that is no whole number: sums of costs are exact."""
     found: Any = resource.read(modules, run)
+    found = found.item() if isinstance(found, Tensor) and found.numel() == 1 else found  # a sum over weights, say
     if not isinstance(found, int | float | np.number) or not float(found).is_integer() or found < 0:
         raise BudgetError(
             f"the resource '{resource.name}' gives {shown(found)}, and a cost is a whole number from 0 on; count in a "

@@ -48,8 +48,8 @@ def changed(**sizes: Any) -> nn.Module:
         (lambda: nn.utils.parametrizations.spectral_norm(conv()), "its weight is computed from other parameters"),
         (lambda: nn.utils.parametrizations.weight_norm(conv()), "its weight is computed from other parameters"),
         (quantised, "quantised"),
-        (lambda: changed(stride=2), "its stride is 2, no pair"),
-        (lambda: changed(dilation=[1, 1]), "its dilation is [1, 1], no pair"),
+        (lambda: changed(stride=2), "its stride is 2, no tuple"),
+        (lambda: changed(dilation=[1, 1]), "its dilation is [1, 1], no tuple"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
@@ -57,6 +57,10 @@ def test_reasons(make: Callable[[], nn.Module], reason: str) -> None:
     found = find(nn.Sequential(conv(3), make(), conv()), IMAGE)
     assert paths(found) == ["2"]
     assert stays(found)["1"] == reason
+
+
+def test_a_stride_may_be_a_list() -> None:
+    assert paths(find(nn.Sequential(conv(3), changed(stride=[2, 2]), conv()), IMAGE)) == ["1", "2"]
 
 
 def test_a_convolution_of_several_tensors_stays() -> None:

@@ -294,6 +294,16 @@ def test_a_network_that_cannot_be_copied() -> None:
         find(network, IMAGE)
     network.kept = {"seen": [network[0].weight * 2]}  # as a forward pass leaves activations, no leaves
     assert len(find(network, IMAGE).sites) == 2
+    network.kept["self"] = network.kept  # as a tree of settings knows its root
+    assert len(find(network, IMAGE).sites) == 2
+
+
+def test_a_network_whose_outputs_cannot_be_compared() -> None:
+    class Sparse(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).to_sparse()
+
+    assert len(find(Sparse(*sequential()), IMAGE).sites) == 2
 
 
 def test_the_block_in_the_middle_of_a_network_can_be_looked_at_alone() -> None:

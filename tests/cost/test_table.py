@@ -1,5 +1,6 @@
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +135,15 @@ class Bytes(Megabytes):
     name, unit, size = "own_bytes", "bytes", 1.0
 
 
+class Counted(Bytes):
+    """As torch's sums give it."""
+
+    name = "own_counted"
+
+    def read(self, modules: Sequence[nn.Module], run: object) -> Any:
+        return torch.tensor(super().read(modules, run)).long()
+
+
 class Halves(Bytes):
     """In bfloat16."""
 
@@ -148,5 +158,7 @@ def test_costs_are_whole_numbers_of_the_resource_as_it_is_now() -> None:
     table = cost_table(WRN, SMALL, ["own_bytes"])
     assert table.original_cost("own_bytes") == 4 * table.original_cost("params")
     assert type(table.column("own_bytes").fixed) is int
+    RESOURCES.register("own_counted", Counted())
+    assert cost_table(WRN, SMALL, ["own_counted"]).original_cost("own_counted") == table.original_cost("own_bytes")
     RESOURCES.register("own_bytes", Halves())  # type: ignore[arg-type]
     assert cost_table(WRN, SMALL, ["own_bytes"]).original_cost("own_bytes") == 2 * table.original_cost("params")
