@@ -42,8 +42,9 @@ def norm_near(network: nn.Module, flow: Flow, begin: int, end: int) -> str | Non
 def _takes_maps(norm: nn.Module) -> bool:
     """Whether one like it runs on (N, C, H, W), as a BatchNorm1d or what scales the last dimension does not."""
     tensors = [one for one in (*norm.parameters(recurse=False), *norm.buffers(recurse=False)) if one.dim()]
-    known = [getattr(norm, name, 0) for name in ("num_features", "num_channels")]
-    channels = 2 * max([1, *known, *map(len, tensors)])  # even, and the width below is not
+    known = [getattr(norm, name, None) for name in ("num_features", "num_channels")]
+    numbers = [size for size in known if isinstance(size, int)]  # in a class of one's own they may be anything
+    channels = 2 * max([1, *numbers, *map(len, tensors)])  # even, and the width below is not
     x = torch.zeros(1, channels, 2, 3, device=tensors[0].device if tensors else None)
     try:
         with torch.no_grad():

@@ -136,6 +136,17 @@ def test_a_normalisation_of_something_else_than_maps_is_not_imitated(head: list[
         assert space(IMAGE).shape == network(IMAGE).shape
 
 
+class Unsized(Own):
+    """It has a torch norm's attribute for something else."""
+
+    num_features = None
+
+
+def test_what_a_normalisation_calls_its_channels_is_its_own_affair() -> None:
+    network = nn.Sequential(conv(3), Unsized(8), conv(), Unsized(8), nn.ReLU())
+    assert [site.norm for site in find(network, IMAGE).sites] == ["3"]
+
+
 class Pooled(nn.Module):
     """An activation and more."""
 
