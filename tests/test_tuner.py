@@ -23,6 +23,10 @@ SETTINGS = {"space": WRN, "space_args": SMALL, "data": "digits", "data_options":
             "at_most": True, "samples": 6, "batch_size": 4}  # fmt: skip
 
 
+FEW = {f"block_{index:02d}": {"_type": "choice", "_value": ["S", "B(2)"][: 2 - min(index, 1)]} for index in range(3)}
+"""A search space of two architectures."""
+
+
 class Dispatcher:
     """What the tuner sees of NNI's dispatcher."""
 
@@ -229,7 +233,8 @@ def test_a_killed_search_goes_on(folder, monkeypatch):
         ({"sampels": 3}, None, "the tuner has no argument 'sampels'"),
         ({"samples": "many"}, None, "samples is a whole number, not 'many'"),
         ({"students": 0}, None, "students is a whole number of at least 1, not 0"),
-        ({"students": 7}, None, "7 students are asked for and 6 architectures have a score"),
+        ({"students": 7}, None, "samples is 6, and 7 students are asked for; raise samples"),
+        ({"students": 3, "budget": "100%"}, FEW, "3 students are asked for and 2 architectures have a score"),
         ({}, {"block_09": {"_type": "choice", "_value": ["S"]}}, "'block_09' is not a block"),
         ({}, {"block_00": {"_type": "uniform", "_value": [0, 1]}}, "its 'block_00' is"),
         ({}, ["S"], "a search space maps each block"),

@@ -59,7 +59,7 @@ def test_a_diverged_run_of_two_processes_says_so_once(trained: list[str], tmp_pa
 
 
 def test_a_teacher_needs_to_know_its_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match="--space MODULE:CLASS or --architecture FILE says whose teacher"):
+    with pytest.raises(SystemExit, match="--model MODULE:FUNCTION or --architecture FILE says whose teacher"):
         run_here(monkeypatch, ["--data", "digits"], teacher)
     with pytest.raises(SystemExit, match="--space-arg: write NAME=VALUE, not 'depth'"):
         run_here(monkeypatch, ["--data", "digits", "--space", WRN, "--space-args", "depth"], teacher)
