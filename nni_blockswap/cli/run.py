@@ -55,9 +55,11 @@ def run(options: argparse.Namespace) -> int:
     try:
         return _watch(experiment, manager, config)
     except KeyboardInterrupt:
-        with suppress(OSError):  # the terminal or the pipe may have ended, too
-            print(f"\nInterrupted. To go on:  nnictl resume {experiment.id}")
-            print(f"To look at it:  nnictl view {experiment.id}", flush=True)
+        with handled(signal.SIG_IGN):  # a second one on its heels, as `timeout` sends it, leaves nothing running
+            with suppress(OSError):  # the terminal or the pipe may have ended, too
+                print(f"\nInterrupted. To go on:  nnictl resume {experiment.id}")
+                print(f"To look at it:  nnictl view {experiment.id}", flush=True)
+            stop(experiment, manager)
         return 130
     finally:
         stop(experiment, manager)

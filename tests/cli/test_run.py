@@ -259,6 +259,28 @@ def test_what_runs_is_stopped_also_where_nobody_reads_what_is_said(monkeypatch, 
     assert (called, manager.returncode) == ([("stop", "abc")], -signal.SIGKILL)
 
 
+def test_a_second_interrupt_on_the_heels_of_the_first_leaves_nothing_running(monkeypatch, tmp_path):
+    """As ``timeout`` sends it: while the command says how to go on."""
+    stopped = []
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    def say(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(run.check, "find_faults", lambda path: [])
+    monkeypatch.setattr(run, "Config", lambda path: SimpleNamespace(path=path))
+    monkeypatch.setattr(run, "start", lambda path, port: (SimpleNamespace(id="mine"), None))
+    monkeypatch.setattr(run, "_watch", interrupted)
+    monkeypatch.setattr(run, "stop", lambda experiment, manager: stopped.append(experiment.id))
+    options = SimpleNamespace(config=str(tmp_path / "config.yml"), port=8080)
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.print", lambda *words, **_: say() if "Interrupted" in str(words) else None)
+        assert run.run(options) == 130
+    assert set(stopped) == {"mine"}
+
+
 @pytest.mark.parametrize("late", [1, 9])
 def test_an_experiment_whose_tuner_comes_too_late_is_started_again(monkeypatch, tmp_path, capsys, late):
     (tmp_path / "log").mkdir()
