@@ -47,6 +47,12 @@ def tensors_in(given: Any, above: frozenset[int] = frozenset()) -> Iterator[Tens
             yield from tensors_in(item, above | {id(given)})
 
 
+def hold_the_same(network: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks of one kind have the same weights and statistics."""
+    pairs = zip(network.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(*pair) for pair in pairs)
+
+
 def channels_last(network: nn.Module) -> nn.Module:
     """The same network, its 4-D weights laid out with channels last: what convolutions like best on CPU and GPU."""
     return laid_out(network, torch.channels_last)

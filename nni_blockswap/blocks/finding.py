@@ -92,6 +92,8 @@ def _forward(model: nn.Module, arguments: tuple[Any, ...]) -> Flow:
 
 def _fixed(model: nn.Module, arguments: tuple[Any, ...], sites: Sequence[FoundSite]) -> dict[str, str]:
     """Why a site cannot be swapped after all, by the paths of its parts."""
+    if not sites:
+        return {}
     expected = {training: _steady(model, arguments, training) for training in (False, True)}
     if _trial(model, arguments, sites, expected) is None:
         return {}

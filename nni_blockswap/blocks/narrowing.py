@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nni_blockswap.blocks.inheritance import importance
 from nni_blockswap.blocks.norms import is_norm, resized
-from nni_blockswap.blocks.weights import redrawing, seeded
+from nni_blockswap.blocks.weights import draw_anew, seeded
 from nni_blockswap.networks import copied
 
 
@@ -185,8 +185,7 @@ def _with_channels(module: nn.Module, before: int, after: int) -> nn.Module:
         if before in buffer.shape:
             setattr(made, name, _taken(buffer, before, torch.arange(after, device=buffer.device) % before))
     vars(made).update(dict.fromkeys(known, after))
-    if (draw := redrawing(made)) is not None:
-        draw()
+    draw_anew(made)
     return made
 
 

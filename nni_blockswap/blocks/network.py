@@ -26,7 +26,7 @@ from nni_blockswap.blocks.space import BlockSpace, is_of_detector, tell
 from nni_blockswap.blocks.substitutes.inverted import MOBILE
 from nni_blockswap.blocks.substitutes.paper import PAPER
 from nni_blockswap.blocks.surgery import extract, place, replace
-from nni_blockswap.blocks.weights import initialise, redrawing
+from nni_blockswap.blocks.weights import draw_anew, initialise
 from nni_blockswap.cost.table import ORIGINAL, Table
 from nni_blockswap.errors import BlockSwapError, SpaceError, first_line
 from nni_blockswap.networks import unwrapped
@@ -107,8 +107,7 @@ class NetworkSpace(BlockSpace):
     def redraw(self) -> None:
         """Fresh weights everywhere, as their classes draw them, but convolutions as ``initialise`` does."""
         for module in self.modules():
-            if (draw := redrawing(module)) is not None:
-                draw()
+            draw_anew(module)
         initialise(self)
 
     @classmethod

@@ -37,6 +37,12 @@ def redrawing(module: nn.Module) -> Callable[[], object] | None:
     return reset
 
 
+def draw_anew(module: nn.Module) -> None:
+    """Fresh weights of one module, as its class draws them, where it can; of nothing inside it."""
+    if (draw := redrawing(module)) is not None:
+        draw()
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw weights, or an augmentation, on the CPU from ``seed``, and leave torch's global generators as they were."""

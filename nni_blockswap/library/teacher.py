@@ -8,7 +8,7 @@ from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.cost.table import ORIGINAL
 from nni_blockswap.errors import CheckpointError, ConfigError, SpaceError
 from nni_blockswap.library import store
-from nni_blockswap.networks import not_a_tensor
+from nni_blockswap.networks import hold_the_same, not_a_tensor
 from nni_blockswap.spaces import load_space
 from nni_blockswap.training import sources
 from nni_blockswap.training.unwrapping import load_weights, weights_of
@@ -58,7 +58,7 @@ def load_teacher(space: str, space_args: Mapping[str, Any], source: str | None) 
                 f"{space} builds a plain {type(network).__name__}, in which a library finds no blocks to learn from; "
                 "let its build return the space itself, or name the network as a model."
             )
-        if source in (None, sources.ORIGINAL) and store.digest(original.build().state_dict()) != digest:
+        if source in (None, sources.ORIGINAL) and not hold_the_same(network, original.build()):
             raise CheckpointError(
                 "the network comes with other weights each time that it is made, so no student could find the "
                 "library's teacher again; let its function load trained weights, or give --teacher FILE."

@@ -38,7 +38,7 @@ from nni_blockswap.training.starting import is_of_library
 RESERVED = ("loss", "top5", "params", "epochs", "seconds", "metric", "versions")
 """Names that a result has already."""
 
-USUAL_BATCH = 128
+USUAL_BATCH = Recipe.batch_size
 """Images a batch of a Dataset, where nobody says how many."""
 
 

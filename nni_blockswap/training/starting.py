@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.blocks.weights import initialise_layer, redrawing, seeded
+from nni_blockswap.blocks.weights import draw_anew, initialise_layer, redrawing, seeded
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.tasks.loader import LoaderTask
 from nni_blockswap.training.sources import ORIGINAL
@@ -139,8 +139,7 @@ def redraw(student: nn.Module, teacher: nn.Module | None, argument: str, seed: i
         _check_can_be_drawn(path, module)
     with seeded(seed):
         for module in student.modules():
-            if (draw := redrawing(module)) is not None:
-                draw()
+            draw_anew(module)
             initialise_layer(module)
     return "fresh weights"
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback
 from torch import nn
 
@@ -18,6 +17,7 @@ from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import CheckpointError, ConfigError
 from nni_blockswap.files import locked
 from nni_blockswap.metric import ACCURACY
+from nni_blockswap.networks import hold_the_same
 from nni_blockswap.own_options import own_network
 from nni_blockswap.results.trial import ARCHITECTURE, WEIGHTS
 from nni_blockswap.scoring import scorer as scoring
@@ -120,7 +120,7 @@ def given_teacher(original: Architecture, source: str) -> Any:
         CheckpointError: they cannot be found, read, or do not fit.
     """
     network: Any = original.build()
-    if source == ORIGINAL and isinstance(network, BlockSpace) and _differ(network, original.build()):
+    if source == ORIGINAL and isinstance(network, BlockSpace) and not hold_the_same(network, original.build()):
         raise CheckpointError(
             f"'{ORIGINAL}' is a network of your own that comes with its weights, and {original.space} draws new ones; "
             "name a checkpoint."
@@ -128,12 +128,6 @@ def given_teacher(original: Architecture, source: str) -> Any:
     if source != ORIGINAL:
         load_weights(network, weights_of(read_source(source), network.state_dict().keys()), source)
     return network
-
-
-def _differ(network: nn.Module, other: nn.Module) -> bool:
-    """Whether two networks of one kind have other weights or statistics."""
-    pairs = zip(network.state_dict().values(), other.state_dict().values(), strict=True)
-    return any(not torch.equal(one, another) for one, another in pairs)
 
 
 def _original(given: argparse.Namespace) -> Architecture:
