@@ -1,7 +1,6 @@
-"""``distill``: any network, any batches, any loss; killed, longer, and refused."""
+"""``distill``: any network, any batches, any loss; and what is refused."""
 
 import copy
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,56 +11,14 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 import nni_blockswap
-from nni_blockswap.errors import ConfigError, DataError, SpaceError, StateError, TrainingError
+from nni_blockswap.errors import ConfigError, DataError, SpaceError, TrainingError
 from nni_blockswap.files import read_json
 from nni_blockswap.metric import Metric
-from nni_blockswap.training.distilling import Distilled, distill
-from nni_blockswap.training.recipe import Recipe
-
-ROOT = Path(__file__).parents[2]
-
-
-def net(width: int, seed: int = 0, classes: int = 4) -> nn.Sequential:
-    """A small network of two stages."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(width, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(8, classes),
-    )  # fmt: skip
-
-
-def examples(count: int, seed: int) -> TensorDataset:
-    """Noise with one bright quarter, which is the class."""
-    draw = torch.Generator().manual_seed(seed)
-    images, labels = torch.randn(count, 1, 8, 8, generator=draw), torch.arange(count) % 4
-    for image, label in zip(images, labels.tolist(), strict=True):
-        image[:, 4 * (label // 2) : 4 * (label // 2) + 4, 4 * (label % 2) : 4 * (label % 2) + 4] += 2.0
-    return TensorDataset(images, labels)
-
-
-TRAIN, VAL = examples(128, 0), examples(40, 1)
-BATCHES, HELD_OUT = list(DataLoader(TRAIN, 32)), list(DataLoader(VAL, 20))
-
-
-@pytest.fixture(scope="module")
-def teacher() -> nn.Module:
-    return net(16, seed=1)
-
-
-def run(out: Path, teacher: nn.Module | None = None, **options: Any) -> Distilled:
-    given = {"train": BATCHES, "val": HELD_OUT, "epochs": 2, "beta": 0, "lr": 0.05, **options}
-    student = given.pop("student", None) or net(8)
-    return distill(student, teacher, out=out, **given)
-
-
-def accuracy(network: nn.Module) -> float:
-    images, labels = VAL.tensors
-    with torch.no_grad():
-        return (network.eval()(images).argmax(1) == labels).float().mean().item()
+from nni_blockswap.training.distilling import distill
+from tests.training.quarters import BATCHES, HELD_OUT, ROOT, TRAIN, VAL, accuracy, net, run
 
 
 def test_it_trains_judges_and_keeps_what_it_says(tmp_path: Path, teacher: nn.Module) -> None:
@@ -127,88 +84,6 @@ def test_a_users_loader_has_its_own_generators_again(tmp_path: Path) -> None:
     assert orders[0] == orders[1]  # the seed decides, wherever the loader's generator stood
     assert loader.generator is generator
     assert loader.sampler.generator is generator
-
-
-PROGRAM = """
-import os, signal, sys, torch
-from torch.utils.data import DataLoader
-from tests.training.test_distilling import TRAIN, VAL, net, run
-from nni_blockswap.training.classification import ImageTraining
-step = ImageTraining.training_step
-def killed(self, batch, batch_idx):
-    if self.current_epoch == 1 and batch_idx == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch, batch_idx)
-ImageTraining.training_step = killed
-torch.set_num_threads(1)
-run(sys.argv[1], net(16, seed=1), train=DataLoader(TRAIN, 32, shuffle=True), epochs=3, beta=1.0, kd=0.5, ema=0.8)
-"""
-
-
-def test_a_killed_run_goes_on_and_ends_where_it_would_have(tmp_path: Path, teacher: nn.Module) -> None:
-    killed = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "cut")], cwd=ROOT, capture_output=True, text=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    options = {"epochs": 3, "beta": 1.0, "kd": 0.5, "ema": 0.8}
-    cut, whole = (
-        run(tmp_path / name, teacher, student=net(8, seed), train=DataLoader(TRAIN, 32, shuffle=True), **options)
-        for name, seed in (("cut", 7), ("whole", 0))  # a resumed student's weights are the checkpoint's
-    )
-    assert [len(result.history) for result in (cut, whole)] == [3, 3]
-    assert cut.history == whole.history
-    for name, value in whole.student.state_dict().items():
-        assert torch.equal(value, cut.student.state_dict()[name]), name
-
-
-def test_more_epochs_go_on_with_a_word_and_fewer_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = run(tmp_path, epochs=2)
-    capsys.readouterr()
-    longer = run(tmp_path, epochs=4)
-    said = capsys.readouterr().out
-    assert f"the run of 2 epochs in '{tmp_path}' becomes one of 4, and goes on under the schedule of 4 epochs" in said
-    assert [f"epoch {n}/4" in said for n in (1, 2, 3, 4)] == [False, False, True, True]
-    assert longer.history[:2] == first.history
-    recipe = Recipe(epochs=4, lr=0.05)
-    rates = [epoch["learning_rate"] for epoch in longer.history[2:]]
-    assert rates == pytest.approx([recipe.learning_rate(2), recipe.learning_rate(3)])
-    assert read_json(tmp_path / "result.json")["epochs"] == 4
-    settings = read_json(tmp_path / "settings.json")
-    assert (settings["epochs"], settings["extended_from"]) == (4, [2])
-    with pytest.raises(StateError, match="holds a run of 4 epochs, which can be made longer and not shorter"):
-        run(tmp_path, epochs=3)
-
-
-def test_a_moved_folder_keeps_its_best_epoch(tmp_path: Path) -> None:
-    def run_judged(folder: str, epochs: int, value: float) -> Distilled:
-        return run(tmp_path / folder, epochs=epochs, metric=("mine", lambda outputs, labels: value))
-
-    first = torch.load(run_judged("here", 1, value=0.9).best_weights, weights_only=True)
-    (tmp_path / "here").rename(tmp_path / "there")
-    worse = run_judged("there", 2, value=0.4)
-    kept = torch.load(worse.best_weights, weights_only=True)
-    assert (worse.metric, worse.best) == pytest.approx((0.4, 0.9))
-    assert all(torch.equal(value, kept[name]) for name, value in first.items())
-    (tmp_path / "there").rename(tmp_path / "elsewhere")
-    assert run_judged("elsewhere", 2, value=0.4).best == pytest.approx(0.9)  # complete, and told once more
-
-
-@pytest.mark.parametrize(
-    ("other", "named"),
-    [
-        ({"lr": 0.1}, "lr"),
-        ({"student": net(4)}, "student"),
-        ({"teacher": net(8)}, "teacher"),
-        ({"val": list(DataLoader(TRAIN, 20))}, "data"),
-        ({"init": "fresh"}, "init"),
-    ],
-)
-def test_another_runs_folder_is_refused(other: dict[str, Any], named: str, tmp_path: Path) -> None:
-    run(tmp_path, epochs=1, limit_steps=1)
-    with pytest.raises(StateError, match=f"holds a run with another {named}; give this one a folder of its own"):
-        run(tmp_path, **{"epochs": 1, "limit_steps": 1, **other})
 
 
 def test_data_that_comes_in_another_order_every_time_is_no_hindrance(tmp_path: Path) -> None:
@@ -318,20 +193,6 @@ def test_it_goes_on_while_its_metric_is_undefined(tmp_path: Path) -> None:
 
     result = run(tmp_path, epochs=4, patience=2, metric=("late", late))
     assert [epoch["val/late"] for epoch in result.history][1:] == [pytest.approx(0.5)] * 3
-
-
-def test_it_stops_early_and_stays_stopped_until_it_is_made_longer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def run_still(epochs: int) -> Distilled:
-        metric = ("constant", lambda outputs, labels: 0.5)  # never becomes better
-        return run(tmp_path, epochs=epochs, patience=2, metric=metric)
-
-    assert len(run_still(9).history) == 3
-    capsys.readouterr()
-    assert len(run_still(9).history) == 3
-    assert "epoch 4" not in capsys.readouterr().out
-    assert len(run_still(10).history) == 4
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nni_blockswap.errors import BlockSwapError
 from nni_blockswap.networks import not_finite
-from tests.training.test_distilling import BATCHES, net, run
+from tests.training.quarters import BATCHES, net, run
 
 
 class Masked(nn.Sequential):

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 from nni_blockswap.errors import ConfigError, DataError, TrainingError
 from nni_blockswap.metric import Metric
 from nni_blockswap.training.reporting import History
-from tests.training.test_distilling import BATCHES, HELD_OUT, TRAIN, net, run
+from tests.training.quarters import BATCHES, HELD_OUT, TRAIN, net, run
 
 
 def test_mixed_labels_are_learned_and_told_by_the_largest_share(tmp_path: Path) -> None:
