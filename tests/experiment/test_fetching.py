@@ -109,7 +109,9 @@ def test_a_machine_that_falls_silent_is_not_waited_for(
 ) -> None:
     here = experiment(tmp_path / "abc7", two_machines[:1])
     trial(two_machines[0], here, "t1")
-    sshd = next(one for one in psutil.Process().children() if f"{two_machines[0]['home']}.conf" in one.cmdline())
+    settings = f"{two_machines[0]['home']}.conf"
+    running = psutil.process_iter(["cmdline"])  # which has none of a child of another test that nobody waited for
+    sshd = next(one for one in running if settings in (one.info["cmdline"] or ()))
     frozen: list[psutil.Process] = []
 
     def freeze(*_: object) -> bool:
