@@ -170,7 +170,8 @@ class Budget:
 
     def unused(self, table: Table, costs: Mapping[str, int]) -> dict[str, float]:
         """The share of the most allowed of each limited resource that an architecture with ``costs`` leaves over."""
-        return {resource: 1 - costs[resource] / most for resource, (_, most) in self.bounds(table).items()}
+        allowed = {resource: most for resource, (_, most) in self.bounds(table).items()}
+        return {resource: 1 - costs[resource] / most if most else 0.0 for resource, most in allowed.items()}
 
     def spelled_unused(self, table: Table, costs: Mapping[str, int]) -> str:
         """``unused`` for people: ``0.3% of params, 41.0% of macs unused``."""

@@ -161,6 +161,8 @@ def test_what_a_budget_means_is_told_in_its_units() -> None:
 def test_what_is_left_over() -> None:
     budget = Budget.parse("35%,macs=9K", 0.1)  # up to 385 and 9900
     assert budget.unused(TABLE, {"params": 308, "macs": 9900}) == pytest.approx({"params": 0.2, "macs": 0.0})
+    of_none = Budget(params=0.0001)  # of a teacher with 1,000, nothing
+    assert of_none.spelled_unused(TABLE, {"params": 0}) == "0.0% of params unused"
 
 
 def test_a_share_is_of_the_original_network_also_where_the_space_is_narrowed_to_others() -> None:
