@@ -20,7 +20,8 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 def fold_batch_norms(snapshot: Snapshot) -> None:
     """Fold every BN that alone takes what a convolution gives; an identity stays in its place.
 
-    Convolutions whose weight is computed from others, as by ``weight_norm``, stay as they are.
+    Convolutions whose weight is computed from others, as by ``weight_norm``, stay as they are, and transposed ones in
+    groups, which torch folds wrongly.
 
     Raises:
         ExportError: the network cannot be traced, or gives other outputs afterwards.
@@ -54,7 +55,10 @@ def _pairs(network: nn.Module) -> Iterator[tuple[Convolution, BatchNorm]]:
         convolution = whole.get_submodule(node.target)
         own = [name for name, _ in convolution.named_parameters(recurse=False)]
         followers = [whole.get_submodule(user.target) for user in node.users if user.op == "call_module"]
-        if isinstance(convolution, Convolution) and "weight" in own and len(node.users) == len(followers) == 1:
+        grouped = isinstance(convolution, Transposed) and convolution.groups > 1
+        if not isinstance(convolution, Convolution) or grouped or "weight" not in own:
+            continue
+        if len(node.users) == len(followers) == 1:
             norm = followers[0]
             if isinstance(norm, BatchNorm) and norm.track_running_stats and times[convolution] == times[norm] == 1:
                 yield convolution, norm

@@ -52,6 +52,11 @@ def test_transposed_convolutions_are_folded():
     assert norms(folded(network)) == []
 
 
+def test_a_transposed_convolution_in_groups_stays():
+    network = nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=2), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    assert norms(folded(network, (4, 8, 8))) == ["1"]
+
+
 class Twice(nn.Module):
     """A convolution called twice, and one whose output goes past its BN, too."""
 
