@@ -14,6 +14,8 @@ Part = TypeVar("Part")
 
 DETECTOR = "a detector, which takes its images as a list, is not exported: keep its state_dict"
 
+NOT_FOLLOWED = "something in its forward pass, such as a hook or a branch on the data, was not followed"
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -57,19 +59,16 @@ class Snapshot:
         _check_outputs(outputs, len(images) if dynamic_batch else None)
         return cls(copy, images, outputs, dynamic_batch)
 
-    def check_same(self, outputs: Any, what: str) -> None:
+    def check_same(self, outputs: Any, what: str, reason: str = NOT_FOLLOWED) -> None:
         """Compare with the network's own outputs.
 
         Raises:
-            ExportError: they differ by more than rounding; ``what`` says whose they are.
+            ExportError: they differ by more than rounding; ``what`` says whose they are, ``reason`` why that may be.
         """
         pairs = list(zip(parts_of(self.outputs, Tensor), parts_of(outputs, Tensor), strict=True))
         if not all(_equal_to_rounding(ours, theirs) for ours, theirs in pairs):
             worst = max(float((ours.double() - theirs.double()).abs().max()) for ours, theirs in pairs)
-            raise ExportError(
-                f"{what} gives other outputs than the network (by up to {worst:.2g}): something in its forward pass, "
-                "such as a hook or a branch on the data, was not followed."
-            )
+            raise ExportError(f"{what} gives other outputs than the network (by up to {worst:.2g}): {reason}.")
 
 
 def parts_of(value: Any, kind: type[Part]) -> list[Part]:

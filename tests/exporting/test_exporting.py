@@ -180,6 +180,18 @@ def test_onnx_names_the_packages_that_it_needs(tmp_path, monkeypatch):
         export(nn.Conv2d(3, 4, 3), tmp_path / "net.onnx", IMAGES)
 
 
+def test_a_graph_that_does_otherwise_than_the_network_is_not_written(tmp_path):
+    network = nn.AvgPool2d(2, divisor_override=3)  # which torch.onnx passes over in silence
+    with pytest.raises(ExportError, match=r"in ONNX Runtime the network gives other outputs .*; export to \.pt2\.$"):
+        export(network, tmp_path / "net.onnx", IMAGES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_operation_that_onnx_lacks_is_named(tmp_path):
+    with pytest.raises(ExportError, match=r"cannot write the network: No ONNX function .*adaptive_max_pool2d"):
+        export(nn.AdaptiveMaxPool2d((3, 5)), tmp_path / "net.onnx", IMAGES)
+
+
 @pytest.mark.parametrize("form", ["pt2", "safetensors"])
 def test_a_write_that_fails_leaves_the_older_file(form, tmp_path, monkeypatch):
     path = tmp_path / f"net.{form}"
