@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nni_blockswap.errors import ConfigError
+
 
 def unwrapped(network: nn.Module) -> nn.Module:
     """The network inside what ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel`` has put around it.
@@ -66,9 +68,15 @@ def laid_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
     return network
 
 
-def not_a_tensor(state: Mapping[str, Any]) -> str | None:
-    """What a ``state_dict`` holds that is no tensor, as ``get_extra_state`` makes it; None where there is nothing."""
-    return next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
+def check_tensors_alone(network: nn.Module, name: str, reason: str) -> None:
+    """Raise ConfigError where the ``state_dict`` of ``name`` holds more than tensors, as ``get_extra_state`` makes it.
+
+    Args:
+        reason: who keeps tensors alone.
+    """
+    kept = next((key for key, value in network.state_dict().items() if not isinstance(value, Tensor)), None)
+    if kept is not None:
+        raise ConfigError(f"{name} keeps '{kept}' (get_extra_state), and {reason}; make it a buffer.")
 
 
 def not_finite(network: nn.Module, among: Container[str] | None = None) -> str | None:

@@ -13,13 +13,13 @@ from nni_blockswap.blocks.inheritance import settle_all
 from nni_blockswap.blocks.shells import Block
 from nni_blockswap.blocks.weights import initialise, seeded
 from nni_blockswap.cost.table import ORIGINAL
-from nni_blockswap.errors import CheckpointError, ConfigError, StateError
+from nni_blockswap.errors import CheckpointError, StateError
 from nni_blockswap.files import remove_abandoned
 from nni_blockswap.library import store
 from nni_blockswap.library.fitting import LastConvolution
 from nni_blockswap.library.measuring import Error, spread
 from nni_blockswap.library.settings import LibrarySettings
-from nni_blockswap.networks import channels_last, not_a_tensor
+from nni_blockswap.networks import channels_last, check_tensors_alone
 from nni_blockswap.seeds import derived_seed
 
 KNOWN = 1e-9
@@ -103,10 +103,7 @@ class Bench:
         with seeded(self._seed(name)):
             candidate = self.block.site.build(name)
             initialise(candidate)
-        if (kept_apart := not_a_tensor(candidate.state_dict())) is not None:
-            raise ConfigError(
-                f"{name} keeps '{kept_apart}' (get_extra_state), and a library keeps tensors alone; make it a buffer."
-            )
+        check_tensors_alone(candidate, name, "a library keeps tensors alone")
         if self.begin:
             go_on(candidate, of_candidate(kept, name), f"{name} of {self.block.label}", self._folder)
         return channels_last(candidate.to(self._device))

@@ -6,9 +6,9 @@ from typing import Any
 from nni_blockswap.architecture import Architecture
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.cost.table import ORIGINAL
-from nni_blockswap.errors import CheckpointError, ConfigError, SpaceError
+from nni_blockswap.errors import CheckpointError, SpaceError
 from nni_blockswap.library import store
-from nni_blockswap.networks import hold_the_same, not_a_tensor
+from nni_blockswap.networks import check_tensors_alone, hold_the_same
 from nni_blockswap.spaces import load_space
 from nni_blockswap.training import sources
 from nni_blockswap.training.unwrapping import load_weights, weights_of
@@ -44,13 +44,8 @@ def load_teacher(space: str, space_args: Mapping[str, Any], source: str | None) 
     elif isinstance(network, BlockSpace):
         raise CheckpointError("a library learns from a trained teacher; name its checkpoint.")
     network.eval().requires_grad_(False)
-    state = network.state_dict()
-    if (kept := not_a_tensor(state)) is not None:
-        raise ConfigError(
-            f"the network keeps '{kept}' (get_extra_state), and a library tells its teacher by tensors alone; make it "
-            "a buffer."
-        )
-    digest = store.digest(state)
+    check_tensors_alone(network, "the network", "a library tells its teacher by tensors alone")
+    digest = store.digest(network.state_dict())
     if not isinstance(network, BlockSpace):  # a user's own
         kind: Any = load_space(space)
         if not hasattr(kind, "in_shells"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from nni_blockswap.errors import TrainingError
-from nni_blockswap.networks import not_finite
+from nni_blockswap.networks import check_tensors_alone, not_finite
 from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.draws import drawing
 from nni_blockswap.training.averaging import averaged
@@ -33,12 +33,16 @@ class Training(LightningModule):
         network: what is trained.
         task: where the batches come from.
         recipe: optimiser and schedule.
+
+    Raises:
+        ConfigError: the network keeps what a checkpoint does not.
     """
 
     recipe: Optimisation
 
     def __init__(self, network: nn.Module, task: Any, recipe: Optimisation) -> None:
         super().__init__()
+        check_tensors_alone(network, "the network", "checkpoints hold tensors alone")
         self.network = network
         self.task = task
         self.recipe = recipe

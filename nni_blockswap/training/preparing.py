@@ -15,7 +15,7 @@ from nni_blockswap.blocks.capture import captured
 from nni_blockswap.blocks.points import equal_points, moved, shared_points, undisturbed
 from nni_blockswap.errors import ConfigError, DataError, first_line
 from nni_blockswap.metric import ACCURACY, Metric
-from nni_blockswap.networks import copied, not_a_tensor, unwrapped
+from nni_blockswap.networks import check_tensors_alone, copied, unwrapped
 from nni_blockswap.tasks.base import fingerprint
 from nni_blockswap.tasks.data_module import is_data_module, loaders_of
 from nni_blockswap.tasks.draws import drawing, undrawn
@@ -78,11 +78,7 @@ def network_of(given: object, name: str) -> nn.Module:
     network = unwrapped(given)
     if network is not given:
         say(f"the {name} is taken without the {type(given).__name__} around it.")
-    kept = not_a_tensor(network.state_dict())
-    if kept is not None:
-        raise ConfigError(
-            f"the {name} keeps '{kept}' (get_extra_state), and checkpoints hold tensors alone; make it a buffer."
-        )
+    check_tensors_alone(network, f"the {name}", "checkpoints hold tensors alone")
     return network
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from nni_blockswap.architecture import Architecture
 from nni_blockswap.training import distillation_trial
 from search_spaces.wide_resnet import WideResNetSpace
 from tests.conftest import WRN
-from tests.trial.starting import ROOT, files_in, run_here
+from tests.trial.starting import ALONE, ROOT, files_in, run_here
 from trial import teacher
 
 
@@ -126,3 +127,14 @@ def test_what_is_no_teacher_is_refused_in_a_sentence(
     with pytest.raises(SystemExit, match=f"^trial: {sentence}") as ended:
         run_here(monkeypatch, [*trained, "--out", str(tmp_path / "out"), "--teacher", teacher])
     assert "\n" not in str(ended.value)
+
+
+def test_a_network_that_keeps_what_is_no_tensor_is_refused_before_it_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"model": "tests.library.own:Keeping", "input_size": [1, 8, 8], "extra": ["W(1/2)"]}
+    Architecture.original("nni_blockswap.blocks.network:NetworkSpace", arguments).save(tmp_path / "student.json")
+    command = ["--architecture", str(tmp_path / "student.json"), "--allow", "tests", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=r"keeps '_extra_state' \(get_extra_state\), and checkpoints hold tensors"):
+        run_here(monkeypatch, [*command, *ALONE, "--beta", "0"])
+    assert not list((tmp_path / "out").rglob("*.ckpt"))
