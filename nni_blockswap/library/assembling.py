@@ -56,7 +56,7 @@ def _as_loaded(architecture: Architecture, teacher: Mapping[str, Any]) -> dict[s
     """The teacher's weights as the space's original has them, by its names and in its types."""
     with seeded(0):
         original = architecture.teacher().build()
-    load_weights(original, weights_of(teacher, original.state_dict().keys()), "the teacher")
+    load_weights(original, teacher, "the teacher")
     return original.state_dict()
 
 

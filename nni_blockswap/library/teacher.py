@@ -11,7 +11,7 @@ from nni_blockswap.library import store
 from nni_blockswap.networks import check_tensors_alone, hold_the_same
 from nni_blockswap.spaces import load_space
 from nni_blockswap.training import sources
-from nni_blockswap.training.unwrapping import load_weights, weights_of
+from nni_blockswap.training.unwrapping import load_weights
 
 
 def original_of(space: str, space_args: Mapping[str, Any]) -> Architecture:
@@ -40,7 +40,7 @@ def load_teacher(space: str, space_args: Mapping[str, Any], source: str | None) 
     original = original_of(space, space_args)
     network: Any = original.build()
     if source is not None and source != sources.ORIGINAL:
-        load_weights(network, weights_of(sources.read_source(source), network.state_dict().keys()), source)
+        load_weights(network, sources.read_source(source), source)
     elif isinstance(network, BlockSpace):
         raise CheckpointError("a library learns from a trained teacher; name its checkpoint.")
     network.eval().requires_grad_(False)

@@ -32,7 +32,7 @@ from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.reporting import EpochReport
 from nni_blockswap.training.running import evaluate, fit
 from nni_blockswap.training.sources import ORIGINAL, read_source
-from nni_blockswap.training.unwrapping import load_weights, weights_of
+from nni_blockswap.training.unwrapping import load_weights
 
 HARDLY = 1.5
 """How many times chance the accuracy of a teacher should be."""
@@ -126,7 +126,7 @@ def given_teacher(original: Architecture, source: str) -> Any:
             "name a checkpoint."
         )
     if source != ORIGINAL:
-        load_weights(network, weights_of(read_source(source), network.state_dict().keys()), source)
+        load_weights(network, read_source(source), source)
     return network
 
 

@@ -53,12 +53,13 @@ def _state(content: Any) -> dict[str, Tensor] | None:
     return next((state for state in held if state is not None), None)
 
 
-def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load ``state``, all of it and nothing else, into ``network``.
+def load_weights(network: nn.Module, checkpoint: Any, source: str) -> None:
+    """Load the state_dict in ``checkpoint``, all of it and nothing else, into ``network``.
 
     Raises:
-        CheckpointError: names or shapes differ, or some are no finite numbers.
+        CheckpointError: it holds none; names or shapes differ; or some are no finite numbers.
     """
+    state = weights_of(checkpoint, network.state_dict().keys())
     try:
         missing, unexpected = network.load_state_dict(state, strict=False)
     except RuntimeError as error:  # about shapes, a line each
