@@ -128,7 +128,7 @@ def _conclude(
     link: NNILink | None,
     compared: Mapping[str, Any],
 ) -> None:
-    """Say how it ended, and publish."""
+    """Publish, and say how it ended."""
     metric = module.task.metric
     figures = {name.replace("/", "_"): value for name, value in module.figures.items()}
     figures |= {f"best_{metric.key}": finished.best, **compared}

@@ -14,6 +14,7 @@ from nni_blockswap.blocks.points import equal_points
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import ConfigError, shown
+from nni_blockswap.ranges import COUNT
 from nni_blockswap.results.trial import ARCHITECTURE
 from nni_blockswap.tasks import Task, make_task
 from nni_blockswap.training import options, pruning
@@ -58,6 +59,8 @@ def check(given: argparse.Namespace) -> tuple[Recipe, Machine]:
     """The recipe and the machine in the command line. Raises ConfigError where nobody could train by it."""
     check_start(given.init)
     check_source(given.teacher)
+    if given.teacher_epochs is not None:
+        COUNT.check("--teacher-epochs", given.teacher_epochs)
     if is_of_library(given.init) and given.teacher is None:
         source = taught_by(given.init)
         if source is None or not (Path(given.teacher_dir) / Path(source).name).is_file():
@@ -164,10 +167,9 @@ def _conclude(
     link: NNILink | None,
     given: argparse.Namespace,
 ) -> None:
-    """Say how it ended, and publish."""
+    """Publish, and say how it ended."""
     metric = module.task.metric
     value, best = module.figures[metric.key], finished.best
-    say(f"done: {metric} {metric.show(value)} (best epoch {metric.show(best)}); results in '{out}'.")
     figures = {**module.figures, f"best_{metric.key}": best, **_compared(given)}
     if teacher is not None:
         figures[f"teacher_{metric.key}"] = teacher.figure
@@ -181,6 +183,7 @@ def _conclude(
         deployed.save(out / ARCHITECTURE)
         figures |= {"params": deployed.params, "macs": deployed.macs}
     publish(out, module.evaluated, finished, metric=metric, figures=figures, about=described(architecture), link=link)
+    say(f"done: {metric} {metric.show(value)} (best epoch {metric.show(best)}); results in '{out}'.")
 
 
 def _compared(given: argparse.Namespace) -> dict[str, Any]:

@@ -126,8 +126,8 @@ def distill(
     """
     out, given = Path(out), student
     plan = recipe_of(epochs, train, batch_size, init, recipe)
-    batches = batches_of(train, val, plan.batch_size // plan.accumulate, workers)
     machine = Machine("1", precision, workers, limit_steps)
+    batches = batches_of(train, val, plan.batch_size // plan.accumulate, workers)
     with quietly(), left_alone(*batches):
         student = network_of(student, "student")
         teacher = None if teacher is None else copy_of(network_of(teacher, "teacher"))

@@ -33,7 +33,7 @@ from nni_blockswap.training.attention import attention_distances
 from nni_blockswap.training.machine import training_device
 from nni_blockswap.training.program import say
 from nni_blockswap.training.recipe import OF_A_LIBRARY, TERMS, Recipe
-from nni_blockswap.training.starting import is_of_library
+from nni_blockswap.training.starting import check_start, is_of_library
 
 RESERVED = ("loss", "top5", "params", "epochs", "seconds", "metric", "versions")
 """Names that a result has already."""
@@ -49,7 +49,11 @@ def recipe_of(epochs: int, train: Any, batch_size: int | None, init: str | None,
         raise ConfigError(f"distill has no option '{name}'; a recipe's are {', '.join(sorted(known))}.")
     if batch_size is not None and not isinstance(train, Dataset):
         raise ConfigError("batch_size is for a Dataset; the batches of train have a size already.")
-    size = (batch_size or USUAL_BATCH) if isinstance(train, Dataset) else given.get("accumulate", 1)
+    if init is not None:
+        check_start(init)
+    size = given.get("accumulate", 1)
+    if isinstance(train, Dataset):
+        size = USUAL_BATCH if batch_size is None else batch_size
     usual = OF_A_LIBRARY if is_of_library(init) else {}
     return Recipe(epochs=epochs, batch_size=size, **{**usual, **given})
 

@@ -43,9 +43,14 @@ def start(student: nn.Module, how: str, teacher: nn.Module | None, seed: int) ->
 
 
 def check_start(how: str) -> None:
-    """Raise ConfigError unless there is such a start."""
-    if how.partition("=")[0] not in STARTS:
+    """Raise ConfigError unless there is such a start, with a folder where it takes one, and only there."""
+    name, _, argument = how.partition("=")
+    if name not in STARTS:
         raise ConfigError(f"a student starts from {' or '.join(STARTS)}, not '{how}'.")
+    if name == LIBRARY and not argument:
+        raise ConfigError(f"a student starts from a library in a folder, --init {LIBRARY}=DIR; name it.")
+    if name in (FRESH, TEACHER) and how != name:
+        raise ConfigError(f"--init {name} takes nothing beside it, not '{how}'; --teacher says whose weights to take.")
 
 
 def library_folder(how: str | None) -> str | None:
@@ -198,13 +203,13 @@ def from_library(student: nn.Module, teacher: nn.Module | None, argument: str, s
     """What is not swapped from the teacher, the rest from the library in the folder ``argument``.
 
     Raises:
-        ConfigError: there is no folder or no teacher, or nobody knows which architecture the student is.
+        ConfigError: there is no teacher, or nobody knows which architecture the student is.
         StateError: the library is of another space or teacher.
     """
     from nni_blockswap.library.assembling import furnish
 
     architecture = getattr(student, "architecture", None)
-    if teacher is None or not isinstance(architecture, Architecture) or not argument:
+    if teacher is None or not isinstance(architecture, Architecture):
         raise ConfigError(
             "a student starts from a library, library=DIR, if an Architecture has built it and it has a teacher."
         )

@@ -95,5 +95,10 @@ def test_what_cannot_be_done_is_refused() -> None:
         start(nn.Linear(1, 1), "teacher", None, 0)
     with pytest.raises(ConfigError, match="no weights of the names and shapes"):
         start(nn.Linear(1, 1), "teacher", nn.Linear(2, 2), 0)
-    with pytest.raises(ConfigError, match="a student starts from fresh or teacher or library, not 'best'"):
-        start(nn.Linear(1, 1), "best", None, 0)
+    for how, said in (
+        ("best", "a student starts from fresh or teacher or library, not 'best'"),
+        ("teacher=t.pt", "--init teacher takes nothing beside it, not 'teacher=t.pt'; --teacher says whose"),
+        ("library=", "a student starts from a library in a folder, --init library=DIR; name it"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            start(nn.Linear(1, 1), how, None, 0)

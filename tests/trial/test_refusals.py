@@ -32,6 +32,8 @@ from trial import teacher
         (["--devices", "9" * 5000], "--devices is a number of devices or 'auto', not '9999"),
         (["--precision", "bf16-true"], "--precision is one of auto, 32-true, 16-mixed, bf16-mixed, not 'bf16-true'"),
         (["--precision", "64-true"], "--precision is one of .*, not '64-true'"),
+        (["--teacher-epochs", "0"], "--teacher-epochs must be above 0, not 0"),
+        (["--init", "teacher=teacher.pt"], "--init teacher takes nothing beside it, not 'teacher=teacher.pt'"),
         (["--workers", "-1"], "--workers must not be negative, as -1 is"),
         (["--workers", "100000"], "--workers is at most 1,024, not 100000"),
         (["--limit-steps", "0"], "--limit-steps must be above 0, not 0"),
@@ -138,3 +140,15 @@ def test_a_network_that_keeps_what_is_no_tensor_is_refused_before_it_is_trained(
     with pytest.raises(SystemExit, match=r"keeps '_extra_state' \(get_extra_state\), and checkpoints hold tensors"):
         run_here(monkeypatch, [*command, *ALONE, "--beta", "0"])
     assert not list((tmp_path / "out").rglob("*.ckpt"))
+
+
+def test_results_that_cannot_be_written_are_not_said_to_be_there(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(distillation_trial, "publish", full)
+    with pytest.raises(SystemExit, match=r"^trial: No space left on device; what was written before is kept"):
+        run_here(monkeypatch, [*trained, "--out", str(tmp_path / "out"), "--beta", "0", "--epochs", "1"])
+    assert "results in" not in capsys.readouterr().out
