@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,12 @@ class Bench:
     So BN takes the statistics of the teacher's own activations. The rate falls from ``lr`` to 0 over the steps from
     ``begin`` on. What is learned depends on block, candidate, seed and step, not on who learns beside.
 
+    Candidates begin from what their families take over from the original, or from fresh weights. The last convolution
+    is fitted to what the original gives.
+
+    A candidate without parameters learns nothing, and none learns more where its error is nothing, or where a series of
+    as many steps as this one has changed it by less than its standard error.
+
     Args:
         block: of the teacher, running the original.
         settings: how it learns.
@@ -44,12 +50,6 @@ class Bench:
         step: how many each candidate has made.
         begin: the step at which this series of them began.
         starts: errors of the candidates at ``begin``, once they were measured.
-
-    Candidates begin from what their families take over from the original, or from fresh weights. The last convolution
-    is fitted to what the original gives.
-
-    A candidate without parameters learns nothing, and none learns more where its error is nothing, or where a series of
-    as many steps as this one has changed it by less than its standard error.
     """
 
     def __init__(self, block: Block, settings: LibrarySettings, folder: Path, device: torch.device) -> None:
@@ -226,12 +226,8 @@ class Bench:
 
     def weights(self) -> dict[str, Tensor]:
         """Of all candidates."""
-        return dict(self._weights())
-
-    def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, candidate in self.candidates.items():
-            for key, value in candidate.state_dict().items():
-                yield f"{name} {key}", value
+        states = {name: candidate.state_dict() for name, candidate in self.candidates.items()}
+        return {f"{name} {key}": value for name, state in states.items() for key, value in state.items()}
 
 
 def learned(path: Path, label: str) -> dict[str, Any]:

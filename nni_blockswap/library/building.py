@@ -43,11 +43,7 @@ NOT_OF_IT = ("steps", "blocks", "blocks_at_once", "processes", "data_root")
 """Settings that make no other library."""
 
 
-def build(
-    settings: LibrarySettings,
-    out: str | Path,
-    on_progress: OnProgress = unheard,
-) -> Library:
+def build(settings: LibrarySettings, out: str | Path, on_progress: OnProgress = unheard) -> Library:
     """Teach all candidates of all blocks, and keep what they learned in ``out``.
 
     A second call goes on where a killed one stopped: the same library comes out, bit for bit on a CPU. With more steps
@@ -129,8 +125,8 @@ def _claim(folder: Path, settings: LibrarySettings, table: Table, teacher: str, 
         "teacher_digest": teacher,
         "data_fingerprint": data,
         "starts": _starts(settings.space, table),
+        "versions": {"nni_blockswap": nni_blockswap.__version__, "torch": torch.__version__},
     }
-    identity["versions"] = {"nni_blockswap": nni_blockswap.__version__, "torch": torch.__version__}
     before = read_about(folder)
     if before is None and any(folder.glob("*.safetensors")):
         raise StateError(

@@ -129,12 +129,10 @@ class Library:
                 "build one for that."
             )
 
-    def check(
-        self, space: str, space_args: Mapping[str, Any], data: str, data_options: Mapping[str, Any] | None = None
-    ) -> None:
+    def check(self, space: str, space_args: Mapping[str, Any], data: str, data_options: Mapping[str, Any]) -> None:
         """Raise StateError unless the library is one of this space and of such data; see ``check_data``."""
         self.check_space(space, space_args)
-        self.check_data(data, data_options or {})
+        self.check_data(data, data_options)
 
     def check_data(self, data: str, data_options: Mapping[str, Any]) -> None:
         """Raise StateError unless the library learned from the data set of this name, and from images of this kind.

@@ -12,8 +12,8 @@ import pickle
 import queue
 import subprocess
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,9 @@ from nni_blockswap.processes import begin_helping, heard, say, spelled_end, star
 from nni_blockswap.tasks import TASKS
 
 _log = logging.getLogger(__name__)
+
+_DONE = "done"
+"""What a helper says last."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def teach(here: Teach, there: Teach, asked: Sequence[Share], count: int, on_prog
         WorkerError: a helper died.
     """
     own, *others = asked
-    with threads(count), _helpers(there, others, count) as helpers:
+    with threads(count), closing(_Helpers(there, others, count)) as helpers:
         known: dict[int, Progress] = {}
 
         def tell(number: int, progress: Progress) -> None:
@@ -151,7 +154,10 @@ class _Helpers:
             elif message == _DONE:
                 self._at_work.discard(number)
             else:
-                raise WorkerError(_obituary(spelled_end(self._processes[number])))
+                raise WorkerError(
+                    f"a process that taught blocks {spelled_end(self._processes[number])}; what they learned is kept: "
+                    "start the same command again, with fewer processes or blocks at once if memory ran out."
+                )
 
     def close(self) -> None:
         """End them, at work or not."""
@@ -175,18 +181,6 @@ class _Helpers:
         self._said.put((number, None))
 
 
-_DONE = "done"
-
-
-@contextmanager
-def _helpers(teach_share: Teach, asked: Sequence[Share], count: int) -> Iterator[_Helpers]:
-    helpers = _Helpers(teach_share, asked, count)
-    try:
-        yield helpers
-    finally:
-        helpers.close()
-
-
 def serve(descriptor: int) -> None:
     """What a helper does; what it has to say goes to the file ``descriptor``."""
     requests, answers = begin_helping(descriptor)
@@ -208,10 +202,3 @@ def serve(descriptor: int) -> None:
     except BlockSwapError as error:
         tell(error)
     tell(_DONE)
-
-
-def _obituary(end: str) -> str:
-    return (
-        f"a process that taught blocks {end}; what they learned is kept: start the same command again, with fewer "
-        "processes or blocks at once if memory ran out."
-    )

@@ -139,8 +139,7 @@ def deploy(network: nn.Module) -> None:
     """Put standard grouped convolutions in the place of the learned ones."""
     for name, module in list(network.named_modules()):
         if isinstance(module, LearnedGroupConv):
-            parent, _, own = name.rpartition(".")
-            setattr(network.get_submodule(parent), own, module.deployed())
+            network.set_submodule(name, module.deployed())
 
 
 def due(progress: float, groups: int) -> int:

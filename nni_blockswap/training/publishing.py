@@ -52,7 +52,7 @@ def publish(
         )
     checkpoints.save(checkpoints.plain_state(network), out / WEIGHTS)
     run = {"epochs": finished.trainer.current_epoch, "seconds": round(finished.seconds, 1)}
-    result = {**figures, **{name: value for name, value in {**about, **run}.items() if name not in figures}}
+    result = {**figures, **about, **run, **figures}  # in this order, and figures outweigh the rest
     versions = {package: version(package) for package in ("torch", "pytorch-lightning", "nni")}
     named = {"metric": metric.recorded(), "versions": {"nni-blockswap": __version__, **versions}}
     write_json(out / RESULT, {**result, **named})

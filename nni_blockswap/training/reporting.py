@@ -18,7 +18,6 @@ from nni_blockswap.training.program import say
 IMAGES, PICTURES = 4, 10
 """Images in a picture of attention, and about how many pictures a run draws."""
 
-
 PARTS = ("train/attention/", "train/features/")
 """Too many for a line."""
 

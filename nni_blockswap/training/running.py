@@ -121,8 +121,7 @@ def _callbacks(module: Training, out: Path) -> tuple[Timer, ModelCheckpoint, lis
     )
     timer = Timer()
     needed: list[Callback] = [timer, best, last]
-    if module.recipe.patience is not None:
-        patience = module.recipe.patience
+    if (patience := module.recipe.patience) is not None:
         needed.append(
             EarlyStopping(
                 module.monitor,
