@@ -207,7 +207,7 @@ class Bench:
         kept, settled, series = {}, {}, self.step - self.begin
         for name, error in errors.items():
             start = self.starts[name]
-            if abs(start.value - error.value) <= error.deviation:  # which no number is that is none
+            if abs(start.value - error.value) <= error.deviation:  # never so of NaN
                 settled[name] = max(series, self._settled.get(name, 0))
             if not error.value <= start.value:
                 self.candidates[name].load_state_dict(self._begun[name])

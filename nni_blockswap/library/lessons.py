@@ -46,11 +46,11 @@ class Lessons:
         self._is_all_known = self._known < 5 * wanted
 
     def measured(self) -> Iterator[Batch]:
-        """Those that are held out."""
+        """The minibatches that are held out."""
         return (self._minibatch(index, augment=False) for index in range(self.held_out))
 
     def learned(self, step: int) -> Batch:
-        """The one of a step, from 0."""
+        """The minibatch of ``step``, from 0."""
         index = self.held_out + step
         if not self._is_all_known and index >= self._known:
             self._known = self._count(2 * index)

@@ -131,7 +131,7 @@ class LoaderTask(Classification):
         return own_batches(self.val, "val", batch_size, workers=workers)
 
     def minibatch(self, batch_size: int, *, seed: int, index: int = 0, augment: bool = True) -> Labelled:
-        """The ``index``-th so many images that ``train`` gives, in the order that ``seed`` makes, where it shuffles.
+        """The ``index``-th ``batch_size`` images of ``train``, in the order that ``seed`` draws where it shuffles.
 
         Raises:
             TooFewError: there are fewer.

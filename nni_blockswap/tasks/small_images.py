@@ -155,7 +155,7 @@ def _cifar(
         limit, held_out: use only so many training and test images, drawn once, evenly over the classes.
         image_size: side that images are scaled to, a power of two up to 32; crop and cutout are scaled alike.
     """
-    if image_size not in (4, 8, 16, 32):
+    if type(image_size) is not int or image_size not in (4, 8, 16, 32):  # 8.0 is no side
         raise DataError(f"{name} is used at an image_size of 4, 8, 16 or 32, not {image_size!r}.")
     steps = set() if augment == "none" else set(augment.split("+"))
     if steps - {"crop", "flip", "cutout"}:

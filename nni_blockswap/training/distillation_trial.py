@@ -61,6 +61,8 @@ def check(given: argparse.Namespace) -> tuple[Recipe, Machine]:
     check_source(given.teacher)
     if given.teacher_epochs is not None:
         COUNT.check("--teacher-epochs", given.teacher_epochs)
+    if given.method in pruning.METHODS and given.nonzero is None:
+        raise ConfigError(f"--nonzero says how many parameters {given.method} keeps.")
     if is_of_library(given.init) and given.teacher is None:
         source = taught_by(given.init)
         if source is None or not (Path(given.teacher_dir) / Path(source).name).is_file():

@@ -43,7 +43,10 @@ USUAL_BATCH = Recipe.batch_size
 
 
 def recipe_of(epochs: int, train: Any, batch_size: int | None, init: str | None, given: Mapping[str, Any]) -> Recipe:
-    """The recipe, with the defaults that suit ``init``; of batches that come as they are each is a part of a step."""
+    """The recipe, with the defaults that suit ``init``.
+
+    A batch that comes ready made is one part of a step, so that ``batch_size`` is then ``accumulate``, the parts.
+    """
     known = {field.name for field in fields(Recipe)} - {"epochs", "batch_size"}
     for name in given.keys() - known:
         raise ConfigError(f"distill has no option '{name}'; a recipe's are {', '.join(sorted(known))}.")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from nni_blockswap.errors import BudgetError, ConfigError
+from nni_blockswap.errors import BudgetError
 from nni_blockswap.tasks import Task
 from nni_blockswap.training.recipe import Recipe
 from nni_blockswap.training.unwrapping import load_weights
@@ -90,7 +90,7 @@ def make_permanent(network: nn.Module) -> None:
 
 
 def prune_student(
-    student: nn.Module, method: str, nonzero: int | None, teacher: nn.Module | None, task: Task, recipe: Recipe
+    student: nn.Module, method: str, nonzero: int, teacher: nn.Module | None, task: Task, recipe: Recipe
 ) -> None:
     """Make the freshly drawn ``student``, shaped as the teacher, sparse by ``method``.
 
@@ -100,11 +100,9 @@ def prune_student(
         recipe: says size and seed of the minibatch, for ``snip``.
 
     Raises:
-        ConfigError: ``nonzero`` is not given.
+        BudgetError: ``nonzero`` is out of reach.
         CheckpointError: ``student`` is not shaped as the teacher.
     """
-    if nonzero is None:
-        raise ConfigError(f"--nonzero says how many parameters {method} keeps.")
     if method == L1_PRUNING:
         assert teacher is not None
         load_weights(student, teacher.state_dict(), "the teacher")

@@ -166,8 +166,9 @@ def test_cifar_is_scaled_by_means_of_pixels(tiny_cifar: Path) -> None:
     assert scaled.dtype == torch.uint8
     by_hand = whole.double().view(20, 3, 8, 4, 8, 4).mean((3, 5))
     assert (scaled.double() - by_hand).abs().max() <= 0.5
-    with pytest.raises(DataError, match="an image_size of 4, 8, 16 or 32, not 20"):
-        make_task("cifar10", str(tiny_cifar), image_size=20)
+    for size in (20, 8.0):
+        with pytest.raises(DataError, match=f"an image_size of 4, 8, 16 or 32, not {size}"):
+            make_task("cifar10", str(tiny_cifar), image_size=size)
 
 
 @pytest.mark.parametrize("limit", [0, 9, 21, 25, "many", 20.0])

@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.errors import BudgetError, ConfigError
+from nni_blockswap.errors import BudgetError
 from nni_blockswap.tasks import make_task
 from nni_blockswap.training import pruning as sparse
 from nni_blockswap.training.recipe import Recipe
@@ -115,8 +115,3 @@ def test_a_count_out_of_reach_names_what_is_in_reach(nonzero):
     network = fresh()  # 240 BN channels and 10 biases are never pruned, and one weight at least stays
     with pytest.raises(BudgetError, match=rf"leaves 491 to 77,562 parameters .* not {nonzero:,}"):
         sparse.sparsify(network, nonzero, sparse.magnitudes(network))
-
-
-def test_pruning_needs_a_count():
-    with pytest.raises(ConfigError, match="--nonzero"):
-        sparse.prune_student(fresh(), "snip", None, None, TASK, Recipe(batch_size=16))

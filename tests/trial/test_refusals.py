@@ -33,6 +33,7 @@ from trial import teacher
         (["--precision", "bf16-true"], "--precision is one of auto, 32-true, 16-mixed, bf16-mixed, not 'bf16-true'"),
         (["--precision", "64-true"], "--precision is one of .*, not '64-true'"),
         (["--teacher-epochs", "0"], "--teacher-epochs must be above 0, not 0"),
+        (["--method", "snip"], "--nonzero says how many parameters snip keeps"),
         (["--init", "teacher=teacher.pt"], "--init teacher takes nothing beside it, not 'teacher=teacher.pt'"),
         (["--workers", "-1"], "--workers must not be negative, as -1 is"),
         (["--workers", "100000"], "--workers is at most 1,024, not 100000"),
