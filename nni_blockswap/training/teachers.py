@@ -12,12 +12,11 @@ from pytorch_lightning import Callback
 from torch import nn
 
 from nni_blockswap.architecture import Architecture
-from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import CheckpointError, ConfigError
 from nni_blockswap.files import locked
 from nni_blockswap.metric import ACCURACY
-from nni_blockswap.networks import hold_the_same
+from nni_blockswap.networks import check_tensors_alone, hold_the_same
 from nni_blockswap.own_options import own_network
 from nni_blockswap.results.trial import ARCHITECTURE, WEIGHTS
 from nni_blockswap.scoring import scorer as scoring
@@ -118,12 +117,15 @@ def given_teacher(original: Architecture, source: str) -> Any:
 
     Raises:
         CheckpointError: they cannot be found, read, or do not fit.
+        ConfigError: the network keeps what a checkpoint does not.
     """
     network: Any = original.build()
-    if source == ORIGINAL and isinstance(network, BlockSpace) and not hold_the_same(network, original.build()):
+    check_tensors_alone(network, "the network", "checkpoints hold tensors alone")
+    if source == ORIGINAL and not hold_the_same(network, original.build()):
+        named = original.space_args.get("model", original.space)
         raise CheckpointError(
-            f"'{ORIGINAL}' is a network of your own that comes with its weights, and {original.space} draws new ones; "
-            "name a checkpoint."
+            f"'{ORIGINAL}' is a network of your own that comes with its weights, and {named} draws new ones; name a "
+            "checkpoint."
         )
     if source != ORIGINAL:
         load_weights(network, read_source(source), source)

@@ -69,6 +69,9 @@ def accuracy_by_hand(network, task) -> float:
 def test_a_space_that_draws_its_weights_has_no_original_ones() -> None:
     with pytest.raises(CheckpointError, match=r"'original' is a network of your own .* draws new ones; name a checkp"):
         given_teacher(STUDENT.teacher(), "original")
+    own = {"model": "tests.library.own:Own", "input_size": [1, 8, 8]}
+    with pytest.raises(CheckpointError, match=r"and tests\.library\.own:Own draws new ones; name a checkpoint"):
+        given_teacher(Architecture.original("nni_blockswap.blocks.network:NetworkSpace", own), "original")
 
 
 class Trained(WideResNetSpace):
