@@ -74,7 +74,7 @@ class Bench:
 
     @property
     def steps_done(self) -> int:
-        """Of a block that has learned, or 0."""
+        """How many the candidates had made when the block was finished; 0 where it is not."""
         return int(learned(self.final, self.block.label)["steps"]) if self.final.exists() else 0
 
     def open(self) -> None:
@@ -131,7 +131,7 @@ class Bench:
         self._fits = []
 
     def mark(self, errors: Mapping[str, Error]) -> None:
-        """Remember what the candidates begin with, and its errors."""
+        """Remember the candidates' weights and their ``errors`` at ``begin``."""
         self.starts = dict(errors)
         self._begun = {
             name: {key: value.clone() for key, value in candidate.state_dict().items()}

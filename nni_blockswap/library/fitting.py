@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from nni_blockswap.blocks.inheritance import dense_convolutions
 
 RIDGE = 1e-3
-"""Of the mean square of what is multiplied with the weights, added to its square: directions that hardly vary."""
+"""Share of the mean diagonal of A'A that is added to each of it: it holds weights where what enters hardly varies."""
 
 NUMBERS = 1 << 24
 """Columns are spread out for as many images at once as make this many numbers."""

@@ -67,7 +67,7 @@ class LibrarySettings:
         for name in ("blocks_at_once", "processes"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), LARGEST.get(name))
-        if self.blocks is not None and (isinstance(self.blocks, str) or not self.blocks):
+        if self.blocks is not None and not (isinstance(self.blocks, list | tuple) and self.blocks):
             raise ConfigError(f"blocks is a list of at least one block, not {self.blocks!r}.")
         POSITIVE.check("lr", self.lr)
         WEIGHT.check("weight_decay", self.weight_decay)

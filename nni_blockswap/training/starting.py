@@ -44,7 +44,7 @@ def start(student: nn.Module, how: str, teacher: nn.Module | None, seed: int) ->
 
 def check_start(how: str) -> None:
     """Raise ConfigError unless there is such a start, with a folder where it takes one, and only there."""
-    name, _, argument = how.partition("=")
+    name, _, argument = str(how).partition("=")  # a program may give anything
     if name not in STARTS:
         raise ConfigError(f"a student starts from {' or '.join(STARTS)}, not '{how}'.")
     if name == LIBRARY and not argument:

@@ -83,13 +83,14 @@ def _replaced(teacher: Path, changed: dict[str, Any]) -> Any:
     [
         ({"lr": math.inf}, "^lr must be finite, which inf is not"),
         ({"lr": math.nan}, "^lr must be finite, which nan is not"),
+        ({"blocks": 5}, "^blocks is a list of at least one block, not 5"),
         ({"lr": 0.0}, "^lr must be above 0, not 0.0"),
         ({"lr": "1e-2"}, "^lr must be a number, not '1e-2'"),
         ({"weight_decay": math.inf}, "^weight_decay must be finite, which inf is not"),
         ({"weight_decay": -0.1}, "^weight_decay must not be negative, as -0.1 is"),
     ],
 )
-def test_a_rate_that_is_no_number_is_refused(wrong: dict[str, Any], sentence: str, teacher: Path) -> None:
+def test_a_setting_that_is_none_of_its_kind_is_refused(wrong: dict[str, Any], sentence: str, teacher: Path) -> None:
     with pytest.raises(ConfigError, match=sentence):
         _replaced(teacher, wrong)
 

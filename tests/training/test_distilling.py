@@ -201,6 +201,7 @@ def test_it_goes_on_while_its_metric_is_undefined(tmp_path: Path) -> None:
         ({"colour": "red"}, ConfigError, "distill has no option 'colour'; a recipe's are accumulate, attention, beta"),
         ({"lr": float("nan")}, ConfigError, "--lr must be finite"),
         ({"beta": 3.0}, ConfigError, r"there is nobody to imitate \(beta 3\); give a teacher, or set beta=0\."),
+        ({"init": True}, ConfigError, "a student starts from fresh or teacher or library, not 'True'"),
         ({"init": "fresh=weights.pt"}, ConfigError, "--init fresh takes nothing beside it, not 'fresh=weights.pt'"),
         ({"init": "library=lib"}, ConfigError, r"nobody to imitate \(kd 1\); give a teacher, or set kd=0\."),
         ({"batch_size": 8}, ConfigError, "batch_size is for a Dataset"),
