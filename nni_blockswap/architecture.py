@@ -119,9 +119,10 @@ class Architecture:
 
     @classmethod
     def from_json(cls, content: Any, where: str = "this", allow: Sequence[str] | None = ()) -> "Architecture":
-        """What ``to_json`` wrote; costs are counted anew, so that a text edited by hand cannot lie.
+        """What ``to_json`` wrote; parameters and MACs are counted anew, so that a text edited by hand cannot lie.
 
-        Costs that were measured are as they were, their provenance beside them.
+        Costs of other resources, measured or counted by an object of the user's own, are as they stand there: what
+        reads them need not know the resource.
 
         Args:
             content: what a file held.
@@ -134,20 +135,21 @@ class Architecture:
         missing = {"space", "choices"} - content.keys() if isinstance(content, dict) else {"space", "choices"}
         if missing:
             raise SpaceError(f"{where} is not an architecture: it lacks {' and '.join(sorted(missing))}.")
-        kinds = {"space": str, "choices": list | dict, "space_args": dict | None, "score": float | int | None}
-        for name, kind in {**kinds, "provenance": dict | None}.items():
+        kinds: dict[str, Any] = {"space": str, "choices": list | dict, "space_args": dict | None}
+        kinds |= {"score": float | int | None, "provenance": dict | None}
+        for name, kind in kinds.items():
             if not isinstance(content.get(name), kind):
                 raise SpaceError(f"{where} is not an architecture: its {name} is {shown(content[name])}.")
         score, provenance = content.get("score"), content.get("provenance") or {}
-        measured = _measured(provenance.get("measured", {}), content)
-        if measured is None or not _is_score(score):
+        if _measured(provenance.get("measured", {}), content) is None or not _is_score(score):
             raise SpaceError(f"{where} is not an architecture: its score or a measured cost is no number.")
         try:
             with nullcontext() if allow is None else distrust(allow):
                 found = cls.from_choices(content["space"], content["choices"], content.get("space_args"))
         except SpaceError as error:
             raise SpaceError(f"{where} is not an architecture that can be built here: {error}") from error
-        return replace(found, costs={**found.costs, **measured}, score=score, provenance=provenance)
+        others = {name: cost for name, cost in content.items() if name not in {*kinds, *ALWAYS} and type(cost) is int}
+        return replace(found, costs={**found.costs, **others}, score=score, provenance=provenance)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""

@@ -78,13 +78,20 @@ def test_file_round_trip(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["one.json"]
 
 
-def test_costs_in_an_edited_file_are_counted_anew(tmp_path: Path) -> None:
+def test_parameters_and_macs_in_an_edited_file_are_counted_anew(tmp_path: Path) -> None:
     one = Architecture.from_choices(WRN, ["S", "S", "S"], SMALL)
     one.save(tmp_path / "one.json")
     content = json.loads((tmp_path / "one.json").read_text())
-    content["params"] = 1
+    content |= {"params": 1, "macs": 1}
     (tmp_path / "one.json").write_text(json.dumps(content))
-    assert Architecture.load(tmp_path / "one.json").params == one.params
+    assert Architecture.load(tmp_path / "one.json") == one
+
+
+def test_costs_of_a_counted_resource_of_ones_own_are_read_back(tmp_path: Path) -> None:
+    one = Architecture.from_choices(WRN, ["S", "S", "S"], SMALL)
+    one = replace(one, costs={**one.costs, "memory": 12})
+    one.save(tmp_path / "one.json")
+    assert Architecture.load(tmp_path / "one.json") == one
 
 
 def test_build_holds_only_the_chosen_branches_and_draws_from_the_global_generator() -> None:
