@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 import nni_blockswap as bs
 from nni_blockswap.errors import BlockSwapError
-from nni_blockswap.tasks.loader import LoaderTask
+from nni_blockswap.scoring.proxies import make_proxy
+from nni_blockswap.tasks.loader import LoaderTask, LossTask
 from tests.test_own import EXAMPLE, IMAGES, LABELS, QUICK, loader, network
 
 
@@ -75,6 +76,17 @@ def test_accuracy_takes_shares_of_classes_and_tells_what_it_cannot_compare() -> 
         BlockSwapError, match=r"compares answers \(16, 3\) with a class for each, and labels are \(16, 2"
     ):
         bs.search(space, scaled, budget="70%", proxy="accuracy", loss=lambda out, _: out.square().mean(), **QUICK)
+
+
+@pytest.mark.parametrize("answers", [torch.zeros(16), torch.zeros(16, 1)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64])
+def test_one_number_an_image_has_no_accuracy(answers: Tensor, kind: torch.dtype) -> None:
+    """Of one column the largest is always the first: every network would be as good."""
+    batch = IMAGES[:16], torch.ones_like(answers).to(kind)
+    task = LossTask([batch], lambda outputs, labels: outputs.mean())
+    assert task.training_figures(answers, batch[1]) == {}
+    with pytest.raises(BlockSwapError, match=r"the proxy 'accuracy' compares answers \(16.* and labels are \(16"):
+        make_proxy("accuracy").measure(lambda images: answers, task, batch)  # type: ignore[arg-type]
 
 
 def test_a_network_that_runs_in_eval_mode_alone_is_told() -> None:

@@ -58,18 +58,36 @@ class Classification:
     def training_figures(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """What is told of a training batch beside its loss: accuracy, where that is the metric and labels are classes.
 
-        Of shares of classes (N, classes, ...), as mixup makes them, the largest is the label.
+        Of shares of classes, the largest is the label, as ``classes_in`` has it.
         """
-        answers = outputs.argmax(1)
-        if labels.is_floating_point() and labels.shape == outputs.shape:
-            labels = labels.argmax(1)
-        if self.metric != ACCURACY or labels.is_floating_point() or labels.shape != answers.shape:
+        classes = classes_in(labels, outputs)
+        if self.metric != ACCURACY or classes is None:
             return {}
-        return {ACCURACY.key: _share(answers == labels, labels)}
+        return {ACCURACY.key: _share(outputs.argmax(1) == classes, classes)}
 
     def fingerprint(self, batch: Labelled) -> str:
         """Sixteen hexadecimal digits that name images and labels."""
         return fingerprint(batch)
+
+
+def classes_in(labels: Tensor, outputs: Tensor) -> Tensor | None:
+    """The class of each of a network's answers; None where labels are no classes, or answers tell no two apart.
+
+    Args:
+        labels: classes (N, ...), whole numbers; or shares of them, floats in the shape of the answers, as mixup makes
+            them, of which the largest is the class.
+        outputs: (N, classes, ...).
+
+    Example:
+        >>> shares, logits = torch.tensor([[0.7, 0.3]]), torch.zeros(1, 2)
+        >>> classes_in(shares, logits), classes_in(shares[:, :1], logits[:, :1])
+        (tensor([0]), None)
+    """
+    if outputs.dim() < 2 or outputs.shape[1] < 2:
+        return None
+    if labels.is_floating_point():
+        return labels.argmax(1) if labels.shape == outputs.shape else None
+    return labels if labels.shape == (outputs.shape[0], *outputs.shape[2:]) else None
 
 
 def _share(hits: Tensor, labels: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.scoring.proxies.base import Score, check_classifies, one_tensor
 from nni_blockswap.tasks import Batch, Task
+from nni_blockswap.tasks.classification import classes_in
 
 
 class Accuracy:
@@ -24,12 +25,11 @@ class Accuracy:
         check_classifies(self.name, task)
         images, labels = batch
         logits = one_tensor(self.name, network(images))
-        if labels.is_floating_point() and labels.shape == logits.shape:  # shares of classes, as mixup makes them
-            labels = labels.argmax(1)
-        if labels.is_floating_point() or labels.shape != (logits.shape[0], *logits.shape[2:]):
+        classes = classes_in(labels, logits)
+        if classes is None:
             raise ConfigError(
                 f"the proxy 'accuracy' compares answers {tuple(logits.shape)} with a class for each, and labels are "
                 f"{tuple(labels.shape)} of {labels.dtype}: use fisher."
             )
-        hits = float((logits.argmax(1) == labels).float().mean())
+        hits = float((logits.argmax(1) == classes).float().mean())
         return Score(hits if bool(logits.isfinite().all()) else math.nan)
