@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from nni_blockswap.cost.budget import Budget
 from nni_blockswap.cost.table import Indices, Table
+from nni_blockswap.errors import BudgetError, ConfigError, shown
 from nni_blockswap.methods import Method
 from nni_blockswap.results.board import Board
 from nni_blockswap.results.journal import Journal
@@ -57,11 +59,17 @@ def unheard(progress: object) -> None:
     """An ``OnProgress`` for whoever does not want to be told."""
 
 
-def converse(methods: Sequence[Method], scoring: "Scoring", table: Table) -> list[list[Indices]]:
+def converse(
+    methods: Sequence[Method], scoring: "Scoring", table: Table, budgets: Sequence[Budget]
+) -> list[list[Indices]]:
     """Ask all methods, score what they want, and tell them, until none wants more.
 
     Returns:
         What each wanted full scores of, in the order in which it asked.
+
+    Raises:
+        ConfigError: a method wants what is no architecture.
+        BudgetError: it wants one outside its budget.
     """
     everything = scoring.inits
     found: list[dict[Indices, None]] = [{} for _ in methods]
@@ -69,7 +77,8 @@ def converse(methods: Sequence[Method], scoring: "Scoring", table: Table) -> lis
     while asking:
         requests = {number: request for number, method in asking.items() if (request := method.ask()) is not None}
         wanted: dict[int, set[Indices]] = {}
-        for request in requests.values():
+        for number, request in requests.items():
+            _check_rows(request.rows, table, budgets[number])
             wanted.setdefault(request.inits or everything, set()).update(request.rows)
         for inits, rows in sorted(wanted.items()):
             scoring.score([table.names(row) for row in sorted(rows)], inits)  # neighbours share their first blocks
@@ -80,6 +89,23 @@ def converse(methods: Sequence[Method], scoring: "Scoring", table: Table) -> lis
             asking[number].tell({row: mean_of(scoring.journal, table.names(row), inits).value for row in request.rows})
         asking = {number: asking[number] for number in requests}
     return [list(rows) for rows in found]
+
+
+def _check_rows(rows: Sequence[Indices], table: Table, budget: Budget) -> None:
+    sizes = [len(names) for names in table.candidates]
+    for row in rows:
+        if len(row) != len(sizes) or not all(0 <= index < size for index, size in zip(row, sizes, strict=True)):
+            raise ConfigError(
+                f"the method asks for {shown(row)}, and an architecture is {len(sizes)} indices, in each block that of "
+                "one of its candidates."
+            )
+        costs = table.costs(row)
+        if not budget.admits(table, costs):
+            spelled = " and ".join(f"{costs[name]:,} {table.column(name).unit}" for name in budget.resources)
+            raise BudgetError(
+                f"the method asks for an architecture with {spelled}, and the budget allows {budget.describe(table)}; "
+                "let its ask() propose what the budget admits alone."
+            )
 
 
 class Scoring:

@@ -134,7 +134,7 @@ def search(
     journal = Journal(folder, _identity(settings, scorer))
     with closing(journal), closing(scorer), Board(folder, proxy.higher_is_better) as board:
         check_overwrites(homes, extents)
-        found = converse(methods, Scoring(scorer, journal, board, on_progress), table)
+        found = converse(methods, Scoring(scorer, journal, board, on_progress), table, budgets)
         rankings = [
             _rank(settings, scorer, table, budget, rows, journal) for budget, rows in zip(budgets, found, strict=True)
         ]

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from nni_blockswap import Architecture, SearchSettings, search
 from nni_blockswap.blocks.site import FAMILIES, Site
 from nni_blockswap.blocks.space import BlockSpace
 from nni_blockswap.cost.table import Indices
+from nni_blockswap.errors import BlockSwapError
 from nni_blockswap.methods.base import Problem, Request
 from nni_blockswap.methods.sampler import Sampler
 from nni_blockswap.scoring.proxies import Score
@@ -105,9 +108,9 @@ class Halves:
         if self._round == 1:
             return Request(tuple(self._first))
         best = min(self._told, key=lambda row: self._told[row])
-        table, bounds = self._problem.table, self._problem.budget.bounds(self._problem.table)
+        table, budget = self._problem.table, self._problem.budget
         near = [(*best[:b], k, *best[b + 1 :]) for b, names in enumerate(table.candidates) for k in range(len(names))]
-        fitting = [r for r in near if all(low <= table.total(name, r) <= high for name, (low, high) in bounds.items())]
+        fitting = [row for row in near if budget.admits(table, table.costs(row))]
         return Request(tuple(fitting[: self._problem.samples // 2])) if self._round == 2 else None
 
     def tell(self, scores: Mapping[Indices, float]) -> None:
@@ -152,6 +155,43 @@ def test_a_search_with_all_five(tmp_path: Path) -> None:
     assert best.choices == ranking.best.choices
     assert (tmp_path / "ranking.csv").read_text().startswith("rank,score,params,macs,memory,block_00")
     assert search(SETTINGS, tmp_path)[0].architectures == ranking.architectures  # from the journal
+
+
+class Anything(Halves):
+    """Asks for the original, whatever the budget says."""
+
+    def ask(self) -> Request | None:
+        return None if self._told else Request((self.row(),))
+
+    def row(self) -> Indices:
+        return self._problem.table.original()
+
+
+class Beyond(Anything):
+    """Asks for a candidate that the last block does not have."""
+
+    def row(self) -> Indices:
+        return 0, 0, len(self._problem.table.candidates[-1])
+
+
+class Short(Anything):
+    """Asks for an architecture of two blocks, where there are three."""
+
+    def row(self) -> Indices:
+        return 0, 0
+
+
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        ("Anything", "the method asks for an architecture with .* MACs and .* bytes, and the budget allows "),
+        ("Beyond", r"the method asks for \(0, 0, \d+\), and an architecture is 3 indices"),
+        ("Short", r"the method asks for \(0, 0\), and an architecture is 3 indices"),
+    ],
+)
+def test_a_method_that_leaves_the_budget_or_the_table_is_refused(method: str, sentence: str) -> None:
+    with pytest.raises(BlockSwapError, match=sentence):
+        search(replace(SETTINGS, method=f"{HERE}:{method}"))
 
 
 def largest_activations(network: nn.Module) -> int:

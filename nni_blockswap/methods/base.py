@@ -73,7 +73,7 @@ class Method(Protocol):
         """Raises BudgetError where no architecture meets the budget."""
 
     def ask(self) -> Request | None:
-        """What to score next; None when it is done."""
+        """What to score next; None when it is done. What does not meet the budget is refused, and ends the search."""
 
     def tell(self, scores: Mapping[Indices, float]) -> None:
         """The scores of what was asked for; they may be infinite or no number."""
