@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "errors", "files", "finite", "ranges", "networks", "seeds", "metric", "key_values", "data_options", "own_options",
-    "trust", "registry", "processes", "exporting", "cost", "spaces", "architecture", "methods", "blocks", "tasks",
-    "scoring", "results", "conversation", "training.checkpoints", "training.sources", "training.unwrapping",
+    "errors", "files", "finite", "ranges", "networks", "seeds", "draws", "metric", "key_values", "data_options",
+    "own_options", "trust", "registry", "processes", "exporting", "cost", "spaces", "architecture", "methods", "blocks",
+    "tasks", "scoring", "results", "conversation", "training.checkpoints", "training.sources", "training.unwrapping",
     "library",
     "searching", "own", "training.attention", "experiment.students", "studies", "experiment", "training",
     "tuner", "strategy", "cli", "__main__",

@@ -14,7 +14,7 @@ from nni_blockswap.blocks.flow import Flow, convolutions, under, watch
 from nni_blockswap.blocks.found import Findings, FoundSite, Kept
 from nni_blockswap.blocks.origin import one_image, repeated
 from nni_blockswap.blocks.surgery import extract, replace
-from nni_blockswap.blocks.weights import seeded
+from nni_blockswap.draws import drawn_alike
 from nni_blockswap.errors import SpaceError, first_line
 from nni_blockswap.networks import copied, tensors_in
 
@@ -153,7 +153,7 @@ def _with_others(model: nn.Module, sites: Sequence[FoundSite], ran: Counter[Foun
 def _given(network: nn.Module, arguments: tuple[Any, ...], training: bool) -> list[Tensor]:
     """All tensors that it gives in a mode; in training mode for its first image, twice: BN takes no single values."""
     images = (repeated(one, 2) for one in one_image(arguments)) if training else copy.deepcopy(arguments)
-    with torch.no_grad(), seeded(0):
+    with torch.no_grad(), drawn_alike(next(network.parameters()).device):
         return list(tensors_in(network.train(training)(*images)))
 
 

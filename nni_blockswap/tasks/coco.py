@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from nni_blockswap.draws import drawn_alike
 from nni_blockswap.errors import DataError
 from nni_blockswap.metric import BOX_AP
 from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.annotations import read_annotations
 from nni_blockswap.tasks.base import Batches, fingerprint
 from nni_blockswap.tasks.classification import minibatch_indices
-from nni_blockswap.tasks.draws import drawn_alike
 from nni_blockswap.tasks.images import decoded
 
 Target = dict[str, Tensor]

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from nni_blockswap.blocks.digest import digest_of_function
+from nni_blockswap.draws import Draws, samplers
 from nni_blockswap.errors import DataError, TooFewError, first_line
 from nni_blockswap.metric import ACCURACY, UNKNOWN, Metric
 from nni_blockswap.seeds import derived_seed
 from nni_blockswap.tasks.base import fingerprint
 from nni_blockswap.tasks.classification import Classification, Labelled
-from nni_blockswap.tasks.draws import Draws, samplers
 
 Loss = Callable[[Any, Any], Tensor]
 """From a network's outputs and the labels of a batch to a scalar, the mean over the batch."""

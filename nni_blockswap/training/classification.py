@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from nni_blockswap.blocks.capture import captured
 from nni_blockswap.blocks.norms import is_norm
 from nni_blockswap.blocks.points import undisturbed
+from nni_blockswap.draws import undrawn
 from nni_blockswap.errors import ConfigError
 from nni_blockswap.networks import channels_last, laid_out
-from nni_blockswap.tasks.draws import undrawn
 from nni_blockswap.training.attention import attention_distances
 from nni_blockswap.training.condensation import Condensation, learned
 from nni_blockswap.training.imitation import feature_distances, logit_distance

@@ -12,10 +12,10 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
+from nni_blockswap.draws import drawing
 from nni_blockswap.errors import TrainingError
 from nni_blockswap.networks import check_tensors_alone, not_finite
 from nni_blockswap.seeds import derived_seed
-from nni_blockswap.tasks.draws import drawing
 from nni_blockswap.training.averaging import averaged
 from nni_blockswap.training.recipe import Optimisation
 

@@ -13,12 +13,12 @@ from torch.utils.data import Dataset
 
 from nni_blockswap.blocks.capture import captured
 from nni_blockswap.blocks.points import equal_points, moved, shared_points, undisturbed
+from nni_blockswap.draws import drawing, undrawn
 from nni_blockswap.errors import ConfigError, DataError, first_line
 from nni_blockswap.metric import ACCURACY, Metric
 from nni_blockswap.networks import check_tensors_alone, copied, unwrapped
 from nni_blockswap.tasks.base import fingerprint
 from nni_blockswap.tasks.data_module import is_data_module, loaders_of
-from nni_blockswap.tasks.draws import drawing, undrawn
 from nni_blockswap.tasks.loader import (
     Judge,
     LoaderTask,

@@ -2,10 +2,12 @@
 
 import copy
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -203,17 +205,25 @@ def test_a_functions_options_are_kept_by_name() -> None:
 class Noisy(Bent):
     """Adds noise between its convolutions while it is trained."""
 
+    def __init__(self, draw: Callable[[], Any]) -> None:
+        super().__init__()
+        self.draw = draw
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         y = self.one(x)
-        return x + self.two(y + torch.randn_like(y) if self.training else y)
+        return x + self.two(y + self.draw() if self.training else y)
 
 
-def test_what_a_network_does_in_training_mode_alone_is_not_lost() -> None:
+@pytest.mark.parametrize(
+    "draw",
+    [lambda: torch.randn(8, 8), lambda: random.random(), lambda: np.random.rand()],  # noqa: NPY002  # as networks do
+)
+def test_what_a_network_does_in_training_mode_alone_is_not_lost(draw: Callable[[], Any]) -> None:
     with pytest.raises(
         SpaceError, match=r"the network does more between the convolutions in training mode \(2, as one\)"
     ):
-        swap_blocks(Noisy(), torch.rand(1, 3, 8, 8))
+        swap_blocks(Noisy(draw), torch.rand(1, 3, 8, 8))
 
 
 class Scripted(nn.Module):

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 import torch
 
 from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.draws import drawn_alike
 from nni_blockswap.scoring.engines.base import Measure, Work
 from nni_blockswap.scoring.engines.buffers import telling_buffers
 from nni_blockswap.scoring.machine import autocast
 from nni_blockswap.scoring.proxies import Score, in_numbers, mean_score
-from nni_blockswap.tasks.draws import drawn_alike
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4  # the paper's recipe (section 5), for scores after training
 

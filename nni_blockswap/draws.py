@@ -1,4 +1,4 @@
-"""Random numbers that are the same each time, whatever is drawn in between: of a pass over batches, of a score."""
+"""Random numbers that are the same each time, whatever is drawn in between: of a pass over batches or a network."""
 
 import random
 from collections.abc import Iterable, Iterator
