@@ -144,15 +144,17 @@ class Instances(Dataset[Any]):
                 raise DataError(f"'{part}' has a category {category}; COCO's go from 1 to {Coco.num_classes - 1}.")
         self.training = training
         ids = sorted(self.index.imgs)
-        self.image_ids = [one for one in ids if self._annotations(one)] if training else ids
+        self.image_ids = [one for one in ids if self._annotations(one)[0]] if training else ids
 
-    def _annotations(self, image_id: int) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.index.imgToAnns[image_id]
+    def _annotations(self, image_id: int) -> tuple[list[dict[str, Any]], Tensor]:
+        """Those of an image that count, and their boxes (n, 4), as ``_corners`` has them."""
+        found, size = self.index.imgToAnns[image_id], self.index.imgs[image_id]
+        corners = _corners(found, size)
         if not self.training:
-            return found
-        size = self.index.imgs[image_id]
-        have_area = _have_area(_corners(found, size), size["width"]).tolist()
-        return [one for one, has_area in zip(found, have_area, strict=True) if has_area and not one.get("iscrowd")]
+            return found, corners
+        have_area = _have_area(corners, size["width"]).tolist()
+        kept = [at for at, has_area in enumerate(have_area) if has_area and not found[at].get("iscrowd")]
+        return [found[at] for at in kept], corners[kept]
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -171,10 +173,10 @@ class Instances(Dataset[Any]):
         return image, self._target(image_id, size)
 
     def _target(self, image_id: int, size: Mapping[str, int]) -> Target:
-        found = self._annotations(image_id)
+        found, corners = self._annotations(image_id)
         masks = [torch.from_numpy(self.index.annToMask(one)) for one in found]
         return {
-            "boxes": _corners(found, size),
+            "boxes": corners,
             "labels": torch.tensor([one["category_id"] for one in found], dtype=torch.int64),
             "masks": torch.stack(masks) if masks else torch.zeros(0, size["height"], size["width"], dtype=torch.uint8),
             "area": torch.tensor([one["area"] for one in found], dtype=torch.float32),
