@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from nni_blockswap.errors import ConfigError, shown
 from nni_blockswap.finite import is_finite
@@ -25,9 +26,9 @@ class Range:
         """Raise ConfigError unless ``value`` is one of them; ``name`` is the setting as its user spells it."""
         kind = "a whole number" if self.whole else "a number"
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
-            raise ConfigError(f"{name} must be {kind}, not {value!r}.")
+            raise ConfigError(f"{name} must be {kind}, not {shown(value)}.")
         if not is_finite(value):
-            raise ConfigError(f"{name} must be finite, which {value} is not.")
+            raise ConfigError(f"{name} must be finite, which {shown(value)} is not.")
         if self.from_zero and value < 0:
             raise ConfigError(f"{name} must not be negative, as {value} is.")
         if not self.from_zero and value <= 0:
@@ -40,10 +41,9 @@ COUNT, POSITIVE, WEIGHT = Range(whole=True), Range(), Range(from_zero=True)
 SHARE = Range(from_zero=True, below=1)
 
 
-def check_count(name: str, value: object, most: int | None = None) -> None:
-    """Raise ConfigError unless ``value`` is a whole number of at least 1, and no more than ``most``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name} is a whole number of at least 1, not {shown(value)}.")
+def check_count(name: str, value: Any, most: int | None = None) -> None:
+    """Raise ConfigError unless ``value`` is a ``COUNT``, and no more than ``most``."""
+    COUNT.check(name, value)
     if most is not None and value > most:
         raise ConfigError(f"{name} is at most {most:,}, not {shown(value)}.")
 

@@ -270,7 +270,7 @@ def test_a_narrowed_space_is_searched_alone() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"samples": 0}, "samples is a whole number of at least 1, not 0"),
+        ({"samples": 0}, "samples must be above 0, not 0"),
         ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, not -1"),
         ({"budgets": []}, "budgets is a list of at least one budget"),
         ({"budgets": ["1K"]}, "parameters reach from 8,362 to 78,138 in this space"),

@@ -232,7 +232,7 @@ def test_a_killed_search_goes_on(folder, monkeypatch):
         ({"data": "mnist"}, None, "there is no data set 'mnist'"),
         ({"sampels": 3}, None, "the tuner has no argument 'sampels'"),
         ({"samples": "many"}, None, "samples is a whole number, not 'many'"),
-        ({"students": 0}, None, "students is a whole number of at least 1, not 0"),
+        ({"students": 0}, None, "students must be above 0, not 0"),
         ({"students": 7}, None, "samples is 6, and 7 students are asked for; raise samples"),
         ({"students": 3, "budget": "100%"}, FEW, "3 students are asked for and 2 architectures have a score"),
         ({}, {"block_09": {"_type": "choice", "_value": ["S"]}}, "'block_09' is not a block"),

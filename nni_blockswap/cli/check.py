@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from nni_blockswap.cli.trial_command import check_task, command_faults
-from nni_blockswap.errors import BlockSwapError, CheckpointError, readable
+from nni_blockswap.errors import BlockSwapError, CheckpointError, ConfigError, readable
 from nni_blockswap.experiment.config import Config
 from nni_blockswap.experiment.machines import machine_entries
 from nni_blockswap.files import expanded
+from nni_blockswap.ranges import check_count
 
 TUNER = "nni_blockswap.tuner.BlockSwapTuner"
 
@@ -94,9 +95,10 @@ def _limits(config: Config) -> Iterator[Fault]:
     """Numbers that NNI takes and that then do harm."""
     content = config.content
     for name in ("trialConcurrency", "maxTrialNumber"):
-        value = content.get(name, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            yield Fault(f"{name} is a whole number of at least 1, not {value!r}.")
+        try:
+            check_count(name, content.get(name, 1))
+        except ConfigError as error:
+            yield Fault(str(error))
     students, trials = config.arguments.get("students", 3), content.get("maxTrialNumber")
     if trials is None:
         yield Fault(

@@ -274,7 +274,7 @@ def test_latency_lays_networks_beside_their_teacher(
     assert main(["latency", str(tmp_path / "one.json"), "--runtime", "onnxruntime", "--no-teacher"]) == 0
     assert "onnxruntime 1." in capsys.readouterr().out
     assert main(["latency", str(tmp_path / "one.json"), "--threads", "0"]) == 2
-    assert "--threads is a whole number of at least 1, not 0" in capsys.readouterr().err
+    assert "--threads must be above 0, not 0" in capsys.readouterr().err
 
 
 def test_a_terminal_without_a_letter_for_it_shows_a_question_mark(
