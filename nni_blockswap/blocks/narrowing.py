@@ -108,14 +108,14 @@ def is_narrowable(layer: nn.Module, shape: tuple[int, ...]) -> bool:
     try:
         with torch.no_grad(), seeded(0):
             whole = copied(layer).cpu().eval()
-            fewer: Tensor = _with_channels(whole, channels, half)(x[:, :half].clone())
+            fewer: Tensor = _with_channels(copied(whole), channels, half)(x[:, :half].clone())
             runs = fewer.shape == (1, half, *shape[1:])
             if is_norm(layer):
                 return runs
             for module in whole.modules():
                 if isinstance(module, nn.GroupNorm):
                     module.num_groups = 1
-            permuted = _with_channels(whole, channels, channels)
+            permuted = _with_channels(copied(whole), channels, channels)
             for mine, other in zip(_tensors(permuted), _tensors(whole), strict=True):
                 mine.copy_(_taken(other, channels, order))
             expected, found = whole(x.clone())[:, order], permuted(x[:, order])
@@ -166,27 +166,26 @@ def _off_the_gpu(layer: nn.Module) -> nn.Module:
 
 
 def _with_channels(module: nn.Module, before: int, after: int) -> nn.Module:
-    """A copy with ``after`` channels where ``module`` has ``before``, its weights fresh.
+    """``module`` itself with ``after`` channels where it had ``before``, its weights fresh; of a norm, another one.
 
     Those that nobody says how to draw are the original's mean everywhere. Of a buffer, such as a fixed filter, it has
     the first entries, and again from the first where there are more channels than before.
     """
     known = _known(module, before)
     if is_norm(module):
-        return resized(module, after) if _is_of(module, before) else copied(module)
-    made = copied(module)
-    for name, child in module.named_children():
-        setattr(made, name, _with_channels(child, before, after))
-    for name, weight in module.named_parameters(recurse=False):
+        return resized(module, after) if _is_of(module, before) else module
+    for name, child in list(module.named_children()):
+        setattr(module, name, _with_channels(child, before, after))
+    for name, weight in list(module.named_parameters(recurse=False)):
         if before in weight.shape:
             shape = [after if size == before else size for size in weight.shape]
-            setattr(made, name, nn.Parameter(weight.detach().float().mean().to(weight.dtype).expand(shape).clone()))
-    for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, nn.Parameter(weight.detach().float().mean().to(weight.dtype).expand(shape).clone()))
+    for name, buffer in list(module.named_buffers(recurse=False)):
         if before in buffer.shape:
-            setattr(made, name, _taken(buffer, before, torch.arange(after, device=buffer.device) % before))
-    vars(made).update(dict.fromkeys(known, after))
-    draw_anew(made)
-    return made
+            setattr(module, name, _taken(buffer, before, torch.arange(after, device=buffer.device) % before))
+    vars(module).update(dict.fromkeys(known, after))
+    draw_anew(module)
+    return module
 
 
 def _known(module: nn.Module, channels: int) -> list[str]:
