@@ -1,6 +1,7 @@
 """A search over a network and data of one's own."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -339,3 +340,21 @@ def test_minibatches_in_turn_are_those_one_by_one_in_one_pass() -> None:
     for one, other in zip(alone, in_turn, strict=True):
         assert torch.equal(one[0], other[0])
         assert torch.equal(one[1], other[1])
+
+
+def test_a_search_reads_all_its_minibatches_in_one_pass() -> None:
+    class Counted:
+        given = 0
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            for start in range(0, 40, 10):
+                self.given += 1
+                yield IMAGES[start : start + 10], LABELS[start : start + 10]
+
+    data = Counted()
+    settings: dict[str, Any] = {**QUICK, "batch_size": 10, "minibatches": 3, "train_minibatches": 2}
+    one = bs.search(bs.swap_blocks(network(), EXAMPLE), data, budget="70%", **settings)
+    assert data.given == 1 + 4  # the first tells what labels are
+    task = LoaderTask(data)
+    alone = [task.minibatch(10, seed=0, index=index) for index in range(4)]
+    assert one.best.provenance["batch_fingerprint"] == "+".join(map(task.fingerprint, alone))

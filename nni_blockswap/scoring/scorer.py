@@ -28,6 +28,7 @@ from nni_blockswap.seeds import derived_seed
 from nni_blockswap.spaces import NETWORK, complete_args, cost_table, load_space
 from nni_blockswap.tasks import Batch, Task
 from nni_blockswap.tasks.classification import Classification
+from nni_blockswap.tasks.loader import LoaderTask
 
 Run = Callable[[Sequence[Mapping[str, str]]], Iterator[tuple[int, Score]]]
 """From candidates to (position, score), as they come."""
@@ -53,10 +54,7 @@ class Scorer:
         self.device = resolve_device(settings.device)
         self.precision = resolve_precision(settings.precision, self.device, self._is_bf16_known())
         trained = settings.train_minibatches - 1
-        drawn = [
-            task.minibatch(settings.batch_size, seed=settings.seed, index=index, augment=settings.augment)
-            for index in range(trained + settings.minibatches)
-        ]
+        drawn = _drawn(task, settings, trained + settings.minibatches)
         check_fit(settings.space, self.space_args, task, drawn[0])
         self.fingerprint = "+".join(task.fingerprint(batch) for batch in drawn)[:256]
         dtype = torch.float64 if self.precision == "float64" else None
@@ -136,6 +134,14 @@ class Scorer:
         """Whether bf16 was measured to rank as float64 does: benchmarks/results/precision.md."""
         measured = isinstance(self.proxy, FisherPotential) and isinstance(self.task, Classification)
         return measured and self.settings.train_minibatches == 1
+
+
+def _drawn(task: Task, settings: ScoreSettings, count: int) -> list[Batch]:
+    """The first ``count`` minibatches that the seed draws."""
+    size, seed = settings.batch_size, settings.seed
+    if isinstance(task, LoaderTask):  # each alone is read after all those before it
+        return list[Batch](task.between(0, count, size, seed=seed))
+    return [task.minibatch(size, seed=seed, index=index, augment=settings.augment) for index in range(count)]
 
 
 def draw(space: str, space_args: Mapping[str, Any], seed: int, precision: str, device: torch.device) -> BlockSpace:

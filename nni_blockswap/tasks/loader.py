@@ -137,12 +137,16 @@ class LoaderTask(Classification):
             TooFewError: there are fewer.
             DataError: a batch is not made of images and labels.
         """
-        wanted = batch_size * (index + 1)
-        found = next(islice(self._whole(batch_size, seed), index, None), None)
-        if found is None:
+        (found,) = self.between(index, index + 1, batch_size, seed=seed)
+        return found
+
+    def between(self, begin: int, end: int, batch_size: int, *, seed: int) -> list[Labelled]:
+        """From the ``begin``-th until the ``end``-th, each as ``minibatch`` gives it, in one pass over ``train``."""
+        found = list(islice(self._whole(batch_size, seed), begin, end))
+        if len(found) < end - begin:
             given = sum(len(images) for images, _ in self._batches(batch_size, seed))
             raise TooFewError(
-                f"{index + 1} minibatch(es) of {batch_size} need {wanted} images; the loader has {given}: lower "
+                f"{end} minibatch(es) of {batch_size} need {batch_size * end} images; the loader has {given}: lower "
                 "batch_size or the number of minibatches."
             )
         return found
