@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nni_blockswap.blocks.shells import Block, probed
 from nni_blockswap.blocks.space import BlockSpace
+from nni_blockswap.scoring.engines.buffers import telling_buffers
 from nni_blockswap.tasks import Batch, Task
 
 
@@ -75,7 +76,8 @@ def links(network: BlockSpace, task: Task, batch: Batch) -> tuple[Link, ...]:
 
 
 def _watched(network: BlockSpace, task: Task, batch: Batch) -> _Call:
-    """``network``, and what runs in it, but nothing inside blocks."""
+    """``network``, and what runs in it, but nothing inside blocks; it keeps nothing of the pass."""
+    buffers = telling_buffers(network)
     whole = _Call(network, None)
     running = [whole]
 
@@ -98,6 +100,8 @@ def _watched(network: BlockSpace, task: Task, batch: Batch) -> _Call:
     finally:
         for handle in handles:
             handle.remove()
+        for buffer in buffers:
+            buffer.put_back()
     return whole
 
 

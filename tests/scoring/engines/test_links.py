@@ -158,9 +158,12 @@ class Decaying(Body):
 def test_what_a_pass_puts_in_place_of_a_buffer_is_put_back() -> None:
     space, data = space_of(Decaying()), batch()
     space.network.wide = torch.ones(1, dtype=torch.float64).expand(10)
-    found, decay = links(space, TASK, data), space.network.decay
-    value, seen = decay.item(), space.network.seen
+    decay, seen = space.network.decay, space.network.seen
+    value = decay.item()
+    found = links(space, TASK, data)
     assert found
+    assert space.network.decay is decay
+    assert space.network.seen is seen
     assert feeding(space, TASK, data, found) == ()
     work = Work(lambda: space, TASK, make_proxy("fisher"), [data], [], torch.device("cpu"), "float64", False)
     choices = {block.label: block.names[1] for block in space.blocks()}
