@@ -83,7 +83,7 @@ def read_trained(path: str | Path, space: str, space_args: Mapping[str, Any]) ->
         SpaceError: an architecture is not one of the space.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8") as stream:
+        with Path(path).open(newline="", encoding="utf-8-sig") as stream:  # as spreadsheets write it, too
             rows = list(csv.DictReader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"no table of trained architectures can be read from '{path}': {error}.") from error

@@ -117,6 +117,13 @@ def test_both_ways_to_write_an_architecture_mean_the_same(tmp_path):
     assert read_trained(one, SPACE, ARGUMENTS) == read_trained(other, SPACE, ARGUMENTS)
 
 
+def test_a_table_as_a_spreadsheet_writes_it_is_read(tmp_path):
+    plain = write(tmp_path / "plain.csv", ["error", "choices"], [(one, text) for one, text in enumerate(NETWORKS)])
+    marked = tmp_path / "marked.csv"
+    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())  # Excel's "CSV UTF-8"
+    assert read_trained(marked, SPACE, ARGUMENTS) == read_trained(plain, SPACE, ARGUMENTS)
+
+
 @pytest.mark.parametrize(
     ("header", "rows", "error", "match"),
     [
