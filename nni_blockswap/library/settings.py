@@ -19,7 +19,7 @@ class LibrarySettings:
     Attributes:
         space: the search space's class as "module:Class".
         teacher: where the weights of the space's network with ``S`` in every block come from: a checkpoint's path, or a
-            name as in ``training.sources``; None takes the weights that a network of the user's own comes with.
+            name as in ``training.sources``; None takes the weights that the network comes with.
         data: name of the data set; its labels are not looked at.
         data_root: folder of the data set.
         space_args: arguments of the space's constructor.

@@ -29,34 +29,32 @@ def load_teacher(space: str, space_args: Mapping[str, Any], source: str | None) 
     Args:
         space, space_args: of the search space.
         source: a checkpoint of the network, or a name as in ``training.sources``; None and "original" take the weights
-            that a network of the user's own comes with.
+            that the network comes with.
 
     Raises:
-        CheckpointError: it cannot be read, or does not fit; or nobody says where weights are; or a network of the
-            user's own comes with other weights each time.
+        CheckpointError: it cannot be read, or does not fit; or the network comes with other weights each time.
         SpaceError: a block of the space does not offer ``S``, or nobody can put the blocks of what it builds in sight.
         ConfigError: the network keeps something that is no tensor.
     """
     original = original_of(space, space_args)
     network: Any = original.build()
+    kind: Any = load_space(space)
+    is_plain = not isinstance(network, BlockSpace)  # a user's own
+    if is_plain and not hasattr(kind, "in_shells"):
+        raise SpaceError(
+            f"{space} builds a plain {type(network).__name__}, in which a library finds no blocks to learn from; "
+            "let its build return the space itself, or name the network as a model."
+        )
+    check_tensors_alone(network, "the network", "a library tells its teacher by tensors alone")
     if source is not None and source != sources.ORIGINAL:
         load_weights(network, sources.read_source(source), source)
-    elif isinstance(network, BlockSpace):
-        raise CheckpointError("a library learns from a trained teacher; name its checkpoint.")
+    elif not hold_the_same(network, original.build()):
+        raise CheckpointError(
+            "a library learns from a trained teacher, and this network comes with other weights each time that it is "
+            "made; let its function load trained ones, or name its checkpoint, --teacher FILE."
+        )
     network.eval().requires_grad_(False)
-    check_tensors_alone(network, "the network", "a library tells its teacher by tensors alone")
     digest = store.digest(network.state_dict())
-    if not isinstance(network, BlockSpace):  # a user's own
-        kind: Any = load_space(space)
-        if not hasattr(kind, "in_shells"):
-            raise SpaceError(
-                f"{space} builds a plain {type(network).__name__}, in which a library finds no blocks to learn from; "
-                "let its build return the space itself, or name the network as a model."
-            )
-        if source in (None, sources.ORIGINAL) and not hold_the_same(network, original.build()):
-            raise CheckpointError(
-                "the network comes with other weights each time that it is made, so no student could find the "
-                "library's teacher again; let its function load trained weights, or give --teacher FILE."
-            )
+    if is_plain:
         network = kind.in_shells(network, original.choices, **original.space_args).eval().requires_grad_(False)
     return network, digest

@@ -11,7 +11,9 @@ from torch import nn
 
 import nni_blockswap as bs
 from nni_blockswap import Architecture
+from nni_blockswap.blocks.weights import seeded
 from nni_blockswap.errors import CheckpointError, ConfigError, SpaceError
+from nni_blockswap.library import store
 from nni_blockswap.library.assembling import assemble
 from nni_blockswap.library.building import build
 from nni_blockswap.library.settings import LibrarySettings
@@ -58,6 +60,21 @@ def test_a_teacher_may_have_torchvisions_weights(monkeypatch: pytest.MonkeyPatch
         load_teacher(RESNET, {"depth": 18, "image_size": 64}, "torchvision:resnet19")
     with pytest.raises(CheckpointError, match="name its checkpoint"):
         load_teacher(RESNET, {"depth": 18, "image_size": 64}, "original")  # it comes with none
+
+
+class Trained(WideResNetSpace):
+    """A space whose constructor takes weights that are there, here those of one seed."""
+
+    def __init__(self, **arguments: Any) -> None:
+        with seeded(7):
+            super().__init__(**arguments)
+
+
+def test_a_space_that_comes_with_its_weights_teaches_with_them() -> None:
+    found, digest = load_teacher(f"{__name__}:Trained", SMALL, None)
+    assert digest == store.digest(original_of(f"{__name__}:Trained", SMALL).build().state_dict())
+    assert load_teacher(f"{__name__}:Trained", SMALL, "original")[1] == digest
+    assert [block.label for block in found.blocks()] == ["block_00", "block_01", "block_02"]
 
 
 OWN = {"input_size": [1, 8, 8], "extra": ["W(1/2)"]}
