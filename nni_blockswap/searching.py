@@ -262,29 +262,19 @@ def _rank(
     found: Sequence[Indices],
     journal: Journal,
 ) -> Ranking:
+    if not found:
+        raise ConfigError(
+            f"the method '{settings.method}' asked for the full score of no architecture, so there is none to rank; "
+            "its ask() should give a Request before it gives None."
+        )
     provenance = {**_identity(settings, scorer), **_extent(settings, table, budget), **table.measured}
     del provenance["space"], provenance["space_args"]
     scored = []
-    for indices in _within(settings, table, budget, found):
+    for indices in found:
         architecture = Architecture.from_indices(settings.space, scorer.space_args, table, indices)
         mean = mean_of(journal, architecture.choices, settings.inits)
         scored.append(architecture.scored(mean.value, {**provenance, "block_scores": list(mean.blocks)}))
     return Ranking.of(str(budget), scored, higher_is_better=scorer.proxy.higher_is_better)
-
-
-def _within(settings: SearchSettings, table: Table, budget: Budget, found: Sequence[Indices]) -> list[Indices]:
-    """Those of ``found`` that meet the budget; a method of the user's own may have asked about others, too.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    within = [indices for indices in found if budget.admits(table, table.costs(indices))]
-    if not within:
-        raise ConfigError(
-            f"the method '{settings.method}' asked for the full score of no architecture that meets {budget}, so there "
-            "is none to rank; let its ask() give a Request of some before it gives None."
-        )
-    return within
 
 
 def _extent(settings: SearchSettings, table: Table, budget: Budget) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -18,7 +17,6 @@ from nni_blockswap.cost.table import Indices
 from nni_blockswap.errors import BlockSwapError, ConfigError, ScoreError, StateError
 from nni_blockswap.methods import METHODS, Request
 from nni_blockswap.methods.base import Problem
-from nni_blockswap.methods.sampler import Sampler
 from nni_blockswap.scoring.proxies import Score
 from nni_blockswap.scoring.scorer import Scorer
 from nni_blockswap.scoring.settings import ScoreSettings
@@ -298,29 +296,17 @@ def test_settings_are_plain(tmp_path: Path) -> None:
     assert identity["versions"].keys() == {"nni_blockswap", "torch"}
 
 
-class Heedless:
-    """Asks about the original, whatever the budget, and about what there is within it if ``also`` says so."""
+class Idle:
+    """Asks about nothing."""
 
-    also = True
+    def __init__(self, problem: Problem) -> None: ...
 
-    def __init__(self, problem: Problem) -> None:
-        within = Sampler(problem.table, problem.budget).sample(2, np.random.default_rng(0)) if self.also else []
-        self._requests = [Request((problem.table.original(), *within))]
-
-    def ask(self) -> Request | None:
-        return self._requests.pop() if self._requests else None
+    def ask(self) -> Request | None: ...
 
     def tell(self, scores: Mapping[Indices, float]) -> None: ...
 
 
-class Lost(Heedless):
-    also = False
-
-
-def test_what_a_method_asks_about_outside_the_budget_is_not_ranked(tmp_path: Path) -> None:
-    (ranking,) = search(SearchSettings(**{**SETTINGS, "method": f"{__name__}:Heedless"}))  # type: ignore[arg-type]
-    assert len(ranking.architectures) == 2
-    assert all(one.params <= 30_000 for one in ranking.architectures)
-    with pytest.raises(ConfigError, match=r"'tests\.test_searching:Lost' asked for the full score of no architecture"):
-        run(tmp_path, method=f"{__name__}:Lost")
+def test_a_method_that_asks_about_nothing_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'tests\.test_searching:Idle' asked for the full score of no architecture"):
+        run(tmp_path, method=f"{__name__}:Idle")
     assert not (tmp_path / "ranking.csv").exists()

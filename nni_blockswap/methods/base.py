@@ -66,7 +66,7 @@ class Method(Protocol):
     again, until it asks for nothing. A search that was killed is run again from its beginning, its old scores at hand:
     so whatever a method proposes must follow from the problem and from what it was told.
 
-    Every architecture that it asked a full score for comes into the ranking, but for those that miss the budget.
+    Every architecture that it asked a full score for comes into the ranking.
     """
 
     def __init__(self, problem: Problem) -> None:
