@@ -33,7 +33,7 @@ def make_task(name: str, root: str | None = None, /, **options: Any) -> Task:
 
     Raises:
         DataError: no such data set, or its files are not there.
-        ConfigError: the data set has no such option, or cannot take its value.
+        ConfigError: it is no function that returns a task, has no such option, or cannot take its value.
     """
     make = TASKS[name]
     if not callable(make):
@@ -46,12 +46,18 @@ def make_task(name: str, root: str | None = None, /, **options: Any) -> Task:
             f"the data set '{name}' has no option '{option}'; it has {', '.join(sorted(known)) or 'none'}."
         )
     try:
-        return make(root, **options)
+        task = make(root, **options)
     except (BlockSwapError, OSError):
         raise
     except Exception as error:  # the function may be anybody's
         given = " ".join(f"{option}={value}" for option, value in options.items())[:200]
         raise ConfigError(f"the data set '{name}' cannot take the options {given}: {first_line(error)}.") from error
+    if not hasattr(task, "minibatch"):
+        raise ConfigError(
+            f"a data set is a function that returns a task, and '{name}' returned a {type(task).__name__}; of batches, "
+            "LoaderTask(train, val) makes one."
+        )
+    return task
 
 
 def usual(name: str, option: str) -> Any:

@@ -238,9 +238,14 @@ def test_what_a_reading_process_meets_is_one_sentence(tiny_cifar: Path) -> None:
     assert re.fullmatch(rf"the image '{re.escape(str(broken))}' cannot be read: [^\n]+\.", str(met.value))
 
 
+def batches(root: str | None) -> list[torch.Tensor]:
+    return [torch.zeros(2, 1, 8, 8)]
+
+
 @pytest.mark.parametrize(
     ("name", "options", "error", "sentence"),
     [
+        (f"{__name__}:batches", {}, ConfigError, f"returns a task, and '{__name__}:batches' returned a list;"),
         ("mnist", {}, DataError, "there is no data set 'mnist'; choose from digits, cifar10"),
         ("digits", {"size": 3}, ConfigError, "the data set 'digits' has no option 'size'; it has held_out, image_size"),
         ("digits", {"held_out": 5}, ConfigError, "the data set 'digits' cannot take the options held_out=5: "),
