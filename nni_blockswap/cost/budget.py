@@ -226,13 +226,19 @@ def known_resource(name: str, fault: str) -> str:
         lacking += [] if hasattr(found, "read") or hasattr(found, "measure") else ["read"]
         if lacking:
             raise BudgetError(f"the resource '{name}' has no {lacking[0]}; see nni_blockswap/cost/resources/base.py.")
+        if re.fullmatch(r"[a-z_]\w*", str(found.name), re.IGNORECASE) is None:
+            raise BudgetError(
+                f"the resource '{name}' calls itself {found.name!r}, and budgets name one by letters, digits and _; "
+                "rename it."
+            )
         if RESOURCES.is_everywhere(found.name) and RESOURCES[found.name] is not found:
             raise BudgetError(f"the resource '{name}' calls itself {found.name}, as another one does; rename it.")
         RESOURCES.register(found.name, found)
         return str(found.name)
-    if name.lower() not in RESOURCES:
+    spelled = next((known for known in RESOURCES if known.lower() == name.lower()), None)
+    if spelled is None:
         raise BudgetError(f"{fault}. Resources are {', '.join(RESOURCES)}.")
-    return name.lower()
+    return spelled
 
 
 def _figure(text: str | int, number: str, unit: str, resource: str) -> int | float:

@@ -222,6 +222,8 @@ class Unreadable:
 UNREADABLE = Unreadable()
 ONE_THREAD = Latency(Conditions(threads=1))
 NAMED = Latency(Conditions(threads=1), "one_thread")
+CAPITAL = Latency(Conditions(threads=1), "EdgeTime")
+SPACED = Latency(Conditions(threads=1), "edge time")
 
 
 @pytest.mark.parametrize(
@@ -229,6 +231,7 @@ NAMED = Latency(Conditions(threads=1), "one_thread")
     [
         ("UNREADABLE", "has no read; see nni_blockswap/cost/resources/base.py"),
         ("ONE_THREAD", "calls itself latency, as another one does; rename it"),
+        ("SPACED", "calls itself 'edge time', and budgets name one by letters, digits and _; rename it"),
     ],
 )
 def test_what_cannot_be_a_resource(name: str, sentence: str) -> None:
@@ -240,6 +243,8 @@ def test_what_cannot_be_a_resource(name: str, sentence: str) -> None:
 def test_a_resource_with_a_name_of_its_own() -> None:
     assert Budget.parse(f"{__name__}:NAMED=5ms") == Budget(one_thread=5000)
     assert Budget.parse("nni_blockswap.cost.resources.latency:LATENCY=5ms") == Budget(latency=5000)
+    capital = Budget.parse(f"{__name__}:CAPITAL=5ms")
+    assert capital == Budget(EdgeTime=5000) == Budget.parse(str(capital)) == Budget.parse("edgetime=5ms")
 
 
 def test_a_count_is_whole() -> None:
