@@ -13,7 +13,8 @@ from nni_blockswap.blocks.shells import Block
 from nni_blockswap.cost.resources import RESOURCES, Measured, Resource
 from nni_blockswap.cost.resources.base import RealNetwork
 from nni_blockswap.cost.table import Column, Table
-from nni_blockswap.errors import BudgetError, shown
+from nni_blockswap.errors import BlockSwapError, BudgetError, first_line, shown
+from nni_blockswap.spaces import ALWAYS
 
 
 def price(
@@ -51,7 +52,11 @@ def price(
         columns={name: counted(one) for name, one in found.items() if not isinstance(one, Measured)},
         sites=tuple(block.site for block in blocks),
     )
-    measured = {name: one.measure(build, table) for name, one in found.items() if isinstance(one, Measured) and build}
+    measured = {
+        name: _asked(one, partial(one.measure, build, table))
+        for name, one in found.items()
+        if isinstance(one, Measured) and build
+    }
     return replace(table, columns={**table.columns, **measured})
 
 
@@ -66,7 +71,7 @@ def _of_candidate(resource: Resource, block: Block, name: str, entering: Tensor,
 
 def _read(resource: Resource, modules: Sequence[nn.Module], run: Callable[[], object]) -> int:
     """What ``modules`` take. Raises BudgetError where that is no whole number: sums of costs are exact."""
-    found: Any = resource.read(modules, run)
+    found = _asked(resource, partial(resource.read, modules, run))
     found = found.item() if isinstance(found, Tensor) and found.numel() == 1 else found  # a sum over weights, say
     if not isinstance(found, int | float | np.number) or not float(found).is_integer() or found < 0:
         raise BudgetError(
@@ -74,6 +79,19 @@ def _read(resource: Resource, modules: Sequence[nn.Module], run: Callable[[], ob
             "smaller unit, or round."
         )
     return int(found)
+
+
+def _asked(resource: Resource | Measured, ask: Callable[[], Any]) -> Any:
+    """What a resource says. Raises BudgetError where one of the user's own, or a measurement, fails."""
+    try:
+        return ask()
+    except BlockSwapError:
+        raise
+    except Exception as error:
+        if resource.name in ALWAYS:  # by the network's own fault
+            raise
+        reason = f"{first_line(error)} ({type(error).__name__})"
+        raise BudgetError(f"the resource '{resource.name}' cannot say what a network takes: {reason}.") from error
 
 
 def _entering(blocks: Sequence[Block], run: Callable[[], object]) -> list[Tensor]:

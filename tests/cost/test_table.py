@@ -162,3 +162,26 @@ def test_costs_are_whole_numbers_of_the_resource_as_it_is_now() -> None:
     assert cost_table(WRN, SMALL, ["own_counted"]).original_cost("own_counted") == table.original_cost("own_bytes")
     RESOURCES.register("own_bytes", Halves())  # type: ignore[arg-type]
     assert cost_table(WRN, SMALL, ["own_bytes"]).original_cost("own_bytes") == 2 * table.original_cost("params")
+
+
+class Mistaken(Bytes):
+    name = "mistaken"
+
+    def read(self, modules: Sequence[nn.Module], run: object) -> Any:
+        return modules[0].wattage
+
+
+class Unplugged(Mistaken):
+    name = "unplugged"
+
+    def measure(self, build: object, counted: object) -> Any:
+        raise OSError("no power meter")
+
+
+def test_a_resource_that_fails_is_named_and_not_the_space() -> None:
+    for own in (Mistaken(), Unplugged()):
+        RESOURCES.register(own.name, own)
+    with pytest.raises(BudgetError, match=r"the resource 'mistaken' cannot say .* 'wattage' \(AttributeError\)\.$"):
+        cost_table(WRN, SMALL, ["mistaken"])
+    with pytest.raises(BudgetError, match=r"the resource 'unplugged' cannot say .*: no power meter \(OSError\)\.$"):
+        cost_table(WRN, SMALL, ["unplugged"])
