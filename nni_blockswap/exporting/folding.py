@@ -41,7 +41,7 @@ def fold_batch_norms(snapshot: Snapshot) -> None:
         if module in replaced:
             network.set_submodule(name, replaced[module])
     with torch.no_grad():
-        snapshot.check_same(network(snapshot.images), "with BN folded the network")
+        snapshot.check_same(network(snapshot.images.clone()), "with BN folded the network")
 
 
 def _pairs(network: nn.Module) -> Iterator[tuple[Convolution, BatchNorm]]:

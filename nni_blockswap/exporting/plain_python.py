@@ -48,7 +48,7 @@ def write(snapshot: Snapshot, path: Path) -> tuple[Path, ...]:
             weights = _weights(snapshot.network, module.build)
             draft.write_bytes(weights)
             with torch.no_grad():
-                outputs = module.load()(snapshot.images)
+                outputs = module.load()(snapshot.images.clone())
         except Exception as error:
             raise _refusal(first_line(error)) from error
         snapshot.check_same(outputs, "as plain Python the network")

@@ -20,9 +20,15 @@ def write(snapshot: Snapshot, path: Path) -> tuple[Path, ...]:
     Without what only its author could use: the example batch, and the lines and paths of the source at every node.
 
     Raises:
-        ExportError: torch.export cannot follow the network.
+        ExportError: torch.export cannot follow the network, or made a program of it that gives other outputs, or none.
     """
     program = traced(snapshot)
+    try:
+        with torch.no_grad():
+            outputs = program.module()(snapshot.images.clone())
+    except Exception as error:  # a module may be called by a word of Python's, which the program's code then has
+        raise ExportError(f"torch cannot run what torch.export made of the network: {first_line(error)}.") from error
+    snapshot.check_same(outputs, "as a program the network")
     program.example_inputs = None
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)

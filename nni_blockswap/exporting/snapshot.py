@@ -117,7 +117,7 @@ def _copy(network: nn.Module) -> nn.Module:
 def _run(network: nn.Module, images: Tensor) -> Any:
     try:
         with torch.no_grad():
-            return network(images)
+            return network(images.clone())  # it may change them in place
     except Exception as error:
         raise ConfigError(
             f"the network cannot take an example input of shape {tuple(images.shape)} ({first_line(error)}); give one "

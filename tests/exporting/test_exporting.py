@@ -187,6 +187,35 @@ def test_a_graph_that_does_otherwise_than_the_network_is_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class InPlace(nn.Module):
+    """Changes the images that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.bn(self.conv(x.sub_(0.5).mul_(3)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_network_may_change_its_images_in_place(form, tmp_path, elsewhere):
+    network, images = InPlace().eval(), torch.randn(2, 3, 8, 8)
+    path = export(network, tmp_path / f"net.{form}", images, fold_bn=True)[0]
+    (found,) = elsewhere(form).run(path, [images])
+    with torch.no_grad():
+        assert_equal_to_rounding(network(images.clone()), found)
+
+
+def test_a_program_that_torch_cannot_run_is_not_written(tmp_path):
+    network = nn.Sequential()
+    network.add_module("class", nn.Conv2d(3, 4, 3))  # whose name becomes a variable of the program
+    with pytest.raises(ExportError, match=r"torch cannot run what torch\.export made .*: invalid syntax"):
+        export(network, tmp_path / "net.pt2", IMAGES)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_operation_that_onnx_lacks_is_named(tmp_path):
     with pytest.raises(ExportError, match=r"cannot write the network: No ONNX function .*adaptive_max_pool2d"):
         export(nn.AdaptiveMaxPool2d((3, 5)), tmp_path / "net.onnx", IMAGES)
