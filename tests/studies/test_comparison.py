@@ -223,7 +223,7 @@ def test_the_papers_reduced_networks_have_the_papers_sizes(space, arguments, par
     [
         ({"methods": ["magic"]}, ConfigError, "no method 'magic'; choose from blockswap"),
         ({"methods": "random"}, ConfigError, "methods are a list"),
-        ({"seeds": 0}, ConfigError, "seeds is a whole number"),
+        ({"seeds": 0}, ConfigError, "seeds must be above 0, not 0"),
         ({"budget": ["1K"]}, ConfigError, "no 'budget'; it has methods, budgets"),
         ({"methods": ["snip"], "budgets": ["macs=1M"]}, ConfigError, "pruning counts parameters"),
         ({"methods": ["random"], "budgets": ["1K"]}, BudgetError, "800 to 1,200"),
