@@ -26,12 +26,14 @@ class Snapshot:
         images: a batch like the example, of two images where the batch size is free.
         outputs: what the network gives for it.
         dynamic_batch: whether the batch size is free.
+        draws: whether it gives other outputs each time (dropout that is never off); none can be compared then.
     """
 
     network: nn.Module
     images: Tensor
     outputs: Any
     dynamic_batch: bool
+    draws: bool = False
 
     @classmethod
     def of(cls, network: nn.Module, example_input: Any, dynamic_batch: bool) -> "Snapshot":
@@ -57,7 +59,9 @@ class Snapshot:
         images = _images_like(example_input.detach().cpu(), dynamic_batch)
         outputs = _run(copy, images)
         _check_outputs(outputs, len(images) if dynamic_batch else None)
-        return cls(copy, images, outputs, dynamic_batch)
+        again = parts_of(_run(copy, images), Tensor)
+        draws = not all(map(_equal_to_rounding, parts_of(outputs, Tensor), again))
+        return cls(copy, images, outputs, dynamic_batch, draws)
 
     def check_same(self, outputs: Any, what: str, reason: str = NOT_FOLLOWED) -> None:
         """Compare with the network's own outputs.
@@ -115,9 +119,15 @@ def _copy(network: nn.Module) -> nn.Module:
 
 
 def _run(network: nn.Module, images: Tensor) -> Any:
+    """What it gives; buffers that it changes, such as a count of its passes, are put back."""
+    held = {name: buffer.clone() for name, buffer in network.named_buffers()}
     try:
         with torch.no_grad():
-            return network(images.clone())  # it may change them in place
+            outputs = network(images.clone())  # it may change them in place
+            for name, buffer in network.named_buffers():
+                if name in held and not torch.equal(buffer, held[name]):
+                    buffer.copy_(held[name])
+            return outputs
     except Exception as error:
         raise ConfigError(
             f"the network cannot take an example input of shape {tuple(images.shape)} ({first_line(error)}); give one "

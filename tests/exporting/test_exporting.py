@@ -208,6 +208,38 @@ def test_a_network_may_change_its_images_in_place(form, tmp_path, elsewhere):
         assert_equal_to_rounding(network(images.clone()), found)
 
 
+class Counting(nn.Module):
+    """Gives other outputs in each pass, as it counts them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x):
+        self.passes.add_(1)
+        return self.conv(x) * self.passes
+
+
+def test_a_program_begins_with_the_networks_own_buffers(tmp_path):
+    network = Counting().eval()
+    (path,) = export(network, tmp_path / "net.pt2", IMAGES)
+    program = torch.export.load(path)
+    assert program.state_dict["passes"].item() == network.passes.item() == 0
+    with torch.no_grad():
+        assert_equal_to_rounding(network.conv(IMAGES), program.module()(IMAGES))
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, training=True)
+
+
+@pytest.mark.parametrize("form", ["pt2", "onnx"])
+def test_a_network_that_draws_in_eval_mode_is_written_unseen(form, tmp_path):
+    assert export(nn.Sequential(nn.Conv2d(3, 4, 3), Noisy()), tmp_path / f"net.{form}", IMAGES)[0].exists()
+
+
 def test_a_program_that_torch_cannot_run_is_not_written(tmp_path):
     network = nn.Sequential()
     network.add_module("class", nn.Conv2d(3, 4, 3))  # whose name becomes a variable of the program
